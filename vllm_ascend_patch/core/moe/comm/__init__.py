@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The communication methods, by name. A new method is one file and one row in this table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import MoEConfigError
+from ..topology import ExpertPlacement, Topology
+from .all_gather import AllGatherMethod
+from .base import MoECommMethod
+
+METHODS: dict[str, type[MoECommMethod[Any, Any]]] = {
+    AllGatherMethod.name: AllGatherMethod,
+}
+
+
+def make_method(name: str, topology: Topology, placement: ExpertPlacement) -> MoECommMethod[Any, Any]:
+    """The method called ``name``; ``MoEConfigError`` names the known ones otherwise."""
+    try:
+        method = METHODS[name]
+    except KeyError:
+        raise MoEConfigError(
+            f"unknown MoE communication method {name!r}; known: {', '.join(sorted(METHODS))}"
+        ) from None
+    return method(topology, placement)

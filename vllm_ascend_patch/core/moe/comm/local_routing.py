@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sorting rows by expert on one rank, and the weighted sum back per token. No communication."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class SortedRows:
+    """Rows sorted by expert.
+
+    Attributes:
+        rows: ``[N * K, H]``; only the first ``counts.sum()`` rows are defined.
+        positions: int32 ``[N * K]``: where the k-th copy of token t went (entry ``t * K + k``), -1 when its expert is
+            outside the range that was asked for.
+        counts: int64 ``[experts in the range]``.
+        row_scales: fp32 ``[N * K]`` sorted along, or None.
+    """
+
+    rows: torch.Tensor
+    positions: torch.Tensor
+    counts: torch.Tensor
+    row_scales: torch.Tensor | None
+
+
+def sort_by_expert(
+    hidden: torch.Tensor,
+    topk_ids: torch.Tensor,
+    num_experts: int,
+    first: int,
+    last: int,
+    scales: torch.Tensor | None = None,
+) -> SortedRows:
+    """Copy each of N rows to each of its K experts in ``[first, last)``, sorted by expert.
+
+    Args:
+        hidden: ``[N, H]``, N >= 1; int8 when ``scales`` is given.
+        topk_ids: int32 ``[N, K]``.
+        num_experts: E, all expert ids are below it.
+        scales: fp32 ``[N]``, one per row.
+    """
+    import torch_npu
+
+    # Every argument is given: defaults differ between torch_npu 2.7.1 and 2.13.0 (quant_mode 0 and -1).
+    rows, positions, counts, row_scales = torch_npu.npu_moe_init_routing_v2(
+        hidden,
+        topk_ids,
+        scale=scales,
+        active_num=topk_ids.numel(),
+        expert_num=num_experts,
+        drop_pad_mode=0,
+        expert_tokens_num_type=1,
+        expert_tokens_num_flag=True,
+        quant_mode=-1,
+        active_expert_range=[first, last],
+        row_idx_type=0,
+    )
+    return SortedRows(rows, positions, counts, row_scales if scales is not None else None)
+
+
+def weighted_sum(
+    expert_output: torch.Tensor, sorted_rows: SortedRows, topk_weights: torch.Tensor, all_local: bool
+) -> torch.Tensor:
+    """Sum over a token's experts of weight times result: ``[N * K, H]`` -> ``[N, H]``.
+
+    Args:
+        expert_output: results in the order of ``sorted_rows``; rows past the counts are undefined. Modified in place
+            when not ``all_local``.
+        topk_weights: fp32 ``[N, K]``.
+        all_local: True when every expert id was inside the range, so that every row is defined.
+    """
+    import torch_npu
+
+    positions = sorted_rows.positions
+    if not all_local:
+        positions, topk_weights = _without_absent(expert_output, sorted_rows, topk_weights)
+    return torch_npu.npu_moe_token_unpermute(expert_output, positions, probs=topk_weights)
+
+
+def _without_absent(
+    expert_output: torch.Tensor, sorted_rows: SortedRows, topk_weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give copies that went nowhere a zero row and weight zero.
+
+    The unpermute operator takes positions that are valid and distinct, so the absent copies (-1) get the undefined rows
+    past the counts, one each. Weight zero alone is not enough: those rows can hold NaN, and 0 * NaN is NaN.
+    """
+    positions = sorted_rows.positions
+    absent = positions < 0
+    defined = sorted_rows.counts.sum().to(torch.int32)
+    nth_absent = torch.cumsum(absent, 0, dtype=torch.int32) - 1
+    row_index = torch.arange(expert_output.shape[0], dtype=torch.int32, device=expert_output.device)
+    expert_output.masked_fill_((row_index >= defined).unsqueeze(1), 0)
+    positions = torch.where(absent, defined + nth_absent, positions)
+    return positions, topk_weights.masked_fill(absent.view(topk_weights.shape), 0)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experts of this rank: their weights in the layout the grouped matmul wants, and the one expert MLP function.
+
+No communication and no routing here: rows come in sorted by local expert, rows go out in the same order.
+
+W8A8 means per-token symmetric int8 activations, computed on the fly, and per-output-channel symmetric int8 weights, as
+compressed-tensors checkpoints store them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import MoEConfigError
+
+SUPPORTED_ACTIVATIONS = ("silu",)
+FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+# npu_dequant_swiglu_quant with group_index: intermediate size at most 10496 and a multiple of 64 (op-plugin reference).
+_FUSED_QUANT_MAX_INTERMEDIATE = 10496
+_FUSED_QUANT_ALIGNMENT = 64
+# npu_grouped_matmul: the last dimension of x and weight is below 65536, at most 1024 groups (op-plugin reference).
+_GMM_MAX_DIM = 65535
+_GMM_MAX_GROUPS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertWeights:
+    """Weights of this rank's experts, made once after loading by ``from_loaded``.
+
+    E = local experts, H = hidden size, I = intermediate size on this rank.
+
+    Attributes:
+        w13: gate then up projection, ``[E, H, 2I]``, float or int8.
+        w2: down projection, ``[E, I, H]``, same dtype as ``w13``.
+        output_dtype: dtype of the MLP's output, and of its input unless that is quantised.
+        w13_scale: W8A8 only, ``[E, 2I]``: fp32 for the fused dequant-swiglu-quant operator, else ``w2_scale``'s dtype.
+        w2_scale: W8A8 only, ``[E, H]``: bf16 for bf16 output, fp32 for fp16 output, as the operator demands.
+    """
+
+    w13: torch.Tensor
+    w2: torch.Tensor
+    output_dtype: torch.dtype
+    w13_scale: torch.Tensor | None = None
+    w2_scale: torch.Tensor | None = None
+
+    @classmethod
+    def from_loaded(
+        cls,
+        w13: torch.Tensor,
+        w2: torch.Tensor,
+        *,
+        activation: str,
+        w13_scale: torch.Tensor | None = None,
+        w2_scale: torch.Tensor | None = None,
+        output_dtype: torch.dtype | None = None,
+    ) -> ExpertWeights:
+        """Convert weights from the layout that vLLM loads. The results are copies; the caller drops the originals.
+
+        Args:
+            w13: ``[E, 2I, H]``, gate rows then up rows; bf16, fp16, fp32, or int8 with scales.
+            w2: ``[E, H, I]``.
+            activation: vLLM's activation name; only ``silu`` (SwiGLU) is supported.
+            w13_scale: ``[E, 2I]`` or ``[E, 2I, 1]``, weight = int8 * scale. Required for int8.
+            w2_scale: ``[E, H]`` or ``[E, H, 1]``. Required for int8.
+            output_dtype: bf16 or fp16, required for int8; float weights give their own dtype.
+
+        Raises:
+            MoEConfigError: unsupported activation, dtype, shape or missing scales.
+        """
+        check_activation(activation)
+        _check_shapes(w13, w2)
+        if w13.dtype in FLOAT_DTYPES:
+            if w13_scale is not None or w2_scale is not None:
+                raise MoEConfigError(f"weight scales were given for {w13.dtype} experts; only int8 experts have scales")
+            return cls(_transpose(w13), _transpose(w2), w13.dtype)
+        if w13.dtype != torch.int8:
+            raise MoEConfigError(
+                f"expert weights of {w13.dtype} are not supported; use bf16, fp16, fp32 or W8A8 int8 experts"
+            )
+        if w13_scale is None or w2_scale is None or output_dtype not in (torch.bfloat16, torch.float16):
+            raise MoEConfigError(
+                "W8A8 experts need w13_scale, w2_scale and an output dtype of bf16 or fp16, "
+                f"found output dtype {output_dtype}"
+            )
+        w13_scale = _channel_scale(w13_scale, w13, "w13_scale")
+        w2_scale = _channel_scale(w2_scale, w2, "w2_scale")
+        matmul_scale_dtype = torch.bfloat16 if output_dtype == torch.bfloat16 else torch.float32
+        fused = _fits_fused_quant(w2.shape[2])
+        return cls(
+            _transpose(w13),
+            _transpose(w2),
+            output_dtype,
+            w13_scale.to(torch.float32 if fused else matmul_scale_dtype),
+            w2_scale.to(matmul_scale_dtype),
+        )
+
+    @property
+    def num_local(self) -> int:
+        """Experts on this rank."""
+        return self.w13.shape[0]
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of a token's hidden state."""
+        return self.w13.shape[1]
+
+    @property
+    def intermediate_size(self) -> int:
+        """Intermediate size on this rank."""
+        return self.w2.shape[1]
+
+    @property
+    def quantized(self) -> bool:
+        """True for W8A8: the MLP takes int8 rows with one fp32 scale each."""
+        return self.w13_scale is not None
+
+
+def check_activation(activation: str) -> None:
+    """Raise ``MoEConfigError`` unless the expert MLP implements vLLM's ``activation`` (a name or its enum member)."""
+    name = str(getattr(activation, "value", activation)).lower()
+    if name not in SUPPORTED_ACTIVATIONS:
+        raise MoEConfigError(
+            f"the expert activation {name!r} is not supported; supported: {', '.join(SUPPORTED_ACTIVATIONS)} (SwiGLU)"
+        )
+
+
+def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per-token dynamic int8: ``[A, H]`` bf16 or fp16 -> (int8 ``[A, H]``, fp32 scale ``[A]``), row = int8 * scale."""
+    import torch_npu
+
+    if rows.shape[0] == 0:
+        return rows.new_empty(rows.shape, dtype=torch.int8), rows.new_empty((0,), dtype=torch.float32)
+    quantized, scale = torch_npu.npu_dynamic_quant(rows)
+    return quantized, scale
+
+
+def expert_mlp(
+    rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, row_scales: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``down(silu(gate(x)) * up(x))`` of every row with its expert. Router weights are not applied.
+
+    Args:
+        rows: ``[A, H]`` sorted by local expert: ``output_dtype``, or int8 for quantised weights. ``A`` may exceed
+            ``counts.sum()``: the rows past it are neither read nor, in the result, written.
+        counts: int64 ``[E]`` on the device, rows per local expert.
+        weights: this rank's experts.
+        row_scales: fp32 ``[A]``, the scales of int8 rows; None for float rows.
+
+    Returns:
+        ``[A, H]`` of ``weights.output_dtype``. Rows past ``counts.sum()`` hold whatever was in memory, NaN included.
+    """
+    if rows.shape[0] == 0:
+        return rows.new_empty(rows.shape, dtype=weights.output_dtype)
+    if weights.quantized:
+        if row_scales is None or rows.dtype != torch.int8:
+            raise MoEConfigError(f"W8A8 experts need int8 rows with scales, found {rows.dtype} rows")
+        return _mlp_w8a8(rows, counts, weights, row_scales)
+    return _mlp_float(rows, counts, weights)
+
+
+def _mlp_float(rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
+    import torch_npu
+
+    gate_up = _grouped_matmul(rows, weights.w13, counts)
+    return _grouped_matmul(torch_npu.npu_swiglu(gate_up), weights.w2, counts)
+
+
+def _mlp_w8a8(
+    rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, row_scales: torch.Tensor
+) -> torch.Tensor:
+    import torch_npu
+
+    assert weights.w13_scale is not None
+    if _fits_fused_quant(weights.intermediate_size):
+        gate_up = _grouped_matmul(rows, weights.w13, counts, output_dtype=torch.int32)
+        middle, middle_scale = torch_npu.npu_dequant_swiglu_quant(
+            gate_up,
+            weight_scale=weights.w13_scale,
+            activation_scale=row_scales.unsqueeze(1),
+            group_index=counts,
+            activate_left=True,
+            quant_mode=1,
+        )
+    else:
+        gate_up = _grouped_matmul(
+            rows, weights.w13, counts, scale=weights.w13_scale, row_scales=row_scales, output_dtype=weights.output_dtype
+        )
+        middle, middle_scale = torch_npu.npu_dynamic_quant(torch_npu.npu_swiglu(gate_up))
+    return _grouped_matmul(
+        middle, weights.w2, counts, scale=weights.w2_scale, row_scales=middle_scale, output_dtype=weights.output_dtype
+    )
+
+
+def _grouped_matmul(
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    counts: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    row_scales: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """``[A, K] x [E, K, N] -> [A, N]``, the rows of expert e being those after ``counts[:e].sum()``."""
+    import torch_npu
+
+    return torch_npu.npu_grouped_matmul(
+        [rows],
+        [weight],
+        scale=None if scale is None else [scale],
+        per_token_scale=None if row_scales is None else [row_scales],
+        group_list=counts,
+        split_item=2,
+        group_type=0,
+        group_list_type=1,
+        output_dtype=output_dtype,
+    )[0]
+
+
+def _fits_fused_quant(intermediate_size: int) -> bool:
+    return intermediate_size <= _FUSED_QUANT_MAX_INTERMEDIATE and intermediate_size % _FUSED_QUANT_ALIGNMENT == 0
+
+
+def _transpose(weight: torch.Tensor) -> torch.Tensor:
+    return weight.transpose(1, 2).contiguous()
+
+
+def _channel_scale(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tensor:
+    expected = tuple(weight.shape[:2])
+    if tuple(scale.shape) not in (expected, (*expected, 1)):
+        raise MoEConfigError(
+            f"{name} has shape {tuple(scale.shape)}; only per-channel scales {expected} or {(*expected, 1)} are supported"
+        )
+    return scale.reshape(expected)
+
+
+def _check_shapes(w13: torch.Tensor, w2: torch.Tensor) -> None:
+    fits = (
+        w13.dim() == w2.dim() == 3
+        and w13.shape[0] == w2.shape[0]
+        and w13.shape[1] == 2 * w2.shape[2]
+        and w13.shape[2] == w2.shape[1]
+        and w13.dtype == w2.dtype
+    )
+    if not fits:
+        raise MoEConfigError(
+            "expert weights have to be w13 [E, 2I, H] and w2 [E, H, I] of one dtype, found "
+            f"{tuple(w13.shape)} {w13.dtype} and {tuple(w2.shape)} {w2.dtype}"
+        )
+    if w13.shape[0] > _GMM_MAX_GROUPS or max(w13.shape[1:]) > _GMM_MAX_DIM:
+        raise MoEConfigError(
+            f"expert weights {tuple(w13.shape)} exceed the grouped matmul's limits: at most {_GMM_MAX_GROUPS} experts per "
+            f"rank, dimensions at most {_GMM_MAX_DIM}; use more expert or tensor parallel ranks"
+        )
