@@ -3,6 +3,6 @@
 
 Nothing here imports vLLM. A caller builds three long-lived values: a ``Topology`` (who is where), an
 ``ExpertPlacement`` (which rank holds which experts) and, once per layer, an ``ExpertWeights``; once per step a
-``MoEStep``; and calls ``fused_moe`` per layer. ``selection`` decides which method a step uses, ``limits`` and ``capacity`` say what each
-method can take.
+``MoEStep``; and calls ``fused_moe`` per layer. ``selection`` decides which method a step uses, ``limits`` and
+``capacity`` say what each method can take.
 """

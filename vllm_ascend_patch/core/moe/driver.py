@@ -35,8 +35,8 @@ def fused_moe(
         apply_router_weight_on_input: scale the token before its expert instead of the result after (top-1 only).
 
     Returns:
-        ``[T, H]`` in the dtype of ``hidden_states``: the complete sum over all experts, whatever the method; zero or
-        meaningless only in rows past the active tokens, and there always finite.
+        ``[T, H]`` in the dtype of ``hidden_states``: the complete sum over all experts, whatever the method; zero in the
+        rows past the active tokens.
 
     Raises:
         MoEConfigError: shapes that contradict ``step`` or ``weights``, or a method that cannot run captured.
@@ -75,12 +75,13 @@ def _check(
     rows, hidden_size = hidden_states.shape
     if topk_ids.shape != topk_weights.shape or topk_ids.dim() != 2 or topk_ids.shape[0] != rows:
         raise MoEConfigError(
-            f"router output does not match {rows} tokens: weights {tuple(topk_weights.shape)}, ids {tuple(topk_ids.shape)}"
+            f"router output does not match {rows} tokens: weights {tuple(topk_weights.shape)}, "
+            f"ids {tuple(topk_ids.shape)}"
         )
     if hidden_size != weights.hidden_size or weights.num_local != method.placement.num_local:
         raise MoEConfigError(
-            f"experts [{weights.num_local}, hidden {weights.hidden_size}] do not match tokens of hidden size {hidden_size} "
-            f"and a placement of {method.placement.num_local} experts on this rank"
+            f"{weights.num_local} experts of hidden size {weights.hidden_size} do not match tokens of hidden size "
+            f"{hidden_size} and a placement of {method.placement.num_local} experts on this rank"
         )
     if hidden_states.dtype != weights.output_dtype:
         raise MoEConfigError(f"experts compute in {weights.output_dtype}, the tokens are {hidden_states.dtype}")

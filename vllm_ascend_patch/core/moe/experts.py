@@ -231,7 +231,8 @@ def _channel_scale(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torc
     expected = tuple(weight.shape[:2])
     if tuple(scale.shape) not in (expected, (*expected, 1)):
         raise MoEConfigError(
-            f"{name} has shape {tuple(scale.shape)}; only per-channel scales {expected} or {(*expected, 1)} are supported"
+            f"{name} has shape {tuple(scale.shape)}; only per-channel scales of shape {expected} or {(*expected, 1)} "
+            "are supported"
         )
     return scale.reshape(expected)
 
@@ -251,6 +252,6 @@ def _check_shapes(w13: torch.Tensor, w2: torch.Tensor) -> None:
         )
     if w13.shape[0] > _GMM_MAX_GROUPS or max(w13.shape[1:]) > _GMM_MAX_DIM:
         raise MoEConfigError(
-            f"expert weights {tuple(w13.shape)} exceed the grouped matmul's limits: at most {_GMM_MAX_GROUPS} experts per "
-            f"rank, dimensions at most {_GMM_MAX_DIM}; use more expert or tensor parallel ranks"
+            f"expert weights {tuple(w13.shape)} exceed the grouped matmul's limits: at most {_GMM_MAX_GROUPS} experts "
+            f"per rank, dimensions at most {_GMM_MAX_DIM}; use more expert or tensor parallel ranks"
         )

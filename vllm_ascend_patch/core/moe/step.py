@@ -85,12 +85,13 @@ class MoEStep:
         """Raise ``MoEConfigError`` when ``hidden_states`` does not have the rows that the ranks agreed on."""
         if len(self.tokens_per_dp_rank) != topology.dp.size:
             raise MoEConfigError(
-                f"the step has token counts for {len(self.tokens_per_dp_rank)} DP ranks, the topology has {topology.dp.size}"
+                f"the step has token counts for {len(self.tokens_per_dp_rank)} DP ranks, "
+                f"the topology has {topology.dp.size}"
             )
         if hidden_states.shape[0] != self.rows(topology):
             raise MoEConfigError(
-                f"hidden_states has {hidden_states.shape[0]} rows on DP rank {topology.dp.rank}, but the ranks agreed on "
-                f"{self.rows(topology)} ({self.tokens_per_dp_rank} tokens per DP rank, "
+                f"hidden_states has {hidden_states.shape[0]} rows on DP rank {topology.dp.rank}, but the ranks agreed "
+                f"on {self.rows(topology)} ({self.tokens_per_dp_rank} tokens per DP rank, "
                 f"sequence_parallel={topology.sequence_parallel}); every rank has to pad to the agreed count"
             )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,7 +69,7 @@ class Mc2Communicator:
                 self._group = dist.new_group(
                     ranks, backend="hccl", pg_options=self._options(), use_local_synchronization=True
                 )
-                backend = self._group._get_backend(torch.device("npu"))
+                backend: Any = self._group._get_backend(torch.device("npu"))
                 # Only the keyword form of init_comm is read by torch_npu.
                 self._name = backend.get_hccl_comm_name(dist.get_rank(), init_comm=True)
             return self._name
@@ -122,7 +123,8 @@ class Topology:
         expected = self.dp.rank * self.tp.size + self.tp.rank
         if self.ep.size > 1 and self.ep.rank != expected:
             raise MoEConfigError(
-                f"expert parallel rank {self.ep.rank} does not follow the layout dp_rank * tp_size + tp_rank = {expected}"
+                f"expert parallel rank {self.ep.rank} does not follow the layout "
+                f"dp_rank * tp_size + tp_rank = {expected}"
             )
         if self.sequence_parallel and self.ep.size != world:
             raise MoEConfigError("sequence-parallel MoE needs expert parallelism over all TP x DP ranks")
