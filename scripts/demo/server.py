@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts stock vLLM's OpenAI-compatible server on NPUs, waits until it answers, and leaves nothing behind when it ends.
+
+Used by the demo and by the tests of serving. Knows nothing of what is asked of the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import requests
+
+_STOP_SECONDS = 40.0  # vLLM joins its engines for a while before it gives up on them
+
+
+def has_real_npus() -> bool:
+    """True on a machine with Ascend NPUs: the driver makes one character device for each."""
+    return bool(glob.glob("/dev/davinci[0-9]*"))
+
+
+def npu_command(command: list[str], devices: int, soc: str = "A2", memory: str = "8GiB") -> list[str]:
+    """``command`` as it runs on this machine's NPUs, or on ``devices`` virtual ones where there are none."""
+    if has_real_npus():
+        return command
+    launcher = [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu"]
+    return [*launcher, "--devices", str(devices), "--soc", soc, "--memory", memory, "--", *command]
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """``vllm serve MODEL …`` in a session of its own; use as a context manager.
+
+    Args:
+        model: folder or name of the checkpoint.
+        arguments: further arguments of ``vllm serve``.
+        environment: added to this process's environment.
+        log: file that takes the server's output.
+        devices, soc: of the virtual NPU, where there is no real one.
+        on_line: called with each line that the server prints while it starts.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        arguments: list[str],
+        environment: Mapping[str, str],
+        log: Path,
+        devices: int,
+        soc: str = "A2",
+        on_line: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self._on_line = on_line
+        vllm = str(Path(sys.executable).with_name("vllm"))
+        serve = [vllm, "serve", str(model), "--host", "127.0.0.1", "--port", str(self.port), *arguments]
+        self._command = npu_command(serve, devices, soc)
+        self._environment = {**os.environ, **environment}
+        self._shared_memory_before = _shared_memory()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._family: dict[int, psutil.Process] = {}
+
+    def __enter__(self) -> Server:
+        with self.log.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the server has not been started"
+        return self._process
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Return once ``/health`` answers; raise with the end of the log when the server ends or time runs out."""
+        deadline = time.monotonic() + seconds
+        lines = self._new_lines()
+        while time.monotonic() < deadline:
+            for line in lines:
+                if line is None:
+                    break
+                self._on_line(line)
+            self.family()
+            code = self.process.poll()
+            if code is not None:
+                raise RuntimeError(f"the server ended with exit code {code} before it was ready\n{self.log_tail()}")
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{self.url}/health", timeout=2).ok:
+                    return
+            time.sleep(0.2)
+        raise TimeoutError(f"the server was not ready within {seconds:.0f} s\n{self.log_tail()}")
+
+    def family(self) -> list[psutil.Process]:
+        """Every process that the server has started so far and that is alive (found by parent, remembered)."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            for process in (root, *root.children(recursive=True)):
+                self._family[process.pid] = process
+        return [p for p in self._family.values() if _alive(p)]
+
+    def stop(self) -> None:
+        """End the server as Ctrl-C would, then everything that is left of it; return when all are gone."""
+        if self._process is None:
+            return
+        self.family()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_SECONDS)
+        for send in (psutil.Process.terminate, psutil.Process.kill):
+            left = self.family()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    send(process)
+            psutil.wait_procs(left, timeout=5)
+        self._process.wait(5)
+
+    def leftovers(self) -> list[str]:
+        """What a stopped server left on the machine: processes, shared memory, a port that still listens."""
+        found = [f"process {p.pid} {' '.join(p.cmdline())[:80]}" for p in self.family()]
+        found += [f"shared memory {name}" for name in sorted(_shared_memory() - self._shared_memory_before)]
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                found.append(f"port {self.port} still listens")
+        return found
+
+    def log_tail(self, lines: int = 40) -> str:
+        text = self.log.read_text(errors="replace").splitlines()[-lines:]
+        return f"--- last lines of {self.log} ---\n" + "\n".join(text)
+
+    def _new_lines(self) -> Iterator[str | None]:
+        """Lines of the log as they come; None when there is none for now."""
+        with self.log.open(errors="replace") as log:
+            while True:
+                line = log.readline()
+                yield line.rstrip() if line.endswith("\n") else None
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _shared_memory() -> set[str]:
+    folder = Path("/dev/shm")
+    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()

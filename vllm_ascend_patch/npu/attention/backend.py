@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paged causal attention on ``npu_scatter_pa_kv_cache`` and ``npu_fused_infer_attention_score``.
+
+Head size 128 goes through the TND layout in one call per layer. Other head sizes go through BSND: one call for all
+single-token requests and one for each longer request, because BSND would otherwise pad every request to the longest.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+import torch_npu
+from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType
+
+from vllm_ascend_patch.npu.attention.layout import (
+    BLOCK_SIZE,
+    MASK_SIZE,
+    QueryLayout,
+    check_head_size,
+    query_layout,
+    split_pages,
+)
+from vllm_ascend_patch.npu.attention.metadata import NPUAttentionMetadata, NPUAttentionMetadataBuilder
+
+_CAUSAL_RIGHT_DOWN = 3  # sparse_mode: causal, aligned to the last query and the last key
+
+
+class NPUAttentionBackend(AttentionBackend):
+    """What vLLM asks of an attention backend."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
+    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16"]
+    accept_output_buffer: bool = True
+
+    @staticmethod
+    def get_name() -> str:
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type[NPUAttentionImpl]:
+        return NPUAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[NPUAttentionMetadataBuilder]:
+        return NPUAttentionMetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[Any]:
+        return [BLOCK_SIZE]
+
+
+@cache
+def _causal_mask(device: torch.device) -> torch.Tensor:
+    """int8 ``[2048, 2048]``, 1 above the diagonal: 1 means masked."""
+    return torch.triu(torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.int8, device=device), diagonal=1)
+
+
+class NPUAttentionImpl(AttentionImpl):
+    """One attention layer: writes the step's keys and values, then attends over the pages."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        **unsupported: Any,
+    ) -> None:
+        self.num_heads = num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.kv_cache_dtype = kv_cache_dtype
+        self.shares_kv = kv_sharing_target_layer_name is not None
+        _refuse(
+            {
+                "ALiBi": alibi_slopes,
+                "a sliding window": sliding_window,
+                "logits soft-capping": logits_soft_cap,
+                **{name: value for name, value in unsupported.items()},
+            }
+        )
+        if attn_type != AttentionType.DECODER:
+            raise NotImplementedError(f"attention type {attn_type} is not supported on Ascend NPUs by this port")
+        check_head_size(head_size, num_heads, self.num_kv_heads)
+        self.layout = query_layout(head_size)
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: NPUAttentionMetadata | None,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend for the step's tokens; ``query`` ``[T, heads, head size]``, ``key``/``value`` ``[T, kv heads, head size]``.
+
+        Rows of ``output`` past the step's real tokens are zeroed, so that padding never carries old memory into the MoE
+        layers. Without metadata (profiling, an idle rank's dummy step) the whole output is zero.
+        """
+        if output_scale is not None or output_block_scale is not None:
+            raise NotImplementedError("fused output quantisation is not supported on Ascend NPUs by this port")
+        if attn_metadata is None:
+            return output.zero_()
+        tokens = attn_metadata.num_tokens
+        key_cache, value_cache = split_pages(kv_cache)
+        if not self.shares_kv and key is not None:
+            torch_npu.npu_scatter_pa_kv_cache(
+                key[:tokens].contiguous(),
+                value[:tokens].contiguous(),
+                key_cache,
+                value_cache,
+                attn_metadata.slots,
+                **_nd_cache_mode(),
+            )
+        query = query[:tokens].view(tokens, self.num_heads, self.head_size)
+        out = output[:tokens].view(tokens, self.num_heads, self.head_size)
+        pages = tuple(cache.view(cache.shape[0], cache.shape[1], -1) for cache in (key_cache, value_cache))
+        if self.layout is QueryLayout.TND:
+            out.copy_(self._attend_tnd(query, pages, attn_metadata))
+        else:
+            self._attend_bsnd(query, pages, attn_metadata, out)
+        if tokens < output.shape[0]:
+            output[tokens:].zero_()
+        return output
+
+    def _attend_tnd(self, query: torch.Tensor, pages: tuple, meta: NPUAttentionMetadata) -> torch.Tensor:
+        return self._operator(
+            query,
+            pages,
+            "TND",
+            meta.block_table,
+            meta.context_lens,
+            query_ends=meta.query_ends,
+            sparse_mode=_CAUSAL_RIGHT_DOWN,
+            atten_mask=_causal_mask(query.device),
+        )
+
+    def _attend_bsnd(self, query: torch.Tensor, pages: tuple, meta: NPUAttentionMetadata, out: torch.Tensor) -> None:
+        """Fill ``out``: single-token requests in one call, each longer request in one of its own."""
+        decodes = meta.num_decodes
+        if decodes:
+            out[:decodes] = self._operator(
+                query[:decodes].unsqueeze(1), pages, "BSND", meta.block_table[:decodes], meta.context_lens[:decodes]
+            ).squeeze(1)
+        start = decodes
+        for request in range(decodes, len(meta.query_ends)):
+            end = meta.query_ends[request]
+            if end > start:
+                out[start:end] = self._operator(
+                    query[start:end].unsqueeze(0),
+                    pages,
+                    "BSND",
+                    meta.block_table[request : request + 1],
+                    meta.context_lens[request : request + 1],
+                    sparse_mode=_CAUSAL_RIGHT_DOWN,
+                    atten_mask=_causal_mask(query.device),
+                ).squeeze(0)
+            start = end
+
+    def _operator(
+        self,
+        query: torch.Tensor,
+        pages: tuple,
+        layout: str,
+        block_table: torch.Tensor,
+        context_lens: list[int],
+        query_ends: list[int] | None = None,
+        **mask: Any,
+    ) -> torch.Tensor:
+        return torch_npu.npu_fused_infer_attention_score(
+            query,
+            *pages,
+            num_heads=self.num_heads,
+            num_key_value_heads=self.num_kv_heads,
+            scale=self.scale,
+            input_layout=layout,
+            actual_seq_lengths=query_ends,
+            actual_seq_lengths_kv=context_lens,
+            block_table=block_table,
+            block_size=BLOCK_SIZE,
+            **mask,
+        )[0]
+
+
+def _refuse(features: dict[str, Any]) -> None:
+    for name, value in features.items():
+        if value is not None and value is not False:
+            raise NotImplementedError(f"attention with {name} is not supported on Ascend NPUs by this port")
+
+
+@cache
+def _nd_cache_mode() -> dict[str, str]:
+    """torch_npu 2.13 added ``cache_mode`` with a default that means another memory layout; 2.7 has no such argument."""
+    schema = torch.ops.npu.npu_scatter_pa_kv_cache.default._schema
+    return {"cache_mode": "Norm"} if any(a.name == "cache_mode" for a in schema.arguments) else {}

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds, once per step, what every attention layer of that step needs.
+
+Lengths are host integers because the operator takes them so; nothing is read from the device here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+
+from vllm_ascend_patch.npu.attention.layout import half_page_slots
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+@dataclass(frozen=True, slots=True)
+class NPUAttentionMetadata:
+    """One step's batch. Requests with one query token stand first (``num_decodes`` of them).
+
+    ``slots`` is ``[num_tokens]`` and ``block_table`` is ``[requests, blocks per request]``, both in the units of
+    ``layout.split_pages``. ``query_ends`` are cumulative query lengths, ``context_lens`` are per-request key lengths.
+    """
+
+    num_tokens: int
+    num_decodes: int
+    query_ends: list[int]
+    context_lens: list[int]
+    block_table: torch.Tensor
+    slots: torch.Tensor
+
+
+class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]):
+    """Asks the runner to put single-token requests first, so that they make one operator call."""
+
+    def __init__(
+        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.block_size: int = kv_cache_spec.block_size
+        self.reorder_batch_threshold = 1
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> NPUAttentionMetadata:
+        common = common_attn_metadata
+        num_reqs, num_tokens = common.num_reqs, common.num_actual_tokens
+        query_starts = common.query_start_loc_cpu[: num_reqs + 1].tolist()
+        query_ends = query_starts[1:]
+        num_decodes = 0
+        while num_decodes < num_reqs and query_ends[num_decodes] == num_decodes + 1:
+            num_decodes += 1
+        return NPUAttentionMetadata(
+            num_tokens=num_tokens,
+            num_decodes=num_decodes,
+            query_ends=query_ends,
+            context_lens=_host_context_lens(common, num_reqs),
+            block_table=common.block_table_tensor[:num_reqs] * 2,
+            slots=half_page_slots(common.slot_mapping[:num_tokens], self.block_size),
+        )
+
+
+def _host_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[int]:
+    """Key lengths on the host; exact, since async scheduling is off with drafts (``config_defaults.py``)."""
+    lens = common.seq_lens_cpu_upper_bound
+    if lens is None:
+        raise RuntimeError("vLLM gave the attention backend no host copy of the sequence lengths")
+    return lens[:num_reqs].tolist()

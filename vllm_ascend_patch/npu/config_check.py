@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses, before a process is started, a configuration that this port cannot serve.
+
+Each refusal says what was found, what is supported and what to do. Only reads the configuration: filling in defaults is
+``config_defaults.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm_ascend_patch.npu.attention.layout import check_head_size
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_SUPPORTED_DTYPES = (torch.bfloat16, torch.float16)
+_SUPPORTED_KV_CACHE_DTYPES = ("auto", "bfloat16", "float16")
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ``ValueError`` unless the fused attention operator of torch_npu takes ``dtype``."""
+    if dtype not in _SUPPORTED_DTYPES:
+        raise ValueError(
+            f"dtype {_name(dtype)} cannot be served on Ascend NPUs: npu_fused_infer_attention_score takes "
+            "bfloat16 and float16. Start with --dtype bfloat16 or --dtype float16."
+        )
+
+
+def check_config(vllm_config: VllmConfig) -> None:
+    """Raise ``ValueError`` for the first thing in ``vllm_config`` that cannot be served."""
+    _check_parallel(vllm_config)
+    if vllm_config.model_config is None:
+        return
+    check_dtype(vllm_config.model_config.dtype)
+    _check_attention(vllm_config)
+
+
+def _check_parallel(vllm_config: VllmConfig) -> None:
+    parallel = vllm_config.parallel_config
+    for name in ("prefill_context_parallel_size", "decode_context_parallel_size"):
+        size = getattr(parallel, name, 1)
+        if size > 1:
+            raise ValueError(
+                f"{name}={size} is not supported on Ascend NPUs by this port: attention and slot mapping are not "
+                f"split over context-parallel ranks. Set it to 1."
+            )
+    if getattr(parallel, "enable_dbo", False):
+        raise ValueError(
+            "--enable-dbo is not supported on Ascend NPUs: upstream's micro-batching needs CUDA's SM control and the "
+            "DeepEP or NIXL all2all backends. Start without it."
+        )
+    if getattr(parallel, "distributed_executor_backend", None) in ("ray", "external_launcher"):
+        return  # those place ranks on devices themselves, possibly on other machines
+    if getattr(parallel, "nnodes", 1) > 1:
+        return
+    ranks = parallel.world_size * (parallel.data_parallel_size_local or 1)
+    devices = torch.npu.device_count()
+    if ranks > devices:
+        raise ValueError(
+            f"{ranks} ranks on this machine (tensor parallel x pipeline parallel {parallel.world_size}, local data "
+            f"parallel {parallel.data_parallel_size_local or 1}) need {ranks} NPUs, but torch_npu sees {devices}. Lower "
+            "--tensor-parallel-size or --data-parallel-size, or check ASCEND_RT_VISIBLE_DEVICES."
+        )
+
+
+def _check_attention(vllm_config: VllmConfig) -> None:
+    model = vllm_config.model_config
+    if getattr(model, "use_mla", False):
+        raise ValueError(
+            f"{model.model}: multi-head latent attention (MLA) is not supported on Ascend NPUs by this port. Models "
+            "with plain multi-head or grouped-query attention are."
+        )
+    cache = vllm_config.cache_config
+    if cache is not None and cache.cache_dtype not in _SUPPORTED_KV_CACHE_DTYPES:
+        raise ValueError(
+            f"--kv-cache-dtype {cache.cache_dtype} is not supported on Ascend NPUs by this port; supported: "
+            f"{', '.join(_SUPPORTED_KV_CACHE_DTYPES)}."
+        )
+    if model.runner_type != "generate":
+        raise ValueError(
+            f"runner type {model.runner_type!r} is not supported on Ascend NPUs by this port: only text generation is."
+        )
+    check_head_size(
+        head_size=model.get_head_size(),
+        num_heads=model.get_num_attention_heads(vllm_config.parallel_config),
+        num_kv_heads=model.get_num_kv_heads(vllm_config.parallel_config),
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The out-of-tree platform that vLLM activates for Ascend NPUs.
+
+Answers vLLM's questions about the device and checks a configuration before any process is started, so that what this
+port cannot serve ends in one readable error. Deciding *whether* the platform is active is ``plugin.py``'s business.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.logger import init_logger
+from vllm.platforms.interface import Platform, PlatformEnum
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = init_logger(__name__)
+
+
+class NPUPlatform(Platform):
+    """Ascend NPUs behind torch_npu: device type ``npu``, dispatch key ``PrivateUse1``, collectives ``hccl``."""
+
+    _enum = PlatformEnum.OOT
+    device_name: str = "npu"
+    device_type: str = "npu"
+    dispatch_key: str = "PrivateUse1"
+    dist_backend: str = "hccl"
+    device_control_env_var: str = "ASCEND_RT_VISIBLE_DEVICES"
+    ray_device_key: str = "NPU"
+    ray_noset_device_env_vars = ["RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES"]  # noqa: RUF012 (upstream's type)
+    # Inductor has no NPU backend in stock torch: functions that vLLM compiles at import stay eager.
+    simple_compile_backend: str = "eager"
+    supported_quantization = ["compressed-tensors"]  # noqa: RUF012
+
+    @property
+    def supported_dtypes(self) -> list[torch.dtype]:
+        """bfloat16 and float16: the fused attention operator takes no float32 (torch_npu operator documentation)."""
+        return [torch.bfloat16, torch.float16]
+
+    # -- questions about the device ------------------------------------------------------------------------------
+
+    @classmethod
+    def import_kernels(cls) -> None:
+        """Stock vLLM's compiled kernels are CUDA's; none is loaded."""
+
+    @classmethod
+    def set_device(cls, device: torch.device) -> None:
+        torch.npu.set_device(device)
+
+    @classmethod
+    def get_device_name(cls, device_id: int = 0) -> str:
+        return torch.npu.get_device_name(device_id)
+
+    @classmethod
+    def get_device_total_memory(cls, device_id: int = 0) -> int:
+        return torch.npu.get_device_properties(device_id).total_memory
+
+    @classmethod
+    def get_current_memory_usage(cls, device: torch.types.Device | None = None) -> float:
+        torch.npu.reset_peak_memory_stats(device)
+        return torch.npu.max_memory_allocated(device)
+
+    @classmethod
+    def manual_seed_all(cls, seed: int) -> None:
+        torch.npu.manual_seed_all(seed)
+
+    @classmethod
+    def get_device_capability(cls, device_id: int = 0) -> None:
+        """CUDA compute capabilities mean nothing here."""
+        return None
+
+    @classmethod
+    def is_pin_memory_available(cls) -> bool:
+        return True
+
+    @classmethod
+    def check_if_supports_dtype(cls, dtype: torch.dtype) -> None:
+        from vllm_ascend_patch.npu.config_check import check_dtype
+
+        check_dtype(dtype)
+
+    @classmethod
+    def opaque_attention_op(cls) -> bool:
+        """True: otherwise a compiled model bakes in the profiling run's missing attention metadata (wrong tokens)."""
+        return True
+
+    @classmethod
+    def use_all_gather(cls) -> bool:
+        return True
+
+    @classmethod
+    def support_hybrid_kv_cache(cls) -> bool:
+        return False
+
+    @classmethod
+    def check_runner_kv_caches_multi_layer(cls) -> None:
+        """The runner is upstream's own, which binds several attention layers of one index correctly."""
+
+    # -- classes that vLLM loads by name -------------------------------------------------------------------------
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        return "vllm_ascend_patch.npu.communicator.NPUCommunicator"
+
+    @classmethod
+    def get_attn_backend_cls(cls, selected_backend: Any, *args: Any, **kwargs: Any) -> str:
+        from vllm_ascend_patch.npu.attention.selection import backend_class_path
+
+        return backend_class_path(selected_backend, *args, **kwargs)
+
+    @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        from vllm_ascend_patch.npu.slot_mapping import register
+
+        register()
+
+    # -- configuration -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        """Check what the port can serve, then fill in what upstream leaves to the platform."""
+        from vllm_ascend_patch.npu.config_check import check_config
+        from vllm_ascend_patch.npu.config_defaults import apply_defaults
+
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        check_config(vllm_config)
+        apply_defaults(vllm_config)
+
+    @classmethod
+    def set_additional_forward_context(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What the step agreed on, for attention and MoE layers: see ``seams/step_context.py``."""
+        from vllm_ascend_patch.seams.step_context import forward_context_fields
+
+        return forward_context_fields(**kwargs)

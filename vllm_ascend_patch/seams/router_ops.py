@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supplies the router kernels that an out-of-tree device lacks in stock vLLM: top-k, and the map to expert replicas.
+
+Only adapts call signatures; the arithmetic is ``core/moe/router_ops.py``. All arguments are bound by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm_ascend_patch.patching import Patch
+
+if TYPE_CHECKING:
+    import torch
+
+_OPS = "vllm._custom_ops"
+_BASE_ROUTER = "vllm.model_executor.layers.fused_moe.router.base_router"
+
+
+def topk_softmax(
+    original: Any,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    token_expert_indices: torch.Tensor,
+    gating_output: torch.Tensor,
+    renormalize: bool = False,
+    e_score_correction_bias: torch.Tensor | None = None,
+    **_unused: Any,
+) -> None:
+    """Write ``topk_weights`` and ``topk_ids`` in place, as upstream's CUDA kernel does."""
+    from vllm_ascend_patch.core.moe.router_ops import top_k_softmax
+
+    weights, ids = top_k_softmax(gating_output, topk_ids.shape[-1], renormalize, e_score_correction_bias)
+    topk_weights.copy_(weights)
+    topk_ids.copy_(ids)
+
+
+def topk_sigmoid(
+    original: Any,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    token_expert_indices: torch.Tensor,
+    gating_output: torch.Tensor,
+    renormalize: bool = False,
+    e_score_correction_bias: torch.Tensor | None = None,
+    routed_scaling_factor: float = 1.0,
+    **_unused: Any,
+) -> None:
+    """Write ``topk_weights`` and ``topk_ids`` in place, as upstream's CUDA kernel does."""
+    from vllm_ascend_patch.core.moe.router_ops import top_k_sigmoid
+
+    weights, ids = top_k_sigmoid(
+        gating_output, topk_ids.shape[-1], renormalize, e_score_correction_bias, routed_scaling_factor
+    )
+    topk_weights.copy_(weights)
+    topk_ids.copy_(ids)
+
+
+def map_to_physical(
+    original: Any,
+    topk_ids: torch.Tensor,
+    expert_load_view: torch.Tensor,
+    logical_to_physical_map: torch.Tensor,
+    logical_replica_count: torch.Tensor,
+    record_enabled: torch.Tensor,
+    num_unpadded_tokens: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Physical expert ids, and the load count: upstream's stand-in on other devices returns its input unchanged."""
+    from vllm_ascend_patch.core.moe.router_ops import map_to_replicas, record_load
+
+    physical = map_to_replicas(topk_ids, logical_to_physical_map, logical_replica_count)
+    record_load(expert_load_view, physical, record_enabled, num_unpadded_tokens)
+    return physical
