@@ -35,8 +35,8 @@ def fused_moe(
         apply_router_weight_on_input: scale the token before its expert instead of the result after (top-1 only).
 
     Returns:
-        ``[T, H]`` in the dtype of ``hidden_states``: the complete sum over all experts, whatever the method; zero in the
-        rows past the active tokens.
+        ``[T, H]`` in the dtype of ``hidden_states``: the complete sum over all experts, whatever the method; zero
+        in the rows past the active tokens.
 
     Raises:
         MoEConfigError: shapes that contradict ``step`` or ``weights``, or a method that cannot run captured.

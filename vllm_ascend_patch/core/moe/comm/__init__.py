@@ -8,10 +8,14 @@ from typing import Any
 from ..errors import MoEConfigError
 from ..topology import ExpertPlacement, Topology
 from .all_gather import AllGatherMethod
+from .all_to_all import AllToAllMethod
 from .base import MoECommMethod
+from .mc2 import Mc2Method
 
 METHODS: dict[str, type[MoECommMethod[Any, Any]]] = {
     AllGatherMethod.name: AllGatherMethod,
+    Mc2Method.name: Mc2Method,
+    AllToAllMethod.name: AllToAllMethod,
 }
 
 
