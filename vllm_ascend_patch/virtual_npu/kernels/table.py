@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which function is the reference kernel of which operator. A list and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import (
+    activation,
+    finalize_routing,
+    fused_infer_attention,
+    gating,
+    grouped_matmul,
+    init_routing,
+    kv_cache,
+    norm,
+    permute,
+    rope,
+)
+
+Kernel = Callable[..., Any]
+
+#: Dispatcher name (with overload) -> kernel. An operator that the installed wheel lacks is skipped.
+KERNELS: Mapping[str, Kernel] = {
+    "npu::npu_add_rms_norm": norm.add_rms_norm,
+    "npu::npu_apply_rotary_pos_emb": rope.apply_rotary_pos_emb,
+    "npu::npu_fused_infer_attention_score": fused_infer_attention.fused_infer_attention_score,
+    "npu::npu_fused_infer_attention_score.out": fused_infer_attention.fused_infer_attention_score_out,
+    "npu::npu_fused_infer_attention_score_v2": fused_infer_attention.fused_infer_attention_score_v2,
+    "npu::npu_fused_infer_attention_score_v2.out": fused_infer_attention.fused_infer_attention_score_v2_out,
+    "npu::npu_grouped_matmul": grouped_matmul.grouped_matmul,
+    "npu::npu_grouped_matmul.List": grouped_matmul.grouped_matmul,
+    "npu::npu_moe_compute_expert_tokens": init_routing.moe_compute_expert_tokens,
+    "npu::npu_moe_finalize_routing": finalize_routing.moe_finalize_routing,
+    "npu::npu_moe_gating_top_k": gating.moe_gating_top_k,
+    "npu::npu_moe_gating_top_k_softmax": gating.moe_gating_top_k_softmax,
+    "npu::npu_moe_gating_top_k_softmax_v2": gating.moe_gating_top_k_softmax_v2,
+    "npu::npu_moe_init_routing": init_routing.moe_init_routing,
+    "npu::npu_moe_init_routing_v2": init_routing.moe_init_routing_v2,
+    "npu::npu_moe_re_routing": finalize_routing.moe_re_routing,
+    "npu::npu_moe_token_permute": permute.moe_token_permute,
+    "npu::npu_moe_token_unpermute": permute.moe_token_unpermute,
+    "npu::npu_mrope": rope.mrope,
+    "npu::npu_rms_norm": norm.rms_norm,
+    "npu::npu_rotary_mul": rope.rotary_mul,
+    "npu::npu_scatter_nd_update_": kv_cache.scatter_nd_update_,
+    "npu::npu_scatter_pa_kv_cache": kv_cache.scatter_pa_kv_cache,
+    "npu::npu_swiglu": activation.swiglu,
+    "atb::_npu_reshape_and_cache": kv_cache.reshape_and_cache,
+}
+
+#: Tensor arguments that the real operator takes from host memory.
+HOST_ARGUMENTS: Mapping[str, frozenset[str]] = {
+    "atb::_npu_paged_attention": frozenset({"context_lens"}),
+}
+
+#: Schemas of the ATB operators, which the wheel defines only where libatb.so (NNAL) is installed. Both wheels, from the
+#: signatures exported by libop_plugin_atb.so.
+ATB_SCHEMAS: Mapping[str, str] = {
+    "_npu_reshape_and_cache": (
+        "(Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor slot_indices) -> ()"
+    ),
+    "_npu_paged_attention": (
+        "(Tensor query, Tensor key_cache, Tensor value_cache, int num_kv_heads, int num_heads, float scale_value, "
+        "Tensor block_table, Tensor context_lens, Tensor(a!) out, *, Tensor? workspace=None) -> ()"
+    ),
+}

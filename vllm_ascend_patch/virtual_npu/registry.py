@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the reference kernels under the real operators: ``install()`` registers them for the NPU's dispatch key.
+
+The adaptor around a kernel turns NPU tensors into CPU tensors over the same memory, refuses CPU tensors where the device
+would, fills in the schema's defaults, and brings new results to the caller's device. What an operator computes is the
+kernels' business. Importing this file registers nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from .alias import alias_cpu, to_device
+from .kernels.table import ATB_SCHEMAS, HOST_ARGUMENTS, KERNELS, Kernel
+
+#: Operators of namespace npu that only allocate, view or describe memory: torch_npu's own code runs them as it is.
+KEPT = frozenset(
+    {
+        "copy_memory_",
+        "empty_with_format",
+        "empty_with_swapped_memory",
+        "get_npu_format",
+        "get_storage_size",
+        "npu_change_data_ptr",
+        "npu_sync_barrier",
+        "npu_view_copy",
+        "unsafe_empty_with_format",
+    }
+)
+
+_libraries: list[torch.library.Library] = []  # dropping a Library unregisters its kernels
+
+
+def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callable[..., Any]:
+    """The function that the dispatcher calls for operator ``name``."""
+    arguments = schema.arguments
+    defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
+    positional = [a.name for a in arguments if not a.kwarg_only]
+    keywords = [a.name for a in arguments if a.kwarg_only]
+    host = HOST_ARGUMENTS.get(name, frozenset())
+    shown = name.partition("::")[2]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        given = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
+        originals: dict[int, torch.Tensor] = {}
+        devices: set[torch.device] = set()
+
+        def lower(argument: str, value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                if value.device.type == "cpu":
+                    if argument in host:
+                        return value
+                    raise RuntimeError(
+                        f"{shown}: Expected all tensors to be on the same device. Expected NPU tensor, please check "
+                        f"whether the input tensor device is correct: {argument} is on cpu"
+                    )
+                devices.add(value.device)
+                alias = alias_cpu(value)
+                originals[id(alias)] = value
+                return alias
+            if isinstance(value, list | tuple):
+                return [lower(argument, item) for item in value]
+            return value
+
+        def lift(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                original = originals.get(id(value))
+                return to_device(value, device) if original is None else original
+            if isinstance(value, tuple | list):
+                return type(value)(lift(item) for item in value)
+            return value
+
+        # DisableTorchFunction: a kernel's own calls must not see the caller's `with torch.device("npu")`.
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            lowered = {argument: lower(argument, value) for argument, value in given.items()}
+            if len(devices) > 1:
+                raise RuntimeError(
+                    f"{shown}: Expected all tensors to be on the same device, got {sorted(map(str, devices))}"
+                )
+            device = next(iter(devices), torch.device("npu"))
+            result = kernel(*(lowered[a] for a in positional), **{a: lowered[a] for a in keywords})
+            return lift(result)
+
+    return functools.update_wrapper(run, kernel)
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"{name.partition('::')[2]}: the virtual NPU has no kernel for this operator; virtual_npu/manifest.py lists "
+            "those it has"
+        )
+
+    return run
+
+
+def _schemas(namespace: str) -> dict[str, torch._C.FunctionSchema]:
+    """Every operator of a namespace: ``npu::name.overload`` -> schema."""
+    found = {}
+    for schema in torch._C._jit_get_all_schemas():
+        if schema.name.startswith(f"{namespace}::"):
+            found[schema.name + (f".{schema.overload_name}" if schema.overload_name else "")] = schema
+    return found
+
+
+def _install_namespace(namespace: str, kernels: Mapping[str, Kernel], *, refuse_others: bool) -> None:
+    library = torch.library.Library(namespace, "IMPL")
+    _libraries.append(library)
+    for name, schema in _schemas(namespace).items():
+        short = name.partition("::")[2]
+        kernel = kernels.get(name)
+        if kernel is not None:
+            library.impl(short, _adapt(name, kernel, schema), "PrivateUse1")
+        elif (
+            refuse_others
+            and short.partition(".")[0] not in KEPT
+            and torch._C._dispatch_has_kernel_for_dispatch_key(name, "PrivateUse1")
+        ):
+            library.impl(short, _refuse(name), "PrivateUse1")
+
+
+def _install_atb() -> None:
+    """The ATB operators: define those the wheel could not, and let ``torch_npu._npu_*`` reach them."""
+    import torch_npu
+    from torch_npu.op_plugin.atb import _atb_ops
+
+    present = _schemas("atb")
+    definitions = torch.library.Library("atb", "FRAGMENT")
+    _libraries.append(definitions)
+    for short, signature in ATB_SCHEMAS.items():
+        if f"atb::{short}" not in present:
+            definitions.define(short + signature)
+    _install_namespace("atb", KERNELS, refuse_others=True)
+    for short in ATB_SCHEMAS:
+        operator = getattr(torch.ops.atb, short)
+        setattr(torch_npu, short, operator)
+        setattr(_atb_ops, short, operator)
+
+
+@functools.cache
+def install() -> None:
+    """Register every reference kernel, once per process; torch_npu must have been imported.
+
+    An operator of namespace npu that has no kernel here raises NotImplementedError and names itself from then on.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel.*")
+        _install_namespace("npu", KERNELS, refuse_others=True)
+        _install_atb()
