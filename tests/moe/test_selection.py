@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of method: every rule of the table, properties over all inputs, and the refusals at start-up."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_ascend_patch.core.moe.capacity import SchedulerFacts, mc2_capacity
+from vllm_ascend_patch.core.moe.comm import METHODS
+from vllm_ascend_patch.core.moe.errors import MoEConfigError, MoELimitError
+from vllm_ascend_patch.core.moe.limits import MoEFacts, hccl_buffsize_floor_mib, mc2_row_violation, mc2_violations
+from vllm_ascend_patch.core.moe.selection import CHOICES, MethodSelector, check_start_up, select
+from vllm_ascend_patch.core.moe.soc import Soc
+
+A3 = MoEFacts(Soc.A3, 2, 2, 8, 16, 128, 2048, 8, hccl_buffsize_mib=1024)
+A2 = replace(A3, soc=Soc.A2)
+SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
+
+
+@pytest.mark.parametrize(
+    ("facts", "tokens", "captured", "method", "reason"),
+    [
+        (replace(A3, ep_size=1), 1, False, "allgather", "not distributed"),
+        (A3, 1, False, "mc2", "1 tokens per rank, at most 128"),
+        (A3, 256, False, "mc2", "128 tokens per rank, at most 128"),
+        (A3, 256, True, "mc2", "128 tokens per rank"),
+        (A3, 257, False, "alltoall", "129 tokens per rank, MC2 takes 128"),
+        (A3, 257, True, "allgather", "cannot be captured"),
+        (A3, 8192, False, "alltoall", "A3 exchanges"),
+        (A2, 256, False, "mc2", "at most 128"),
+        (A2, 257, False, "allgather", "A2 gathers"),
+        (A2, 257, True, "allgather", "A2 gathers"),
+        (replace(A2, ep_size=8), 1, False, "allgather", "expert parallel size on A2 (operators v2) is 8"),
+        (replace(A2, ep_size=8, newest_limits=True), 1, False, "mc2", "1 tokens per rank"),
+        (replace(A2, num_experts=512), 1, False, "allgather", "experts per rank on A2 (operators v2) is 32"),
+        (replace(A2, hidden_size=8192), 1, False, "allgather", "hidden size"),
+        (replace(A3, hidden_size=512), 1, False, "alltoall", "hidden size"),
+        (replace(A3, hidden_size=512), 1, True, "allgather", "cannot be captured"),
+        (replace(A3, dtype="float32"), 1, False, "alltoall", "dtype"),
+        (replace(A3, top_k=17), 1, False, "alltoall", "top-k"),
+        (replace(A3, num_experts=130), 1, False, "alltoall", "a multiple of the expert parallel size"),
+        (A3, 0, False, "mc2", "1 tokens per rank"),
+    ],
+)
+def test_rule(facts: MoEFacts, tokens: int, captured: bool, method: str, reason: str) -> None:
+    choice = select(facts, mc2_capacity(facts, SCHEDULER), tokens, captured)
+    assert choice.method == method
+    assert reason in choice.reason
+
+
+facts_strategy = st.builds(
+    MoEFacts,
+    soc=st.sampled_from(list(Soc)),
+    operator_version=st.sampled_from([1, 2]),
+    tp_size=st.sampled_from([1, 2, 4, 8]),
+    dp_size=st.sampled_from([1, 2, 4, 32]),
+    ep_size=st.sampled_from([1, 2, 4, 8, 9, 16, 32, 64, 288]),
+    num_experts=st.sampled_from([8, 60, 64, 128, 160, 256, 288, 384, 512, 2048]),
+    hidden_size=st.sampled_from([64, 1000, 1024, 2048, 4096, 5120, 7168, 8192, 12288]),
+    top_k=st.integers(1, 20),
+    dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
+    num_nodes=st.sampled_from([1, 2, 3, 4, 16]),
+    hccl_buffsize_mib=st.none() | st.integers(1, 8192),
+    newest_limits=st.booleans(),
+)
+scheduler_strategy = st.builds(
+    SchedulerFacts,
+    max_num_batched_tokens=st.integers(1, 65536),
+    max_num_seqs=st.integers(1, 2048),
+    tokens_per_decode=st.integers(1, 5),
+    max_captured_tokens=st.integers(0, 2048),
+)
+
+
+@given(
+    facts=facts_strategy,
+    scheduler=scheduler_strategy,
+    tokens=st.lists(st.integers(0, 65536), min_size=1, max_size=8),
+    captured=st.booleans(),
+    forced=st.sampled_from(CHOICES),
+)
+def test_choice_is_the_same_on_all_ranks_and_never_breaks_a_limit(
+    facts: MoEFacts, scheduler: SchedulerFacts, tokens: list[int], captured: bool, forced: str
+) -> None:
+    captured = captured and scheduler.max_captured_tokens > 0
+    try:
+        capacity = check_start_up(facts, scheduler, forced)
+    except MoELimitError:
+        return
+    agreed = min(max(tokens), scheduler.max_num_batched_tokens)
+    # Each rank computes on its own, from equal but distinct values.
+    choices = {
+        select(replace(facts), check_start_up(replace(facts), replace(scheduler), forced), agreed, captured, forced)
+        for _ in tokens
+    }
+    assert len(choices) == 1
+    choice = choices.pop()
+    assert choice.reason
+    assert METHODS[choice.method].capturable or not captured
+    if facts.ep_size == 1:
+        assert choice.method == "allgather"
+    if choice.method == "mc2":
+        rows = max(-(-agreed // facts.tp_size), 1)
+        assert mc2_violations(facts, any_release=forced == "auto" and not facts.newest_limits) == ()
+        assert mc2_row_violation(facts, rows) is None
+        assert rows <= capacity.rows
+        assert hccl_buffsize_floor_mib(facts, rows) <= (facts.hccl_buffsize_mib or 200)
+
+
+@pytest.mark.parametrize(
+    ("facts", "scheduler", "forced", "message"),
+    [
+        (A3, SCHEDULER, "mc3", r"unknown MoE communication method 'mc3'; known: auto, allgather, mc2, alltoall"),
+        (replace(A3, ep_size=1), SCHEDULER, "mc2", r"mc2 was forced, but expert parallel size .* is 1, at least 2"),
+        (replace(A3, ep_size=1), SCHEDULER, "alltoall", r"alltoall was forced, but expert parallel size is 1"),
+        (A3, SCHEDULER, "mc2", r"is 4096, 1\.\.512 is supported: at most 1024 tokens per DP rank"),
+        (replace(A3, top_k=17), SCHEDULER, "mc2", r"top-k on A3 .* is 17, at most 16.*; .* is 4096, 1\.\.512"),
+        (A3, replace(SCHEDULER, max_captured_tokens=64), "alltoall", r"largest captured graph .* cannot be captured"),
+        (
+            replace(A3, hccl_buffsize_mib=100),
+            SCHEDULER,
+            "auto",
+            r"HCCL_BUFFSIZE=100 is too small .* HCCL_BUFFSIZE=153 ",
+        ),
+        (replace(A3, hccl_buffsize_mib=100), SchedulerFacts(512, 64), "mc2", r"set HCCL_BUFFSIZE=306 "),
+        (replace(A3, hccl_buffsize_mib=None), SchedulerFacts(1024, 64), "mc2", r"set HCCL_BUFFSIZE=612 "),
+    ],
+)
+def test_start_up_refuses_in_one_readable_message(
+    facts: MoEFacts, scheduler: SchedulerFacts, forced: str, message: str
+) -> None:
+    with pytest.raises(MoEConfigError, match=message) as raised:
+        check_start_up(facts, scheduler, forced)
+    assert "\n" not in str(raised.value)
+
+
+def test_forced_method_is_used_for_every_step_it_was_accepted_for() -> None:
+    facts = replace(A3, hccl_buffsize_mib=4096)
+    for forced in ("allgather", "mc2", "alltoall"):
+        selector = MethodSelector(facts, SchedulerFacts(1024, 64), forced)
+        assert {selector.choose(tokens, captured=False).method for tokens in (0, 1, 1024)} == {forced}
+
+
+def test_choice_is_logged_once_per_change_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    selector = MethodSelector(A3, SCHEDULER)
+    with caplog.at_level(logging.INFO):
+        for tokens in (8192, 4000, 16, 16, 15, 8192):
+            selector.choose(tokens, captured=False)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split()[2] for line in lines] == ["alltoall", "mc2", "alltoall"]
+    assert all("tokens per rank" in line for line in lines)
+    assert selector.steps == {"alltoall": 3, "mc2": 3}
