@@ -6,7 +6,7 @@ from importlib import import_module
 
 from ..patching.declaration import Patch
 
-SEAMS: tuple[str, ...] = ()
+SEAMS: tuple[str, ...] = ("moe_patches",)
 """Modules of this folder, each with ``PATCHES: tuple[Patch, ...]``."""
 
 

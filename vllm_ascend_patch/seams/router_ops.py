@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm_ascend_patch.patching import Patch
-
 if TYPE_CHECKING:
     import torch
-
-_OPS = "vllm._custom_ops"
-_BASE_ROUTER = "vllm.model_executor.layers.fused_moe.router.base_router"
 
 
 def topk_softmax(

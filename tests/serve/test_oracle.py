@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Greedy tokens of stock vLLM under the patch set equal those of Hugging Face transformers on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import tiny_models
+
+pytestmark = pytest.mark.serve
+
+# (tensor parallel, data parallel, expert parallel)
+LAYOUTS = {
+    "one device": (1, 1, False),
+    "tp 2": (2, 1, False),
+    "dp 2 with ep": (1, 2, True),
+    "tp 2 x dp 2 with ep": (2, 2, True),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", tiny_models.CONFIGS)
+def test_greedy_tokens_equal_transformers(
+    family: str, layout: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
+) -> None:
+    tp, dp, ep = LAYOUTS[layout]
+    checkpoint = checkpoints(family)
+    cases = tiny_models.cases(checkpoint)
+    job = {
+        "model": str(checkpoint),
+        "tp": tp,
+        "dp": dp,
+        "ep": ep,
+        "prompts": [case.prompt for case in cases],
+        "max_tokens": tiny_models.NEW_TOKENS,
+        "many": 50,
+    }
+    result = run_engine(job, devices=tp * dp)
+    expected = [case.answer for case in cases]
+    assert all(state == "applied" for _, state in result["status"]) or dp * tp > 1, result["status"]
+    if dp == 1:
+        assert result["tokens"] == expected
+        assert result["again"] == expected
+        assert result["cached"][-1] >= 256, "the shared prefix of two KV blocks was not found in the cache"
+    else:
+        assert result["alone"] == expected[:2]
+        assert result["together"] == expected
+        assert result["late"] == expected
+        assert result["aborted_after"] >= 5
+        assert result["many_complete"]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny random-weight MoE models of three families, and prompts whose greedy continuation is clear-cut.
+
+The engine computes in float16 on float16 weights, transformers in float32 on the same weights. A token may therefore only
+be demanded where the oracle's choice is not a matter of rounding: prompts are picked, from many random ones, by the
+oracle's own margins, before any engine has run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, PretrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
+
+VOCABULARY = 512
+NEW_TOKENS = 24
+# A little above the largest error that float16 activations make in these models' logits (0.04, measured).
+MARGIN = 0.05
+
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+CONFIGS: dict[str, PretrainedConfig] = {
+    # softmax over the top 2 of 8; head size 32
+    "mixtral": MixtralConfig(
+        **_COMMON, head_dim=32, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2, sliding_window=None
+    ),
+    # softmax, then top 4 of 8 renormalised; head size 128, which takes the other attention layout
+    "qwen3_moe": Qwen3MoeConfig(
+        **_COMMON,
+        head_dim=128,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_experts=8,
+        num_experts_per_tok=4,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    ),
+    # softmax, top 2 of 8 not renormalised, and a gated shared expert; head size 16
+    "qwen2_moe": Qwen2MoeConfig(
+        **_COMMON,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt and the tokens that transformers continues it with, in float32, greedily."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def make(family: str, folder: Path) -> Path:
+    """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path."""
+    path = folder / family
+    if (path / "config.json").exists():
+        return path
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32)
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                fan_in = weight.shape[-1]
+                scale = (
+                    1.0 if "embed" in name else fan_in**-0.5 * (2.0 if "lm_head" in name or "gate." in name else 1.0)
+                )
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    model.to(torch.float16).save_pretrained(path)
+    return path
+
+
+def cases(checkpoint: Path) -> list[Case]:
+    """Eight prompts of 1 to 300 tokens with their answers; the last two share a prefix of two KV blocks."""
+    cached = checkpoint / "cases.json"
+    if cached.exists():
+        return [Case(**case) for case in json.loads(cached.read_text())]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(5)
+    prefix = torch.randint(3, VOCABULARY, (256,), generator=generator).tolist()
+    chosen = [_clear_case(model, [], length, generator) for length in (1, 7, 16, 33, 64, 150)]
+    chosen += [_clear_case(model, prefix, length, generator) for length in (9, 44)]
+    cached.write_text(json.dumps([case.__dict__ for case in chosen]))
+    return chosen
+
+
+def _clear_case(model: torch.nn.Module, prefix: list[int], length: int, generator: torch.Generator) -> Case:
+    for _ in range(400):
+        prompt = prefix + torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        answer, margin = greedy(model, prompt)
+        if margin >= MARGIN:
+            return Case(prompt, answer)
+    raise RuntimeError(f"no prompt of length {len(prefix) + length} has a margin of {MARGIN}")
+
+
+@torch.inference_mode()
+def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], float]:
+    """The greedy continuation and the smallest gap between first and second logit on the way; stops early below MARGIN."""
+    tokens = torch.tensor([prompt])
+    past, answer, smallest = None, [], float("inf")
+    for _ in range(NEW_TOKENS):
+        output = model(tokens, past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        best = output.logits[0, -1].topk(2)
+        smallest = min(smallest, float(best.values[0] - best.values[1]))
+        if smallest < MARGIN:
+            break
+        answer.append(int(best.indices[0]))
+        tokens = best.indices[:1].unsqueeze(0)
+    return answer, smallest

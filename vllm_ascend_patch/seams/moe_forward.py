@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MoE forward seam: every layer's forward runs with the communication method that the step agreed on.
+
+``MoERunner._forward_impl`` is wrapped, so gates, routing, shared experts and expert load balancing stay upstream's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_ascend_patch.core.moe.comm import make_method
+from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
+from vllm_ascend_patch.core.moe.step import MoEStep
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
+from vllm_ascend_patch.seams.step_context import current_step
+
+_methods: dict[tuple[str, Topology, ExpertPlacement], MoECommMethod[Any, Any]] = {}
+_active: MoEStep | None = None
+
+
+def forward_impl(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run one layer with the step's method; anything that an exception interrupts is cleared."""
+    global _active
+    _active = current_step()
+    try:
+        return original(runner, *args, **kwargs)
+    finally:
+        _active = None
+
+
+def output_is_reduced(original: Any, runner: Any) -> bool:
+    """True for our methods: each returns complete sums, so upstream must not reduce them again."""
+    from vllm_ascend_patch.seams.moe_method import NPUExperts
+
+    return isinstance(runner._quant_method, NPUExperts) or original(runner)
+
+
+def active_step() -> MoEStep:
+    """The step of the layer that is running."""
+    if _active is None:
+        raise RuntimeError(
+            "an MoE layer ran outside the patched forward: the patch 'moe-forward' is not applied "
+            "(see: python -m vllm_ascend_patch doctor)"
+        )
+    return _active
+
+
+def method(name: str, layout: Topology, placement: ExpertPlacement) -> MoECommMethod[Any, Any]:
+    """The method object for a layer, made once per name, topology and placement."""
+    key = (name, layout, placement)
+    if key not in _methods:
+        _methods[key] = make_method(name, layout, placement)
+    return _methods[key]

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Declares the patches that give stock vLLM an MoE path on NPUs. Imports neither torch nor vLLM.
+
+What they do is in ``moe_forward.py`` and ``router_ops.py``.
+"""
+
+from __future__ import annotations
+
+from vllm_ascend_patch.patching import Kind, Patch
+
+_RUNNER = "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner"
+_ROUTER = "vllm.model_executor.layers.fused_moe.router.base_router:eplb_map_to_physical_and_record"
+_NO_DEVICE_KERNEL = "none: the upstream kernel is CUDA's, and an out-of-tree device has no hook for it"
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        id="moe-forward",
+        target=f"{_RUNNER}._forward_impl",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.moe_forward:forward_impl",
+        releases=">=0.24",
+        why="An out-of-tree device has no MoE path: every layer takes the communication method that the step agreed on.",
+        how="Sets the step's method for the duration of upstream's forward; experts and communication are ours, gates, "
+        "routing and shared experts upstream's.",
+        upstream="none: upstream offers per-layer experts to out-of-tree devices, but no choice of method per step",
+        remove_when="vLLM lets a platform choose the dispatch/combine method of a forward",
+    ),
+    Patch(
+        id="moe-output-reduced",
+        target=f"{_RUNNER}._fused_output_is_reduced",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.moe_forward:output_is_reduced",
+        releases=">=0.24",
+        why="Every method returns complete sums; upstream would add them up over tensor parallel ranks once more.",
+        how="Answers True for layers whose experts are ours.",
+        upstream="none: the property asks for a modular kernel object, which an out-of-tree device does not have",
+        remove_when="the property asks the quantisation method instead of its kernel",
+    ),
+    Patch(
+        id="router-topk-softmax",
+        target="vllm._custom_ops:topk_softmax",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.router_ops:topk_softmax",
+        reads=("topk_weights", "topk_ids", "token_expert_indices", "gating_output", "renormalize"),
+        why="Softmax routing calls a CUDA kernel.",
+        how="npu_moe_gating_top_k_softmax, or torch operators when a bias takes part in the selection.",
+        upstream=_NO_DEVICE_KERNEL,
+        remove_when="vLLM's routers have a native path",
+    ),
+    Patch(
+        id="router-topk-sigmoid",
+        target="vllm._custom_ops:topk_sigmoid",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.router_ops:topk_sigmoid",
+        reads=("topk_weights", "topk_ids", "token_expert_indices", "gating_output", "renormalize"),
+        why="Sigmoid routing calls a CUDA kernel.",
+        how="torch operators in float32.",
+        upstream=_NO_DEVICE_KERNEL,
+        remove_when="vLLM's routers have a native path",
+    ),
+    Patch(
+        id="eplb-map",
+        target=_ROUTER,
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.router_ops:map_to_physical",
+        reads=(
+            "topk_ids",
+            "expert_load_view",
+            "logical_to_physical_map",
+            "logical_replica_count",
+            "record_enabled",
+            "num_unpadded_tokens",
+        ),
+        releases=">=0.24",
+        why="On other devices upstream returns logical expert ids unmapped: wrong experts with redundancy, no load counts.",
+        how="The same mapping and counting in torch operators.",
+        upstream="none: the mapping is a Triton kernel",
+        remove_when="vLLM maps expert replicas without Triton",
+    ),
+)
