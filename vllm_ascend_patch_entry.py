@@ -19,7 +19,8 @@ def platform() -> str | None:
     try:
         from vllm_ascend_patch import plugin
     except Exception:
-        return None  # importing it arms it, and that failed; vLLM would swallow the error here, the general plugin meets it again
+        # Importing the package arms it, and that failed. vLLM would swallow the error; the general plugin meets it again.
+        return None
     return plugin.platform()
 
 

@@ -61,7 +61,7 @@ def arm() -> None:
         PatchRefused, PatchError: a module that is loaded already cannot be patched.
     """
     global _environment_before, _environment_set
-    from . import logs, plugin, selection
+    from . import logs, selection
 
     logs.configure(envs.VLLM_ASCEND_PATCH_LOG)
     if envs.switched_off():
@@ -69,7 +69,10 @@ def arm() -> None:
         return
     envs.validate()
     selection.check(_patches().patches)
-    plugin.raise_if_too_late()
+    if "vllm.platforms" in sys.modules:
+        from . import plugin
+
+        plugin.raise_if_too_late()
     if not _environment_set:
         _environment_before, _environment_set = os.environ.get(_SWITCH), True
     os.environ[_SWITCH] = "1"

@@ -86,8 +86,9 @@ VARIABLES: dict[str, Variable] = {
             default="0",
             values="1 or 0 (also true/false, yes/no, on/off)",
             meaning=(
-                "Turns the patch set on in a deployment whose code does not import it. Importing the package sets it, so that the "
-                "processes that vLLM spawns are patched too. An explicit 0 keeps everything off, the import included."
+                "Turns the patch set on in a deployment whose code does not import it. Importing the package sets it, so "
+                "that the processes that vLLM spawns are patched too. An explicit 0 keeps everything off, the import "
+                "included."
             ),
             when="when vLLM loads its plugins, and at import of the package",
             parse=_flag,
@@ -112,8 +113,8 @@ VARIABLES: dict[str, Variable] = {
             "VLLM_ASCEND_PATCH_STRICT",
             "error",
             ("error", "warn", "off"),
-            "What to do when the installed vLLM is not what a patch was recorded against: refuse to start, warn and patch all the "
-            "same, or patch without comparing.",
+            "What to do when the installed vLLM is not what a patch was recorded against: refuse to start, warn and patch "
+            "all the same, or patch without comparing.",
             "when a patch is applied",
         ),
         _choices(
@@ -127,8 +128,8 @@ VARIABLES: dict[str, Variable] = {
             "VLLM_ASCEND_PATCH_DP_SYNC",
             "auto",
             ("auto", "device", "cpu"),
-            "Transport of the data-parallel metadata all-reduce: the NPU group, the CPU (gloo) group, or chosen by topology. It must "
-            "be the same on every rank.",
+            "Transport of the data-parallel metadata all-reduce: the NPU group, the CPU (gloo) group, or chosen by "
+            "topology. It must be the same on every rank.",
             "when the model runner starts",
         ),
         Variable(
@@ -143,7 +144,7 @@ VARIABLES: dict[str, Variable] = {
             name="VLLM_ASCEND_PATCH_TRACE",
             default="",
             values="a path; {rank} and {pid} are filled in",
-            meaning="Where each process writes one JSON line per step: what was posted, agreed and chosen. Empty: no trace.",
+            meaning="Where each process writes a JSON line per step: what was posted, agreed and chosen. Empty: nowhere.",
             when="when the model runner starts",
             parse=str,
         ),
@@ -151,7 +152,8 @@ VARIABLES: dict[str, Variable] = {
             "VLLM_ASCEND_PATCH_MOE_COMM",
             "auto",
             ("auto", "allgather", "mc2", "alltoall"),
-            "The MoE communication method: chosen per step, or forced. A forced method that breaks a limit is refused at start-up.",
+            "The MoE communication method: chosen per step, or forced. A forced method that breaks a limit is refused at "
+            "start-up.",
             "when the model runner starts",
         ),
     )

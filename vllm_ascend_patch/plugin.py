@@ -45,23 +45,20 @@ def competitor() -> str | None:
     if allowed is not None and "ascend" not in [name.strip() for name in allowed.split(",")]:
         return None
     return (
-        f"vllm-ascend {found} is installed and provides its own platform, so vllm_ascend_patch stands down and patches nothing. "
-        "Uninstall vllm-ascend, or keep it from loading with VLLM_PLUGINS=ascend_patch, to use vllm_ascend_patch"
+        f"vllm-ascend {found} is installed and provides its own platform, so vllm_ascend_patch stands down and patches "
+        "nothing. Uninstall vllm-ascend, or keep it from loading with VLLM_PLUGINS=ascend_patch, to use vllm_ascend_patch"
     )
 
 
 def devices() -> tuple[int, str]:
-    """The number of NPUs that torch_npu sees, and what was found in words. Imports torch and torch_npu."""
+    """The number of NPUs that torch_npu sees, and what was found in words. Imports torch_npu."""
     try:
-        import torch
-        import torch_npu  # noqa: F401
+        import torch_npu
     except Exception as error:  # a broken CANN raises anything from ImportError to RuntimeError
-        return (
-            0,
-            f"torch_npu cannot be imported ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})",
-        )
+        line = (str(error).strip().splitlines() or [""])[0]
+        return 0, f"torch_npu cannot be imported ({type(error).__name__}: {line})"
     try:
-        count = int(torch.npu.device_count())
+        count = int(torch_npu.npu.device_count())
     except Exception as error:
         return 0, f"torch_npu {torch_npu.__version__} cannot count its devices ({error})"
     return count, f"torch_npu {torch_npu.__version__} sees {count} NPU device(s)"
@@ -86,7 +83,8 @@ def raise_if_too_late() -> None:
         return
     raise AppliedTooLate(
         f"vLLM has already chosen its platform ({type(chosen).__name__}), before vllm_ascend_patch was imported. Put "
-        "'import vllm_ascend_patch' before the first import of vllm, or set VLLM_ASCEND_PATCH=1 in the environment of the process"
+        "'import vllm_ascend_patch' before the first import of vllm, or set VLLM_ASCEND_PATCH=1 in the environment of the "
+        "process"
     )
 
 
@@ -149,9 +147,9 @@ def general() -> None:
     count, found = devices()
     if count == 0:
         raise NoDevice(
-            f"vllm_ascend_patch was asked for, but there is no NPU to run on: {found}. Check 'npu-smi info', the CANN environment "
-            "(source set_env.sh) and ASCEND_RT_VISIBLE_DEVICES; without hardware, run under 'vllm-ascend-patch virtual-npu -- ...'; "
-            f"to run without the patch set, remove the import or set {_SWITCH}=0"
+            f"vllm_ascend_patch was asked for, but there is no NPU to run on: {found}. Check 'npu-smi info', the CANN "
+            "environment (source set_env.sh) and ASCEND_RT_VISIBLE_DEVICES; without hardware, run under "
+            f"'vllm-ascend-patch virtual-npu -- ...'; to run without the patch set, remove the import or set {_SWITCH}=0"
         )
     raise_if_too_late()
     vllm_ascend_patch.arm()
@@ -177,7 +175,8 @@ def _use_model_runner_v1() -> None:
         return
     if value is not None and value.strip() not in ("", "0"):
         raise envs.EnvError(
-            f"{_V2}={value} asks for model runner V2, but vllm_ascend_patch works on model runner V1: unset {_V2} or set it to 0"
+            f"{_V2}={value} asks for model runner V2, but vllm_ascend_patch works on model runner V1: unset {_V2} or set it "
+            "to 0"
         )
     os.environ[_V2] = "0"
     logger.info("%s=0: the patch set works on vLLM's model runner V1", _V2)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import InvalidPatch
 
@@ -27,8 +27,7 @@ class Kind(StrEnum):
     """The target does not exist upstream; the implementation is put there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """A dotted place in a package: ``module`` is imported, ``path`` is looked up in it."""
 
     module: str

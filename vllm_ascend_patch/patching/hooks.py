@@ -4,16 +4,18 @@
 wrapt fires at once for a module that is in ``sys.modules`` but still executing, and it forgets a hook that raised, so
 that a second import of the module succeeds without it. Here the first case waits until the module is complete, and a
 hook that raised is registered again: the second import fails like the first. Nothing here knows what a patch is.
+
+wrapt itself is imported with the first watched package, not before: its import takes longer than all the rest of arming, and
+a process that never gets to the package needs none of it.
 """
 
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
-
-import wrapt
 
 Callback = Callable[[ModuleType], None]
 
@@ -63,6 +65,38 @@ def _watch(spec: ModuleSpec, callback: Callback) -> None:
         spec._initializing = False  # type: ignore[attr-defined]
 
 
+class _Trigger:
+    """A meta path finder that hands the hooks of a package to wrapt when the package is about to be imported."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[Hook]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, package: str, hook: "Hook") -> bool:
+        """Keep a hook until ``package`` is looked up; false when that has happened."""
+        with self._lock:
+            if package in sys.modules:
+                return False
+            if self not in sys.meta_path:
+                sys.meta_path.insert(0, self)
+            self._waiting.setdefault(package, []).append(hook)
+            return True
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Part of the import protocol. Finds nothing by itself."""
+        if fullname not in self._waiting:
+            return None
+        with self._lock:
+            hooks = self._waiting.pop(fullname, [])
+        for hook in hooks:
+            hook.register()
+        # wrapt has put its finder in front of this one, too late for the look-up that is going on: start that again.
+        return importlib.util.find_spec(fullname)
+
+
+_trigger = _Trigger()
+
+
 class Hook:
     """A registered callback; :meth:`cancel` makes it do nothing (wrapt has no way to take a hook back)."""
 
@@ -93,7 +127,7 @@ class Hook:
         # wrapt queues a hook only for a module that is not loaded; the import that is failing now unloads it anyway.
         sys.modules.pop(self.name, None)
         try:
-            wrapt.register_post_import_hook(self._imported, self.name)
+            self.register()
         finally:
             sys.modules[self.name] = module
 
@@ -104,11 +138,18 @@ class Hook:
         else:
             _watch(spec, self._fire)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Fire now, or see to it that the module's import does."""
         module = sys.modules.get(self.name)
         if module is not None:
             self._dispatch(module)
-            return
+        elif not _trigger.add(self.name.partition(".")[0], self):
+            self.register()
+
+    def register(self) -> None:
+        """Queue with wrapt, whose finder calls back after the module's execution."""
+        import wrapt
+
         _registering.now = self
         try:
             wrapt.register_post_import_hook(self._imported, self.name)
@@ -123,5 +164,5 @@ def when_complete(name: str, callback: Callback) -> Hook:
     An exception of the callback propagates to whoever imports the module, at every attempt.
     """
     hook = Hook(name, callback)
-    hook._start()
+    hook.start()
     return hook

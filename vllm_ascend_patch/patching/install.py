@@ -10,7 +10,6 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -174,16 +173,36 @@ def build(patch: Patch, implementation: Any, raw: Any) -> Any:
     return function
 
 
-@dataclass(slots=True)
-class Installed:
-    """One applied patch: what was there, what is there, and where else it was put."""
+def _inherited(patch: Patch, owner: type, raw: Any) -> Any:
+    """A stand-in for an inherited descriptor that looks its function up in the bases at each call, as inheritance does.
 
-    patch: Patch
-    owner: Any
-    raw: Any
-    inherited: bool
-    object: Any
-    rebound: list[tuple[Any, str]] = field(default_factory=list)
+    Whoever patches or restores the base later is honoured. Properties and values are taken as they are.
+    """
+    if not isinstance(raw, FunctionType | staticmethod | classmethod):
+        return raw
+    name = patch.place.name
+
+    def look_up(*args: Any, **kwargs: Any) -> Any:
+        for base in owner.__mro__[1:]:
+            if name in vars(base):
+                return underlying(vars(base)[name])(*args, **kwargs)
+        raise AttributeError(f"{owner.__qualname__} no longer inherits {name!r}")
+
+    original = _call_through(patch, look_up, underlying(raw))
+    original.__dict__.pop(MARK, None)
+    return original if isinstance(raw, FunctionType) else type(raw)(original)
+
+
+class Installed:
+    """One applied patch: what was there (``inherited``: in a base), what is there, and where else it was put."""
+
+    def __init__(self, patch: Patch, owner: Any, raw: Any, inherited: bool, new: Any) -> None:
+        self.patch = patch
+        self.owner = owner
+        self.raw = raw
+        self.inherited = inherited
+        self.object = new
+        self.rebound: list[tuple[Any, str]] = []
 
     @property
     def original(self) -> Any:
@@ -222,9 +241,9 @@ def install(patch: Patch, implementation: Any, module: ModuleType) -> Installed:
             raise PatchConflict(f"patch {patch.id} adds {place}, but it is there already: {raw!r}")
     elif raw is MISSING:
         raise TargetMissing(f"patch {patch.id}: {place} does not exist")
-    elif getattr(underlying(raw), MARK, None) is not None:
+    elif own is not MISSING and getattr(underlying(own), MARK, None) is not None:
         raise PatchConflict(f"patch {patch.id}: {place} is patched already, by {getattr(underlying(raw), MARK)}")
-    new = build(patch, implementation, raw)
+    new = build(patch, implementation, raw if own is not MISSING else _inherited(patch, owner, raw))
     done = Installed(patch, owner, raw, own is MISSING, new)
     setattr(owner, place.name, new)
     try:
@@ -259,8 +278,8 @@ def uninstall(done: Installed) -> None:
     name = done.patch.place.name
     if own_attribute(done.owner, name) is not done.object:
         raise PatchConflict(
-            f"patch {done.patch.id}: {done.patch.target} no longer holds what was installed there (somebody patched it again); "
-            "revert that first"
+            f"patch {done.patch.id}: {done.patch.target} no longer holds what was installed there (somebody patched it "
+            "again); revert that first"
         )
     _put(done.owner, name, MISSING if done.inherited else done.raw)
     if done.raw is MISSING:

@@ -16,10 +16,10 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .declaration import Patch, Target
 from .errors import InvalidPatch, PatchConflict, PatchError, PatchRefused, TargetMissing, UnknownPatch
@@ -51,8 +51,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class PatchStatus:
+class PatchStatus(NamedTuple):
     """One row of the report. ``aliases`` are the places that were rebound; ``release`` is the upstream release found,
     if known."""
 
@@ -155,9 +154,7 @@ class PatchSet:
             entry.unhook()
             entry.state, entry.reason, entry.error = State.ARMED, f"waiting for {entry.patch.place.module}", None
             try:
-                entry.hook = when_complete(
-                    entry.patch.place.module, lambda module, entry=entry: self._settle(entry, module)
-                )
+                entry.hook = when_complete(entry.patch.place.module, partial(self._settle, entry))
             except PatchError as error:
                 errors.append(error)
         if errors:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The outcome of comparing a patch with an upstream release. Only the words live here; the comparing does not."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Finding(StrEnum):
@@ -24,8 +24,7 @@ class Finding(StrEnum):
     """There is nothing recorded for this release to compare with."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """A finding, the release that it is about, and its reasons, one line each (empty when it simply fits)."""
 
     finding: Finding
