@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch_npu
 
 _MEMORY_FUNCTIONS = {
     "get_memory_info": "mem_get_info",
@@ -28,10 +29,10 @@ _MEMORY_FUNCTIONS = {
 def map_accelerator_names() -> None:
     """Idempotent; names that this torch does not have are left out."""
     for name, npu_name in _MEMORY_FUNCTIONS.items():
-        if hasattr(torch.accelerator, name) and hasattr(torch.npu, npu_name):
+        if hasattr(torch.accelerator, name) and hasattr(torch_npu.npu, npu_name):
             setattr(torch.accelerator, name, partial(_forward, npu_name))
 
 
 def _forward(npu_name: str, device: Any = None) -> Any:
-    function = getattr(torch.npu, npu_name)
+    function = getattr(torch_npu.npu, npu_name)
     return function() if device is None else function(device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch_npu
 
 from vllm_ascend_patch.npu.attention.layout import check_head_size
 
@@ -57,7 +58,7 @@ def _check_parallel(vllm_config: VllmConfig) -> None:
     if getattr(parallel, "nnodes", 1) > 1:
         return
     ranks = parallel.world_size * (parallel.data_parallel_size_local or 1)
-    devices = torch.npu.device_count()
+    devices = torch_npu.npu.device_count()
     if ranks > devices:
         raise ValueError(
             f"{ranks} ranks on this machine (tensor parallel x pipeline parallel {parallel.world_size}, local data "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points the few ``torch.cuda`` names that upstream's runner uses at ``torch.npu``.
+"""Points the few ``torch.cuda`` names that upstream's runner uses at ``torch_npu.npu``.
 
 Upstream's runner creates streams and events as ``torch.cuda.Stream`` and so on, also long after its constructor, so the
 names stay mapped for the life of the worker process. Only worker processes are touched.
@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch_npu
 
 _CLASSES = ("Stream", "Event")
 _FUNCTIONS = (
@@ -31,6 +32,6 @@ _FUNCTIONS = (
 def map_cuda_names() -> None:
     """Idempotent. Functions get a ``partial`` each, because Dynamo refuses one object under two names."""
     for name in _CLASSES:
-        setattr(torch.cuda, name, getattr(torch.npu, name))
+        setattr(torch.cuda, name, getattr(torch_npu.npu, name))
     for name in _FUNCTIONS:
-        setattr(torch.cuda, name, partial(getattr(torch.npu, name)))
+        setattr(torch.cuda, name, partial(getattr(torch_npu.npu, name)))

@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch_npu
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
@@ -48,24 +49,24 @@ class NPUPlatform(Platform):
 
     @classmethod
     def set_device(cls, device: torch.device) -> None:
-        torch.npu.set_device(device)
+        torch_npu.npu.set_device(device)
 
     @classmethod
     def get_device_name(cls, device_id: int = 0) -> str:
-        return torch.npu.get_device_name(device_id)
+        return torch_npu.npu.get_device_name(device_id)
 
     @classmethod
     def get_device_total_memory(cls, device_id: int = 0) -> int:
-        return torch.npu.get_device_properties(device_id).total_memory
+        return torch_npu.npu.get_device_properties(device_id).total_memory
 
     @classmethod
     def get_current_memory_usage(cls, device: torch.types.Device | None = None) -> float:
-        torch.npu.reset_peak_memory_stats(device)
-        return torch.npu.max_memory_allocated(device)
+        torch_npu.npu.reset_peak_memory_stats(device)
+        return torch_npu.npu.max_memory_allocated(device)
 
     @classmethod
     def manual_seed_all(cls, seed: int) -> None:
-        torch.npu.manual_seed_all(seed)
+        torch_npu.npu.manual_seed_all(seed)
 
     @classmethod
     def get_device_capability(cls, device_id: int = 0) -> None:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch_npu
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.worker import gpu_worker
@@ -28,10 +29,12 @@ class NPUWorker(Worker):
     """Upstream's worker on ``npu:<index>``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from vllm_ascend_patch.npu import int8_linear
         from vllm_ascend_patch.seams.moe_method import register_methods
 
         map_accelerator_names()
         register_methods()
+        int8_linear.register()
         super().__init__(*args, **kwargs)
 
     def init_device(self) -> None:
@@ -42,7 +45,7 @@ class NPUWorker(Worker):
 
         index = self._visible_device_index()
         self.device = torch.device(f"npu:{index}")
-        torch.npu.set_device(self.device)
+        torch_npu.npu.set_device(self.device)
         current_platform.check_if_supports_dtype(self.model_config.dtype)
         # vLLM derives each process group's device from the local rank, so the rank passed here is the device's index.
         self.local_rank = index
@@ -51,14 +54,14 @@ class NPUWorker(Worker):
         )
         set_random_seed(self.model_config.seed)
         gc.collect()
-        torch.npu.empty_cache()
+        torch_npu.npu.empty_cache()
         self.init_snapshot = MemorySnapshot(device=self.device)
         self.requested_memory = request_memory(self.init_snapshot, self.cache_config)
         self._init_workspace_and_model_runner()
         logger.info(
             "NPU worker on %s (%s), rank %d, %.1f GiB free of %.1f GiB",
             self.device,
-            torch.npu.get_device_name(index),
+            torch_npu.npu.get_device_name(index),
             self.rank,
             self.init_snapshot.free_memory / 2**30,
             self.init_snapshot.total_memory / 2**30,
@@ -99,7 +102,7 @@ class NPUWorker(Worker):
         if parallel.distributed_executor_backend not in ("ray", "external_launcher"):
             local_dp_rank = parallel.data_parallel_rank_local
             index += (local_dp_rank if local_dp_rank is not None else 0) * parallel.world_size
-        count = torch.npu.device_count()
+        count = torch_npu.npu.device_count()
         if index >= count:
             raise RuntimeError(
                 f"rank {self.rank} needs NPU {index}, but torch_npu sees {count}; check ASCEND_RT_VISIBLE_DEVICES and "

@@ -10,18 +10,17 @@ from typing import Any
 
 from vllm_ascend_patch.core.moe.comm import make_method
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
-from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
-from vllm_ascend_patch.seams.step_context import current_step
+from vllm_ascend_patch.seams.step_context import ForwardTokens, current_tokens
 
 _methods: dict[tuple[str, Topology, ExpertPlacement], MoECommMethod[Any, Any]] = {}
-_active: MoEStep | None = None
+_active: ForwardTokens | None = None
 
 
 def forward_impl(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     """Run one layer with the step's method; anything that an exception interrupts is cleared."""
     global _active
-    _active = current_step()
+    _active = current_tokens()
     try:
         return original(runner, *args, **kwargs)
     finally:
@@ -35,8 +34,8 @@ def output_is_reduced(original: Any, runner: Any) -> bool:
     return isinstance(runner._quant_method, NPUExperts) or original(runner)
 
 
-def active_step() -> MoEStep:
-    """The step of the layer that is running."""
+def active_tokens() -> ForwardTokens:
+    """The token counts of the forward that the running layer belongs to."""
     if _active is None:
         raise RuntimeError(
             "an MoE layer ran outside the patched forward: the patch 'moe-forward' is not applied "

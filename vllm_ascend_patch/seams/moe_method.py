@@ -6,6 +6,7 @@ vLLM instantiates the registered subclass in place of its own class; routing, sh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,31 @@ from vllm.model_executor.utils import replace_parameter
 
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.selection import MethodSelector
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
 from vllm_ascend_patch.seams import moe_forward
+from vllm_ascend_patch.seams.moe_selection import selector_of
 from vllm_ascend_patch.seams.moe_topology import placement_of, topology_of
 
-_EXPERTS = "_ascend_expert_weights"
+_RUNTIME = "_ascend_moe"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRuntime:
+    """What one layer's forward needs, made once after its weights are loaded."""
+
+    weights: ExpertWeights
+    layout: Topology
+    placement: ExpertPlacement
+    selector: MethodSelector
+    weight_on_input: bool
+
+    @classmethod
+    def of(cls, layer: Any, weights: ExpertWeights) -> LayerRuntime:
+        layout = topology_of(layer.moe_config)
+        on_input = bool(getattr(layer, "apply_router_weight_on_input", False))
+        selector = selector_of(layer, layout, weights.quantized)
+        return cls(weights, layout, placement_of(layer, layout), selector, on_input)
 
 
 class NPUExperts:
@@ -33,17 +55,16 @@ class NPUExperts:
 
     def apply(self, layer: Any, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, **_: Any) -> Any:
         """``[T, H]`` -> ``[T, H]``: routed experts of this layer, summed over all ranks."""
-        layout = topology_of(layer.moe_config)
-        placement = placement_of(layer, layout)
-        step = moe_forward.active_step()
+        runtime: LayerRuntime = getattr(layer, _RUNTIME)
+        step = moe_forward.active_tokens().step(runtime.selector)
         return fused_moe(
-            moe_forward.method(step.method, layout, placement),
+            moe_forward.method(step.method, runtime.layout, runtime.placement),
             x,
             topk_weights,
             topk_ids,
-            getattr(layer, _EXPERTS),
+            runtime.weights,
             step,
-            apply_router_weight_on_input=bool(getattr(layer, "apply_router_weight_on_input", False)),
+            apply_router_weight_on_input=runtime.weight_on_input,
         )
 
 
@@ -52,17 +73,33 @@ class NPUUnquantizedFusedMoEMethod(NPUExperts, UnquantizedFusedMoEMethod):
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Bring the loaded weights into the grouped matmul's layout, once; the parameters then hold that layout."""
-        if self.moe.has_bias:
-            raise NotImplementedError("experts with biases are not supported on Ascend NPUs by this port")
+        check_supported(self.moe)
         weights = ExpertWeights.from_loaded(
-            layer.w13_weight.data, layer.w2_weight.data, activation=_activation_name(layer.activation)
+            layer.w13_weight.data, layer.w2_weight.data, activation=activation_name(layer.activation)
         )
         replace_parameter(layer, "w13_weight", weights.w13)
         replace_parameter(layer, "w2_weight", weights.w2)
-        setattr(layer, _EXPERTS, weights)
+        keep_runtime(layer, weights)
 
 
-def _activation_name(activation: Any) -> str:
+def keep_runtime(layer: Any, weights: ExpertWeights) -> None:
+    """Remember on the layer what its forward needs; raises when a forced method or ``HCCL_BUFFSIZE`` cannot work."""
+    setattr(layer, _RUNTIME, LayerRuntime.of(layer, weights))
+
+
+def check_supported(moe: Any) -> None:
+    """Raise for what upstream's layer can ask for and these experts do not do."""
+    if moe.has_bias:
+        raise NotImplementedError("experts with biases are not supported on Ascend NPUs by this port")
+    if getattr(moe, "skip_final_all_reduce", False):
+        raise NotImplementedError(
+            "this model wants the unreduced sums of its experts (skip_final_all_reduce), which is not supported on Ascend "
+            "NPUs by this port: every communication method returns complete sums"
+        )
+
+
+def activation_name(activation: Any) -> str:
+    """vLLM's name of an activation, given as an enum in new releases and as text in old ones."""
     return getattr(activation, "value", activation)
 
 

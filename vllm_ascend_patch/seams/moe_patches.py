@@ -77,4 +77,26 @@ PATCHES: tuple[Patch, ...] = (
         upstream="none: the mapping is a Triton kernel",
         remove_when="vLLM maps expert replicas without Triton",
     ),
+    Patch(
+        id="moe-w8a8",
+        target="vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe."
+        "compressed_tensors_moe_w8a8_int8:CompressedTensorsW8A8Int8MoEMethod",
+        kind=Kind.REPLACE,
+        implementation="vllm_ascend_patch.seams.moe_w8a8:NPUW8A8Int8MoEMethod",
+        releases=">=0.24",
+        why="The int8 experts of compressed-tensors checkpoints run on CUDA and CPU kernels only.",
+        how="A subclass that loads weights as upstream does and runs them on grouped matmuls.",
+        upstream="none: quantised MoE methods have no registration for out-of-tree devices",
+        remove_when="vLLM lets a platform register quantised MoE methods",
+    ),
+    Patch(
+        id="memory-profile",
+        target="vllm.v1.worker.gpu_model_runner:GPUModelRunner.profile_run",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.memory_profile:profile_run",
+        why="Upstream profiles the largest batch only, which need not be the method that takes the most memory.",
+        how="Adds one dummy pass at MC2's capacity where the largest batch takes another method.",
+        upstream="none: upstream has one communication method per deployment",
+        remove_when="vLLM profiles a list of token counts",
+    ),
 )

@@ -2,16 +2,43 @@
 """Carries what the ranks agreed on for a forward step from vLLM's forward context to the MoE layers.
 
 vLLM asks the platform for additional fields on every forward, real or dummy, once the token counts of all data-parallel
-ranks are known; this is where the step's communication method is chosen.
+ranks are known. Everything here is host side and the same on every rank, except how many of this rank's rows are real.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.step import MoEStep
 
 FIELD = "vllm_ascend_patch_step"
+
+
+@dataclass(frozen=True)
+class ForwardTokens:
+    """The token counts of one forward.
+
+    Attributes:
+        per_dp_rank: rows that each data-parallel rank runs, padding included.
+        active: rows of this rank that belong to requests; they come first.
+        captured: whether the MoE layers of this forward run inside a captured graph.
+    """
+
+    per_dp_rank: tuple[int, ...]
+    active: int
+    captured: bool
+    _steps: dict[int, MoEStep] = field(default_factory=dict, repr=False, compare=False)
+
+    def step(self, selector: MethodSelector) -> MoEStep:
+        """The step for layers with ``selector``; chosen once per forward, however many layers ask."""
+        step = self._steps.get(id(selector))
+        if step is None:
+            choice = selector.choose(max(self.per_dp_rank), self.captured)
+            step = MoEStep(self.per_dp_rank, self.active, choice.method, self.captured)
+            self._steps[id(selector)] = step
+        return step
 
 
 def forward_context_fields(**context: Any) -> dict[str, Any]:
@@ -20,17 +47,19 @@ def forward_context_fields(**context: Any) -> dict[str, Any]:
     if num_tokens is None:
         return {}
     across_dp = context.get("num_tokens_across_dp")
-    tokens = (int(num_tokens),) if across_dp is None else tuple(across_dp.tolist())
-    return {FIELD: MoEStep(tokens, active_tokens=int(num_tokens), method="allgather")}
+    per_dp_rank = (int(num_tokens),) if across_dp is None else tuple(across_dp.tolist())
+    graph_mode = context.get("cudagraph_runtime_mode")
+    captured = graph_mode is not None and graph_mode.name != "NONE"
+    return {FIELD: ForwardTokens(per_dp_rank, int(num_tokens), captured)}
 
 
-def current_step() -> MoEStep:
-    """The step of the forward that is running."""
+def current_tokens() -> ForwardTokens:
+    """The token counts of the forward that is running."""
     from vllm.forward_context import get_forward_context
 
-    step = get_forward_context().additional_kwargs.get(FIELD)
-    if step is None:
+    tokens = get_forward_context().additional_kwargs.get(FIELD)
+    if tokens is None:
         raise RuntimeError(
             "an MoE layer ran without the step's token counts: the forward context was not made through the NPU platform"
         )
-    return step
+    return tokens

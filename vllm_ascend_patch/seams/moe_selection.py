@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads from vLLM's configuration what the choice of an MoE communication method depends on.
+
+One selector per process and set of facts, so that the choice is logged once per change and counted in one place.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from typing import Any
+
+from vllm_ascend_patch import envs
+from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
+from vllm_ascend_patch.core.moe.limits import MoEFacts
+from vllm_ascend_patch.core.moe.selection import MethodSelector
+from vllm_ascend_patch.core.moe.soc import detect_soc, dispatch_operator_version
+from vllm_ascend_patch.core.moe.topology import Topology
+
+_selectors: list[MethodSelector] = []
+
+
+def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector:
+    """The selector for a layer; raises ``MoELimitError`` when a forced method or ``HCCL_BUFFSIZE`` cannot work."""
+    from vllm.config import get_current_vllm_config
+
+    config = get_current_vllm_config()
+    moe = layer.moe_config
+    facts = MoEFacts(
+        soc=detect_soc(),
+        operator_version=dispatch_operator_version(),
+        tp_size=layout.tp.size,
+        dp_size=layout.dp.size,
+        ep_size=layout.ep.size,
+        num_experts=layer.global_num_experts,
+        hidden_size=moe.hidden_dim,
+        top_k=moe.experts_per_token,
+        dtype=str(config.model_config.dtype).removeprefix("torch."),
+        num_nodes=_num_nodes(config.parallel_config),
+        hccl_buffsize_mib=_hccl_buffsize(),
+        quantized=quantized,
+    )
+    return _selector(facts, _scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM)
+
+
+@cache
+def _selector(facts: MoEFacts, scheduler: SchedulerFacts, forced: str) -> MethodSelector:
+    selector = MethodSelector(facts, scheduler, forced)
+    _selectors.append(selector)
+    return selector
+
+
+def selectors() -> tuple[MethodSelector, ...]:
+    """Every selector of this process: one for each kind of MoE layer that was loaded."""
+    return tuple(_selectors)
+
+
+def _scheduler_facts(config: Any) -> SchedulerFacts:
+    scheduler, compilation = config.scheduler_config, config.compilation_config
+    speculative = config.speculative_config
+    drafts = (speculative.num_speculative_tokens or 0) if speculative is not None else 0
+    graphs = compilation.cudagraph_mode is not None and compilation.cudagraph_mode.name != "NONE"
+    return SchedulerFacts(
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_num_seqs=scheduler.max_num_seqs,
+        tokens_per_decode=1 + drafts,
+        max_captured_tokens=(compilation.max_cudagraph_capture_size or 0) if graphs else 0,
+    )
+
+
+def _num_nodes(parallel: Any) -> int:
+    """Machines that the ranks span: as configured, or from how many data-parallel ranks are local."""
+    local = parallel.data_parallel_size_local or parallel.data_parallel_size
+    return max(getattr(parallel, "nnodes", 1), -(-parallel.data_parallel_size // max(local, 1)))
+
+
+def _hccl_buffsize() -> int | None:
+    text = os.environ.get("HCCL_BUFFSIZE", "").strip()
+    if not text:
+        return None
+    if not text.isdigit() or int(text) == 0:
+        raise ValueError(f"HCCL_BUFFSIZE={text!r} is not valid: use a whole number of MiB above 0, or unset it")
+    return int(text)
