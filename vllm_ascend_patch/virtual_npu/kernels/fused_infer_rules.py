@@ -335,9 +335,9 @@ def _check_mask(call: Call) -> None:
     if mode in (2, 3, 4):
         side = COMPRESSED_MASK
         shapes = ((side, side), (1, side, side), (1, 1, side, side))
-        got = None if mask is None else list(mask.shape)
+        found = None if mask is None else list(mask.shape)
         if mask is None or tuple(mask.shape) not in shapes:
-            raise RuntimeError(f"{op}: sparse_mode {mode} needs an atten_mask of exactly {side}x{side}, got {got}")
+            raise RuntimeError(f"{op}: sparse_mode {mode} needs an atten_mask of exactly {side}x{side}, got {found}")
         lower = torch.equal(mask.reshape(side, side).view(torch.uint8), causal_mask())
         require(op, lower, "atten_mask must be 1 above the diagonal and 0 elsewhere", "other values")
     elif mask is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 
 INT8_MAX = 127.0
+UNWRITTEN = -128.0  # what a NaN becomes: the value that marks unwritten int8
 
 
 def quantise_rows(x: torch.Tensor, smooth: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,7 +22,7 @@ def quantise_rows(x: torch.Tensor, smooth: torch.Tensor | None = None) -> tuple[
     smoothed = x.float() if smooth is None else x.float() * smooth.float()
     scale = smoothed.abs().amax(dim=-1) / INT8_MAX
     divisor = scale.masked_fill(scale == 0, 1.0).unsqueeze(-1)
-    y = (smoothed / divisor).round_().clamp_(-INT8_MAX, INT8_MAX)
+    y = (smoothed / divisor).round_().clamp_(-INT8_MAX, INT8_MAX).nan_to_num_(nan=UNWRITTEN)
     return y.to(torch.int8), scale
 
 

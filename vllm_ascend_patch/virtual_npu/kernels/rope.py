@@ -100,7 +100,8 @@ def mrope(
     multiple = 16 if query.dtype == torch.float32 else 32
     require(op, rotary_dim % multiple == 0, f"rotary_dim must be a multiple of {multiple} for this dtype", rotary_dim)
     require(op, 0 < rotary_dim <= head_size, f"rotary_dim must be in (0, head_size={head_size}]", rotary_dim)
-    require(op, rotary_mode in MODES, "rotary_mode must be 'half' or 'interleave'", repr(rotary_mode))
+    mode = rotary_mode or "half"
+    require(op, mode in MODES, "rotary_mode must be 'half' or 'interleave'", repr(rotary_mode))
     if cache_mode not in (None, "default"):
         raise unsupported(op, f"cache_mode {cache_mode!r}")
     sections = list(mrope_section or [])
@@ -126,7 +127,7 @@ def mrope(
         cos, sin = (
             torch.cat([part[row] for row, part in enumerate(f.split(sections, dim=-1))], dim=-1) for f in (cos, sin)
         )
-    if rotary_mode == "half":
+    if mode == "half":
         cos, sin = (torch.cat((f, f), dim=-1).unsqueeze(1) for f in (cos, sin))
     else:
         cos, sin = (f.repeat_interleave(2, dim=-1).unsqueeze(1) for f in (cos, sin))
@@ -134,7 +135,7 @@ def mrope(
     def rotate(flat: torch.Tensor) -> torch.Tensor:
         heads = flat.float().reshape(tokens, flat.shape[1] // head_size, head_size)
         turning, staying = heads[..., :rotary_dim], heads[..., rotary_dim:]
-        turned = turning * cos + _rotated(turning, rotary_mode) * sin
+        turned = turning * cos + _rotated(turning, mode) * sin
         return torch.cat((turned, staying), dim=-1).reshape(flat.shape).to(flat.dtype)
 
     return rotate(query), rotate(key)
