@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridge between a virtual NPU's tensors and the CPU kernels that compute on them.
+
+Device memory is host memory, so both directions are free of copies. Used by the reference kernels and by the
+collectives; nothing here knows any operator.
+"""
+
+from typing import TYPE_CHECKING
+
+from . import extension
+
+if TYPE_CHECKING:
+    import torch
+
+
+def alias_cpu(tensor: "torch.Tensor") -> "torch.Tensor":
+    """A CPU tensor over the memory of `tensor`: same sizes, strides, storage offset and dtype.
+
+    Writing to either is seen by the other, and the memory lives as long as one of them does. A CPU tensor is
+    returned as it is.
+    """
+    return extension.load().alias_cpu(tensor)
+
+
+def to_device(tensor: "torch.Tensor", device: "torch.device | str | int") -> "torch.Tensor":
+    """A new tensor on the NPU `device` with the values of the CPU tensor `tensor` (one copy, counted as device memory)."""
+    import torch
+
+    return tensor.to(torch.device("npu", device) if isinstance(device, int) else torch.device(device))

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// See kernel.h.
+#include "kernel.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <unordered_set>
+
+#include "alias.h"
+#include "allocator.h"
+#include "random.h"
+
+namespace virtual_npu {
+namespace {
+
+using c10::IValue;
+using torch::jit::Stack;
+
+// Allocation, views and bookkeeping stay torch_npu's: they work on the simulated runtime and keep its own records right.
+// So do the operators whose device argument, not their tensors, decides where the result lives.
+const std::unordered_set<std::string> kLeftToTorchNPU = {
+    "_has_compatible_shallow_copy_type",
+    "_lazy_clone",
+    "_pin_memory",
+    "_reshape_alias",
+    "_to_copy",
+    "as_strided",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "empty_with_format",
+    "empty_with_swapped_memory",
+    "is_pinned",
+    "new_empty_strided",
+    "record_stream",
+    "resize_",
+    "resize_as_",
+    "set_",
+    "squeeze",
+    "unfold",
+    "unsafe_empty_with_format",
+    "unsqueeze",
+    "view",
+    "view_as_complex",
+    "view_as_real",
+};
+
+// Operators that accept host tensors next to device tensors on an NPU too, whatever the number of dimensions: copies,
+// indices and the lengths of packed sequences.
+const std::unordered_set<std::string> kTakesHostTensors = {
+    "_copy_from",
+    "_copy_from_and_resize",
+    "_foreach_copy_",
+    "_index_put_impl_",
+    "_pack_padded_sequence",
+    "copy_",
+    "index",
+    "index_put",
+    "index_put_",
+    "unsafe_index",
+};
+
+// What the schema of an operator says about a call.
+struct Plan {
+  int generator = -1;
+  int device = -1;
+  bool writes = false;
+  bool draws_from_default = false;
+  bool takes_host_tensors = false;
+  bool has_kernel = false;
+  std::vector<bool> written;
+
+  explicit Plan(const c10::OperatorHandle& op) {
+    const auto& arguments = op.schema().arguments();
+    written.reserve(arguments.size());
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const auto& argument = arguments[i];
+      written.push_back(argument.alias_info() != nullptr && argument.alias_info()->isWrite());
+      writes = writes || written.back();
+      c10::TypePtr type = argument.type();
+      if (const auto optional = type->cast<c10::OptionalType>()) {
+        type = optional->getElementType();
+      }
+      if (type->kind() == c10::TypeKind::GeneratorType) {
+        generator = static_cast<int>(i);
+      } else if (type->kind() == c10::TypeKind::DeviceObjType) {
+        device = static_cast<int>(i);
+      }
+    }
+    draws_from_default = generator < 0 && op.hasTag(at::Tag::nondeterministic_seeded);
+    const std::string& name = op.operator_name().name;
+    takes_host_tensors = kTakesHostTensors.count(name.substr(name.rfind(':') + 1)) != 0;
+    has_kernel = op.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU);
+  }
+};
+
+template <typename Visit>
+void for_each_tensor(const IValue& value, const Visit& visit) {
+  if (value.isTensor()) {
+    visit(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const at::Tensor& tensor : value.toTensorVector()) {
+      visit(tensor);
+    }
+  } else if (value.isOptionalTensorList()) {
+    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
+      if (tensor) {
+        visit(*tensor);
+      }
+    }
+  }
+}
+
+template <typename Replace>
+void replace_tensors(IValue& value, const Replace& replace) {
+  if (value.isTensor()) {
+    value = replace(value.toTensor());
+  } else if (value.isTensorList()) {
+    c10::List<at::Tensor> replaced;
+    const auto tensors = value.toTensorVector();
+    replaced.reserve(tensors.size());
+    for (const at::Tensor& tensor : tensors) {
+      replaced.push_back(replace(tensor));
+    }
+    value = std::move(replaced);
+  } else if (value.isOptionalTensorList()) {
+    c10::List<std::optional<at::Tensor>> replaced;
+    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
+      replaced.push_back(tensor ? std::optional<at::Tensor>(replace(*tensor)) : std::nullopt);
+    }
+    value = std::move(replaced);
+  }
+}
+
+bool on_npu(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.device().type() == kNPU;
+}
+
+std::string argument_of(const c10::OperatorHandle& op, size_t index) {
+  return c10::str("(when checking argument ", op.schema().arguments()[index].name(), " of ", op.operator_name(), ")");
+}
+
+class Kernel final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+    if (C10_UNLIKELY(plan_ == nullptr)) {
+      plan_ = std::make_unique<Plan>(op); // races build the same plan under the interpreter lock or not at all
+    }
+    const Plan& plan = *plan_;
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        plan.has_kernel,
+        op.operator_name(),
+        " cannot run on the virtual NPU: it computes with PyTorch's CPU kernels and there is none for this operator");
+
+    const size_t count = op.schema().arguments().size();
+    const size_t first = stack->size() - count;
+    std::optional<c10::Device> tensors_on = check_devices(op, plan, *stack, first, count);
+    c10::Device result_device = tensors_on.value_or(c10::Device(kNPU, 0));
+    if (plan.device >= 0) {
+      IValue& argument = (*stack)[first + plan.device];
+      if (argument.isDevice()) {
+        result_device = argument.toDevice();
+        if (result_device.type() == kNPU) {
+          if (!tensors_on) {
+            static const bool initialised = initialise_device();
+            (void)initialised;
+          }
+          argument = c10::Device(c10::DeviceType::CPU);
+        }
+      }
+    }
+    const bool results_on_npu = result_device.type() == kNPU;
+    const c10::Device guarded = results_on_npu ? result_device : *tensors_on;
+    const c10::OptionalDeviceGuard device_guard(guarded);
+    if (results_on_npu && !result_device.has_index()) {
+      result_device = c10::Device(kNPU, c10::impl::getDeviceGuardImpl(kNPU)->getDevice().index());
+    }
+
+    AliasTable aliases;
+    for (size_t i = first; i < stack->size(); ++i) {
+      replace_tensors((*stack)[i], [&](const at::Tensor& tensor) { return on_npu(tensor) ? aliases.alias(tensor) : tensor; });
+    }
+    if (plan.generator >= 0) {
+      IValue& argument = (*stack)[first + plan.generator];
+      argument = cpu_generator(argument.toOptional<at::Generator>(), guarded);
+    }
+
+    {
+      const at::AutoDispatchBelowADInplaceOrView below_autograd;
+      const AllocateOnDevice allocate(results_on_npu);
+      const BorrowedDefaultGenerator generator(plan.draws_from_default, guarded);
+      op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+    }
+
+    if (plan.writes) {
+      aliases.write_back(guarded);
+    }
+    const size_t first_result = stack->size() - op.schema().returns().size();
+    for (size_t i = first_result; i < stack->size(); ++i) {
+      for_each_tensor((*stack)[i], [&](const at::Tensor& tensor) { aliases.expect(tensor); });
+    }
+    for (size_t i = first_result; i < stack->size(); ++i) {
+      replace_tensors((*stack)[i], [&](const at::Tensor& tensor) {
+        return results_on_npu ? aliases.wrap(tensor, result_device) : tensor;
+      });
+    }
+  }
+
+ private:
+  // The device of the call's tensors, if there are any on an NPU. Refuses what an NPU would refuse.
+  static std::optional<c10::Device> check_devices(
+      const c10::OperatorHandle& op, const Plan& plan, const Stack& stack, size_t first, size_t count) {
+    std::optional<c10::Device> device;
+    bool host = false;
+    for (size_t i = 0; i < count; ++i) {
+      for_each_tensor(stack[first + i], [&](const at::Tensor& tensor) {
+        if (!tensor.defined()) {
+          return;
+        }
+        if (tensor.device().type() != kNPU) {
+          host = true;
+        } else if (!device) {
+          device = tensor.device();
+        } else {
+          TORCH_CHECK(
+              *device == tensor.device() || plan.takes_host_tensors,
+              "Expected all tensors to be on the same device, but found at least two devices, ",
+              *device,
+              " and ",
+              tensor.device(),
+              "! ",
+              argument_of(op, i));
+        }
+      });
+    }
+    if (host && device && !plan.takes_host_tensors) {
+      for (size_t i = 0; i < count; ++i) {
+        for_each_tensor(stack[first + i], [&](const at::Tensor& tensor) {
+          TORCH_CHECK(
+              !tensor.defined() || tensor.device().type() == kNPU || (tensor.dim() == 0 && !plan.written[i]),
+              "Expected all tensors to be on the same device, but found at least two devices, ",
+              *device,
+              " and ",
+              tensor.device(),
+              "! ",
+              argument_of(op, i));
+        });
+      }
+    }
+    return device;
+  }
+
+  // torch_npu initialises the device when the first tensor is allocated on it.
+  static bool initialise_device() {
+    at::empty({0}, at::TensorOptions().device(c10::Device(kNPU)));
+    return true;
+  }
+
+  std::unique_ptr<Plan> plan_;
+};
+
+// For operators whose autograd kernel torch_npu replaced by one that calls operators of its own: PyTorch's own formula.
+class AutogradKernel final : public c10::OperatorKernel {
+ public:
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    op.getComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU).callBoxed(op, keys, stack);
+  }
+};
+
+bool is_left_to_torch_npu(const c10::OperatorName& name) {
+  return kLeftToTorchNPU.count(name.name.substr(name.name.rfind(':') + 1)) != 0;
+}
+
+// Replacing a kernel is what this is for, so PyTorch's warning about it is not passed on.
+class Quiet final : public c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
+} // namespace
+
+std::vector<std::string> install_kernels() {
+  Quiet quiet;
+  const c10::WarningUtils::WarningHandlerGuard guard(&quiet);
+  // Never destroyed: taking kernels away while the process exits would be work for nothing.
+  auto* device = new torch::Library(
+      torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  auto* autograd = new torch::Library(
+      torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
+
+  auto& dispatcher = c10::Dispatcher::singleton();
+  std::vector<std::string> replaced;
+  for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
+    if (name.name.rfind("aten::", 0) != 0 || is_left_to_torch_npu(name)) {
+      continue;
+    }
+    const auto op = dispatcher.findSchema(name);
+    if (!op) {
+      continue;
+    }
+    const std::string full_name = toString(name);
+    if (op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) {
+      device->impl(full_name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>()));
+      replaced.push_back(full_name);
+    }
+    if (op->hasKernelForDispatchKey(c10::DispatchKey::AutogradPrivateUse1) &&
+        op->hasComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU)) {
+      autograd->impl(full_name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<AutogradKernel>()));
+    }
+  }
+  return replaced;
+}
+
+} // namespace virtual_npu

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Random numbers: the state of the NPU's generators decides, the CPU's generator computes.
+#pragma once
+
+#include <ATen/core/Generator.h>
+
+#include <optional>
+
+namespace virtual_npu {
+
+// A CPU generator that follows from the seed and offset of the NPU generator `given` (default: the one of `device`),
+// whose offset moves on, so that saved and restored states and seeds reproduce what they do on a device.
+at::Generator cpu_generator(const std::optional<at::Generator>& given, c10::Device device);
+
+// While it lives, the CPU's default generator is one that follows from the NPU's: for kernels that take no generator.
+class BorrowedDefaultGenerator {
+ public:
+  BorrowedDefaultGenerator(bool enable, c10::Device device);
+  ~BorrowedDefaultGenerator();
+  BorrowedDefaultGenerator(const BorrowedDefaultGenerator&) = delete;
+  BorrowedDefaultGenerator& operator=(const BorrowedDefaultGenerator&) = delete;
+
+ private:
+  c10::intrusive_ptr<c10::TensorImpl> saved_;
+};
+
+} // namespace virtual_npu
