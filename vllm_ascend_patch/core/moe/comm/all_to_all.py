@@ -44,7 +44,7 @@ class ExchangedRows(DispatchedRows):
     Attributes:
         sorted_rows: how this rank's rows were sorted before they were sent; None when it had none.
         topk_weights: fp32 ``[n, K]``.
-        arrival: int ``[A]``: row i of ``rows`` arrived as row ``arrival[i]``; None when the order is the same.
+        arrival: int64 ``[A]``: row i of ``rows`` arrived as row ``arrival[i]``; None when the order is the same.
         send_splits: rows sent to each rank.
         recv_splits: rows received from each rank.
     """
@@ -167,4 +167,4 @@ def _order_by_expert(
         ordered_scales = None if scales is None else scales[arrival]
         return rows[arrival], ordered_scales, arrival, table.sum(0)
     ordered, ordered_scales, arrival, counts = torch_npu.npu_moe_re_routing(rows, table, per_token_scales=scales)
-    return ordered, None if scales is None else ordered_scales, arrival, counts
+    return ordered, None if scales is None else ordered_scales, arrival.to(torch.int64), counts

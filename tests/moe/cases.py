@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conditions under which every communication method has to give the reference's result. Data only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A parallel layout of ``dp * tp`` ranks."""
+
+    dp: int
+    tp: int
+    expert_parallel: bool = True
+    sequence_parallel: bool = False
+
+    @property
+    def world(self) -> int:
+        return self.dp * self.tp
+
+    @property
+    def experts_over(self) -> int:
+        return self.world if self.expert_parallel else 1
+
+    def __str__(self) -> str:
+        kind = "sp" if self.sequence_parallel else "ep" if self.expert_parallel else "sliced"
+        return f"dp{self.dp}tp{self.tp}{kind}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer on one grid.
+
+    ``tokens`` are rows per DP rank, cyclically; ``active`` the real ones among them (None: all). Rows past them are
+    poisoned: NaN hidden states and weights, ids that are out of range or repeated.
+    """
+
+    name: str
+    grid: Grid
+    method: str
+    tokens: tuple[int, ...] = (5,)
+    active: tuple[int, ...] | None = None
+    top_k: int = 4
+    logical_experts: int = 16
+    redundant: int = 0
+    routing: str = "random"
+    dtype: str = "bfloat16"
+    quantized: bool = False
+    intermediate: int = 128
+    hidden: int = 1024
+    captured: bool = False
+    operator_version: int = 2
+    seed: int = 0
+
+    @property
+    def tokens_per_dp_rank(self) -> tuple[int, ...]:
+        return tuple(self.tokens[r % len(self.tokens)] for r in range(self.grid.dp))
+
+    @property
+    def active_per_dp_rank(self) -> tuple[int, ...]:
+        active = self.tokens if self.active is None else self.active
+        return tuple(active[r % len(active)] for r in range(self.grid.dp))
+
+    @property
+    def physical_experts(self) -> int:
+        return self.logical_experts + self.redundant
+
+    def __str__(self) -> str:
+        return f"{self.grid}-{self.method}-{self.name}"
+
+
+def conditions(grid: Grid, method: str) -> Iterator[Case]:
+    """Every condition for one method on one grid."""
+    base = Case("even", grid, method)
+    yield base
+    yield replace(base, name="uneven", tokens=(7, 2, 11, 1))
+    yield replace(base, name="one-rank-has-none", tokens=(6, 0))
+    yield replace(base, name="one-token-in-all", tokens=(0, 1) if grid.dp > 1 else (1,))
+    yield replace(base, name="idle-rank", tokens=(4, 1), active=(4, 0))
+    yield replace(base, name="all-idle", tokens=(3,), active=(0,))
+    yield replace(base, name="padded", tokens=(8, 8), active=(5, 3))
+    yield replace(base, name="not-divisible-by-tp", tokens=(grid.tp * 2 + 1, grid.tp - 1 or 1))
+    yield replace(base, name="one-expert-takes-all", routing="one-expert", top_k=1)
+    yield replace(base, name="last-rank-takes-all", routing="last-experts", top_k=2)
+    yield replace(base, name="redundant-experts", logical_experts=12, redundant=4)
+    yield replace(base, name="fp16", dtype="float16", tokens=(6, 3))
+    for top_k in (1, 2, 3, 8):
+        yield replace(base, name=f"top-{top_k}", top_k=top_k, tokens=(6, 3), seed=top_k)
+    if method != "mc2":
+        yield replace(base, name="fp32", dtype="float32", tokens=(6, 3))
+        yield replace(base, name="fp32-top-8-padded", dtype="float32", top_k=8, tokens=(9, 4), active=(7, 1))
+        if grid.expert_parallel:
+            yield replace(base, name="experts-not-even", logical_experts=16 + 1, tokens=(6, 3))
+    if method != "alltoall":
+        yield replace(base, name="captured-with-mask", captured=True, tokens=(8,), active=(5, 0))
+    yield replace(base, name="w8a8", quantized=True, tokens=(6, 3))
+    yield replace(base, name="w8a8-fp16", quantized=True, dtype="float16", tokens=(6, 3))
+    yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))
+    yield replace(base, name="w8a8-odd-intermediate", quantized=True, intermediate=grid.world * 20, tokens=(6, 3))
+
+
+def grids(world: int) -> list[Grid]:
+    """The layouts of a world size."""
+    pairs = [(dp, world // dp) for dp in (1, 2, 4, 8) if world % dp == 0 and (world < 8 or dp in (2, 4, 8))]
+    plain = [Grid(dp, tp) for dp, tp in pairs]
+    sequence_parallel = [Grid(dp, tp, sequence_parallel=True) for dp, tp in pairs if tp > 1 and dp > 1]
+    sliced = [Grid(dp, tp, expert_parallel=False) for dp, tp in pairs if world < 8 or (dp, tp) == (4, 2)]
+    return plain + sequence_parallel + sliced
+
+
+def all_cases(world: int) -> list[Case]:
+    """Every case of a world size: all methods where experts are distributed, AllGather also where they are sliced."""
+    found: list[Case] = []
+    for grid in grids(world):
+        for method in ("allgather", "mc2", "alltoall") if grid.expert_parallel else ("allgather",):
+            found += conditions(grid, method)
+    return found
+
+
+def a2_cases() -> list[Case]:
+    """MC2 by A2's argument rules, world size 4; the other methods do not know the generation."""
+    layouts = (Grid(4, 1), Grid(2, 2), Grid(2, 2, sequence_parallel=True))
+    return [case for grid in layouts for case in conditions(grid, "mc2")]

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One rank of a test world: runs cases on its device and reports how far it is from the reference.
+
+Started by ``world.py`` under the virtual NPU's launcher, as ``python -m tests.moe.rank WORLD SOCKET PORT``: it imports
+torch once, forks one process per rank, and each connects back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import traceback
+from datetime import timedelta
+from multiprocessing.connection import Client
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch_npu  # noqa: F401  (registers the npu device and the hccl backend)
+
+from vllm_ascend_patch.core.moe.comm import make_method
+from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
+from vllm_ascend_patch.core.moe.comm.mc2 import Mc2Method, Mc2Operators
+from vllm_ascend_patch.core.moe.driver import fused_moe
+from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.soc import detect_soc
+from vllm_ascend_patch.core.moe.step import MoEStep
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
+
+from .cases import Case, Grid
+from .reference import Layer, make_layer, poison_inactive, reference_output
+
+DEVICE = torch.device("npu")
+
+
+class Rank:
+    """This process's groups, made once per grid and kept."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+        self.topologies: dict[Grid, Topology] = {}
+        self.groups: dict[tuple[tuple[int, ...], ...], dist.ProcessGroup] = {}
+        self.mc2: Mc2Communicator | None = None
+
+    def axis(self, partition: list[list[int]]) -> ParallelAxis:
+        """The axis of the partition's member that holds this rank."""
+        mine = next(ranks for ranks in partition if self.rank in ranks)
+        if len(mine) == 1:
+            return ParallelAxis()
+        key = tuple(map(tuple, partition))
+        if key not in self.groups:
+            groups = {tuple(ranks): dist.new_group(ranks, backend="hccl") for ranks in partition}
+            self.groups[key] = groups[tuple(mine)]
+        return ParallelAxis(len(mine), mine.index(self.rank), self.groups[key])
+
+    def topology(self, grid: Grid) -> Topology:
+        if grid not in self.topologies:
+            everyone = list(range(self.world))
+            tp = self.axis([everyone[d * grid.tp : (d + 1) * grid.tp] for d in range(grid.dp)])
+            dp = self.axis([everyone[t :: grid.tp] for t in range(grid.tp)])
+            ep = self.axis([everyone]) if grid.expert_parallel else ParallelAxis()
+            if grid.expert_parallel and self.mc2 is None:
+                assert ep.group is not None
+                self.mc2 = Mc2Communicator(ep.group)
+            self.topologies[grid] = Topology(
+                tp, dp, ep, grid.sequence_parallel, self.mc2 if grid.expert_parallel else None
+            )
+        return self.topologies[grid]
+
+    def run(self, case: Case) -> float:
+        """Largest error of this rank's output, relative to the largest entry of the reference."""
+        topology = self.topology(case.grid)
+        placement = ExpertPlacement.linear(case.physical_experts, topology.ep.size, topology.ep.rank)
+        layer = make_layer(case)
+        dp_rank = topology.dp.rank
+        expected = _own_rows(case, topology, reference_output(case, layer, dp_rank))
+        poison_inactive(case, layer, dp_rank)
+        weights = _own_weights(case, topology, placement, layer, self.rank)
+        output = fused_moe(
+            make(case, topology, placement),
+            _own_rows(case, topology, layer.hidden[dp_rank]).to(DEVICE),
+            _own_rows(case, topology, layer.topk_weights[dp_rank]).to(DEVICE),
+            _own_rows(case, topology, layer.topk_ids[dp_rank]).to(DEVICE),
+            weights,
+            step_of(case, dp_rank),
+        )
+        return _distance(output, expected, case)
+
+
+def make(case: Case, topology: Topology, placement: ExpertPlacement) -> MoECommMethod[Any, Any]:
+    if case.method == "mc2":
+        return Mc2Method(topology, placement, Mc2Operators(detect_soc(), case.operator_version))
+    return make_method(case.method, topology, placement)
+
+
+def step_of(case: Case, dp_rank: int) -> MoEStep:
+    tokens, active = case.tokens_per_dp_rank, case.active_per_dp_rank[dp_rank]
+    if not case.captured:
+        return MoEStep(tokens, active, case.method)
+    # In a captured graph the host's count is frozen at all rows; only the mask knows.
+    mask = (torch.arange(tokens[dp_rank]) < active).to(DEVICE)
+    return MoEStep(tokens, tokens[dp_rank], case.method, captured=True, active_mask=mask)
+
+
+def _own_rows(case: Case, topology: Topology, rows: torch.Tensor) -> torch.Tensor:
+    if not topology.sequence_parallel:
+        return rows
+    chunk = -(-rows.shape[0] // topology.tp.size)
+    padded = torch.cat([rows, rows.new_zeros((chunk * topology.tp.size - rows.shape[0], *rows.shape[1:]))])
+    return padded[topology.tp.rank * chunk : (topology.tp.rank + 1) * chunk]
+
+
+def _own_weights(case: Case, topology: Topology, placement: ExpertPlacement, layer: Layer, rank: int) -> ExpertWeights:
+    """Whole local experts, or this rank's slice of the intermediate size of all experts."""
+    w13, w2, w13_scale, w2_scale = layer.w13, layer.w2, layer.w13_scale, layer.w2_scale
+    if topology.expert_parallel:
+        local = slice(placement.first_local, placement.first_local + placement.num_local)
+        w13, w2 = w13[local], w2[local]
+        w13_scale = None if w13_scale is None else w13_scale[local]
+        w2_scale = None if w2_scale is None else w2_scale[local]
+    else:
+        share = case.intermediate // case.grid.world
+        own = torch.arange(rank * share, (rank + 1) * share)
+        gate_up = torch.cat([own, own + case.intermediate])
+        w13, w2 = w13[:, gate_up], w2[:, :, own]
+        w13_scale = None if w13_scale is None else w13_scale[:, gate_up]
+    return ExpertWeights.from_loaded(
+        w13.to(DEVICE),
+        w2.to(DEVICE),
+        activation="silu",
+        w13_scale=None if w13_scale is None else w13_scale.to(DEVICE),
+        w2_scale=None if w2_scale is None else w2_scale.to(DEVICE),
+        output_dtype=getattr(torch, case.dtype),
+    )
+
+
+def _distance(output: torch.Tensor, expected: torch.Tensor, case: Case) -> float:
+    assert output.dtype == getattr(torch, case.dtype), f"output dtype {output.dtype}"
+    assert output.shape == expected.shape, f"output {tuple(output.shape)}, expected {tuple(expected.shape)}"
+    if expected.numel() == 0:
+        return 0.0
+    error = (output.cpu().double() - expected).abs()
+    assert bool(torch.isfinite(error).all()), "the output is not finite"
+    silent = expected.abs().amax(1) == 0
+    assert bool((error[silent] == 0).all()), "rows without a token are not zero"
+    return float(error.max() / expected.abs().max().clamp_min(1e-6))
+
+
+def serve(rank: int, world: int, address: str, port: int) -> None:
+    """Answer cases until the parent closes the connection."""
+    torch.set_num_threads(1)
+    with Client(address) as connection:
+        try:
+            torch.npu.set_device(rank)
+            dist.init_process_group(
+                "hccl", f"tcp://127.0.0.1:{port}", timedelta(seconds=60), world_size=world, rank=rank
+            )
+            state = Rank(rank, world)
+            connection.send((rank, "ready"))
+        except BaseException:
+            connection.send((rank, traceback.format_exc()))
+            raise
+        while True:
+            try:
+                case = connection.recv()
+            except EOFError:
+                break
+            try:
+                connection.send((rank, state.run(case)))
+            except Exception:
+                connection.send((rank, traceback.format_exc()))
+    os._exit(0)  # gloo's tear-down may wait for ranks that are gone
+
+
+def main() -> None:
+    world, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=serve, args=(rank, world, address, port)) for rank in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+if __name__ == "__main__":
+    main()

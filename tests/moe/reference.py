@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oracle: a plain loop over tokens and their experts, in float64, on the full weights. No sorting, no communication.
+
+Also the inputs of a case: every rank makes all of them from the case's seed and keeps its part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .cases import Case
+
+
+@dataclass
+class Layer:
+    """Full weights (physical experts), and for each DP rank hidden states, router weights and physical ids."""
+
+    w13: torch.Tensor
+    w2: torch.Tensor
+    w13_scale: torch.Tensor | None
+    w2_scale: torch.Tensor | None
+    hidden: list[torch.Tensor]
+    topk_weights: list[torch.Tensor]
+    topk_ids: list[torch.Tensor]
+
+
+def make_layer(case: Case) -> Layer:
+    """The layer of a case, on the CPU; rows past the active ones are poisoned by ``poison_inactive``, not here."""
+    generator = torch.Generator().manual_seed(1234 + case.seed)
+    experts, hidden, inner = case.logical_experts, case.hidden, case.intermediate
+    dtype = getattr(torch, case.dtype)
+
+    def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    w13 = random(experts, 2 * inner, hidden, scale=hidden**-0.5)
+    w2 = random(experts, hidden, inner, scale=inner**-0.5)
+    w13_scale = w2_scale = None
+    if case.quantized:
+        w13, w13_scale = _quantize(w13)
+        w2, w2_scale = _quantize(w2)
+    else:
+        w13, w2 = w13.to(dtype), w2.to(dtype)
+    # Redundant experts are copies of the first logical ones; a token goes to either copy.
+    logical_of = torch.cat([torch.arange(experts), torch.arange(case.redundant)])
+    layer = Layer(
+        w13[logical_of],
+        w2[logical_of],
+        None if w13_scale is None else w13_scale[logical_of],
+        None if w2_scale is None else w2_scale[logical_of],
+        [],
+        [],
+        [],
+    )
+    for tokens in case.tokens_per_dp_rank:
+        layer.hidden.append(random(tokens, hidden).to(dtype))
+        layer.topk_weights.append(torch.rand(tokens, case.top_k, generator=generator) + 0.1)
+        layer.topk_ids.append(_route(case, tokens, generator))
+    return layer
+
+
+def reference_output(case: Case, layer: Layer, dp_rank: int) -> torch.Tensor:
+    """float64 ``[tokens, H]`` of a DP rank; zero in the rows past the active ones."""
+    w13, w2 = layer.w13.double(), layer.w2.double()
+    if layer.w13_scale is not None and layer.w2_scale is not None:
+        w13 = w13 * layer.w13_scale.double().unsqueeze(-1)
+        w2 = w2 * layer.w2_scale.double().unsqueeze(-1)
+    output = torch.zeros(case.tokens_per_dp_rank[dp_rank], case.hidden, dtype=torch.float64)
+    for token in range(case.active_per_dp_rank[dp_rank]):
+        x = layer.hidden[dp_rank][token].double()
+        for weight, expert in zip(
+            layer.topk_weights[dp_rank][token].double(), layer.topk_ids[dp_rank][token].tolist(), strict=True
+        ):
+            gate, up = (w13[expert] @ x).chunk(2)
+            output[token] += weight * (w2[expert] @ (torch.nn.functional.silu(gate) * up))
+    return output
+
+
+def poison_inactive(case: Case, layer: Layer, dp_rank: int) -> None:
+    """Fill the rows past the active ones with what must never travel."""
+    active = case.active_per_dp_rank[dp_rank]
+    layer.hidden[dp_rank][active:] = float("nan")
+    layer.topk_weights[dp_rank][active:] = float("inf")
+    layer.topk_ids[dp_rank][active:] = case.physical_experts + 7
+
+
+def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = weight.abs().amax(-1) / 127
+    return (weight / scale.unsqueeze(-1)).round().to(torch.int8), scale
+
+
+def _route(case: Case, tokens: int, generator: torch.Generator) -> torch.Tensor:
+    if case.routing == "one-expert":
+        return torch.full((tokens, 1), case.physical_experts // 2, dtype=torch.int32)
+    if case.routing == "last-experts":
+        last = torch.arange(case.physical_experts - case.top_k, case.physical_experts, dtype=torch.int32)
+        return last.expand(tokens, case.top_k).clone()
+    scores = torch.rand(tokens, case.logical_experts, generator=generator)
+    logical = scores.topk(case.top_k, dim=1).indices
+    use_copy = (torch.rand(logical.shape, generator=generator) < 0.5) & (logical < case.redundant)
+    return torch.where(use_copy, logical + case.logical_experts, logical).to(torch.int32)

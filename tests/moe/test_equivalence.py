@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every communication method gives the result of a plain float64 loop over the full weights, on every grid.
+
+Real processes on virtual devices, one world per size; the ranks compare their own rows and report the largest error,
+relative to the largest entry of the reference. Poisoned rows (NaN, ids out of range) would show as NaN or as an error
+of the strict operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .cases import Case, a2_cases, all_cases
+from .world import World
+
+# float types: rounding of the inner products' results and of the partial sums; W8A8: 8-bit activations, twice.
+TOLERANCE = {"bfloat16": 0.02, "float16": 0.003, "float32": 1e-5}
+TOLERANCE_W8A8 = 0.03
+
+WORLDS = {("A3", size): all_cases(size) for size in (2, 4, 8)} | {("A2", 4): a2_cases()}
+
+
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    soc, size = request.param
+    running = World(size, soc)
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize(
+    ("world", "case"),
+    [pytest.param(key, case, id=f"{key[0]}-{key[1]}-{case}") for key, cases in WORLDS.items() for case in cases],
+    indirect=["world"],
+)
+def test_method_gives_the_complete_sum_over_all_experts(world: World, case: Case) -> None:
+    tolerance = TOLERANCE_W8A8 if case.quantized else TOLERANCE[case.dtype]
+    assert world.run(case) <= tolerance
