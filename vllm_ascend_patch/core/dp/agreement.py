@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What follows from the matrix of all ranks' step vectors: pure functions, hence the same result on every rank.
+
+No communication, no state and no clock here. The rules:
+
+* The least capable rank decides the graph mode.
+* Ranks are padded to one size only if a graph or micro-batching demands it, otherwise each keeps its own.
+* Micro-batching is all or none. Idle ranks have no say: they can neither veto nor bring it about. It is dropped if any
+  busy rank's last micro-batch would hold no token of its own.
+* The columns must belong together: same sequence number, same kind of forward. If not, every rank finds the same error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .errors import StepMismatchError
+from .vector import NUM_FIELDS, Field, GraphMode, StepKind
+
+
+@dataclass(frozen=True, slots=True)
+class StepAgreement:
+    """What all ranks run together in one forward.
+
+    All tuples have one entry per data-parallel rank, in rank order.
+
+    Attributes:
+        sequence: the number of the vector that led to this agreement.
+        kind: the main model's forward or a drafter's.
+        tokens: tokens before any padding (an idle rank's dummy tokens included).
+        active_tokens: tokens that belong to a request: `tokens`, and 0 for idle ranks. Rows from there on are padding.
+        padded_tokens: tokens each rank runs.
+        max_tokens: the largest of `padded_tokens`; the number a choice that all ranks must share may depend on.
+        graph_mode: the agreed `GraphMode`.
+        microbatch: whether all ranks split their batch.
+        any_prefill: whether any rank has a request inside its prompt.
+        idle: which ranks run a dummy step.
+        drafts: agreements for the drafter forwards that follow (first, later ones), or None if some rank could not
+            foresee them, so that they need a sync of their own.
+    """
+
+    sequence: int
+    kind: StepKind
+    tokens: tuple[int, ...]
+    active_tokens: tuple[int, ...]
+    padded_tokens: tuple[int, ...]
+    max_tokens: int
+    graph_mode: int
+    microbatch: bool
+    any_prefill: bool
+    idle: tuple[bool, ...]
+    drafts: tuple[StepAgreement, StepAgreement] | None = field(default=None, repr=False)
+
+    @property
+    def dp_size(self) -> int:
+        return len(self.tokens)
+
+    def canonical_rows(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Rows (tokens, padded tokens, micro-batch vote, graph mode) that encode the decision itself.
+
+        Whoever derives padding, micro-batching and graph mode from these rows by all-votes-equal, minimum and maximum
+        arrives at this agreement, idle ranks included.
+        """
+        size = self.dp_size
+        tokens = self.tokens
+        if self.microbatch:  # an idle rank's dummy token must not make its last micro-batch look empty
+            tokens = tuple(p if i else t for t, p, i in zip(self.tokens, self.padded_tokens, self.idle, strict=True))
+        return tokens, self.padded_tokens, (int(self.microbatch),) * size, (int(self.graph_mode),) * size
+
+
+def last_microbatch_empty(tokens: int, padded_tokens: int, num_microbatches: int) -> bool:
+    """Whether splitting `padded_tokens` into `num_microbatches` equal parts (the last takes the remainder) leaves the
+    last part without any of the first `tokens` rows."""
+    return padded_tokens // num_microbatches * (num_microbatches - 1) >= tokens
+
+
+def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgreement:
+    """Decide one step from the reduced matrix.
+
+    Args:
+        rows: `[NUM_FIELDS, dp_size]` ints, the result of the SUM all-reduce (`tensor.tolist()`).
+        num_microbatches: parts a micro-batched step has; a setting that all ranks share.
+
+    Raises:
+        StepMismatchError: the columns are not from the same step or the same kind of forward, or a column is empty.
+            The same on every rank, since it is found from the shared matrix alone.
+    """
+    _check_same_step(rows)
+    tokens = tuple(rows[Field.TOKENS])
+    idle = tuple(bool(v) for v in rows[Field.IDLE])
+    own_padded = tuple(rows[Field.PADDED_TOKENS])
+    graph_mode = min(rows[Field.GRAPH_MODE])
+    largest = max(own_padded)
+
+    busy = [rank for rank, is_idle in enumerate(idle) if not is_idle]
+    microbatch = (
+        bool(busy)
+        and all(rows[Field.MICROBATCH_VOTE][rank] for rank in busy)
+        and not any(last_microbatch_empty(tokens[rank], largest, num_microbatches) for rank in busy)
+    )
+    kind = StepKind(rows[Field.KIND][0])
+    sequence = rows[Field.SEQUENCE][0]
+    pad = microbatch or graph_mode != GraphMode.NONE
+    drafts = None
+    if kind is StepKind.MAIN and all(rows[Field.DRAFT_DECLARED]):
+        drafts = (
+            _agree_draft(rows, Field.DRAFT_FIRST_TOKENS, graph_mode, idle),
+            _agree_draft(rows, Field.DRAFT_NEXT_TOKENS, graph_mode, idle),
+        )
+    return StepAgreement(
+        sequence=sequence,
+        kind=kind,
+        tokens=tokens,
+        active_tokens=tuple(0 if i else t for t, i in zip(tokens, idle, strict=True)),
+        padded_tokens=(largest,) * len(tokens) if pad else own_padded,
+        max_tokens=largest,
+        graph_mode=graph_mode,
+        microbatch=microbatch,
+        any_prefill=any(rows[Field.WITH_PREFILL]),
+        idle=idle,
+        drafts=drafts,
+    )
+
+
+def _agree_draft(
+    rows: Sequence[Sequence[int]], first_field: int, main_graph_mode: int, idle: tuple[bool, ...]
+) -> StepAgreement:
+    """Agreement of one drafter forward from the three rows that begin at `first_field`.
+
+    A rank in a dummy step runs its drafter without graphs when the step itself was agreed to run without: it
+    announced its graph-padded count before that was known, so this rank's unpadded one is taken then.
+    """
+    eager_dummy = main_graph_mode == GraphMode.NONE
+    tokens = tuple(rows[first_field])
+    modes = [
+        GraphMode.NONE if is_idle and eager_dummy else mode
+        for mode, is_idle in zip(rows[first_field + 2], idle, strict=True)
+    ]
+    padded = tuple(
+        own if is_idle and eager_dummy else with_graph
+        for own, with_graph, is_idle in zip(tokens, rows[first_field + 1], idle, strict=True)
+    )
+    graph_mode = min(modes)
+    largest = max(padded)
+    return StepAgreement(
+        sequence=rows[Field.SEQUENCE][0],
+        kind=StepKind.DRAFT,
+        tokens=tokens,
+        active_tokens=tuple(0 if i else t for t, i in zip(tokens, idle, strict=True)),
+        padded_tokens=(largest,) * len(tokens) if graph_mode != GraphMode.NONE else padded,
+        max_tokens=largest,
+        graph_mode=graph_mode,
+        microbatch=False,
+        any_prefill=any(rows[Field.WITH_PREFILL]),
+        idle=idle,
+    )
+
+
+def _check_same_step(rows: Sequence[Sequence[int]]) -> None:
+    if len(rows) != NUM_FIELDS:
+        raise StepMismatchError(f"step matrix has {len(rows)} rows, this version's layout has {NUM_FIELDS}")
+    sequences, kinds = rows[Field.SEQUENCE], rows[Field.KIND]
+    if len(set(sequences)) == 1 and len(set(kinds)) == 1 and kinds[0] in (StepKind.MAIN, StepKind.DRAFT):
+        return
+    names = {int(k): k.name.lower() for k in StepKind} | {0: "nothing"}
+    seen = ", ".join(
+        f"rank {rank}: {names.get(kind, f'unknown kind {kind}')} #{sequence}"
+        for rank, (kind, sequence) in enumerate(zip(kinds, sequences, strict=True))
+    )
+    raise StepMismatchError(
+        f"data-parallel ranks are not in the same step ({seen}). Some rank ran a forward that another did not; "
+        "all ranks stop. Check that every rank has the same settings, and report this with the trace of each rank."
+    )

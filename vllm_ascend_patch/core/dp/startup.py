@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds a rank's session: fingerprint, watchdog, transports, the choice among them. Collective: all ranks call it.
+
+The process groups come from the caller, who knows how its framework enumerates ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from .board import Board, Progress, private_store
+from .calibrate import choose, detect_blocking_wait
+from .channel import DPChannel
+from .fingerprint import exchange_fingerprints
+from .metrics import StepCounters
+from .session import DPSession
+from .transport import CpuTransport, DeviceTransport, Transport
+from .vector import LAYOUT_VERSION, NUM_FIELDS
+from .watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+TRANSPORTS = ("auto", "device", "cpu")
+
+STARTUP_TIMEOUT_SECONDS = 1800.0
+"""Ranks may reach the start-up exchange this far apart (torch.distributed's default timeout for gloo groups)."""
+
+_generation = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Settings that all ranks share.
+
+    Attributes:
+        transport: "auto", "device" or "cpu".
+        timeout: seconds until a missing rank is an error.
+        num_microbatches: parts of a micro-batched step.
+        fingerprint: what must be equal on all ranks; these settings are added to it.
+        name: keeps several groups of one job apart (one data-parallel group per tensor-parallel rank).
+        log_interval: seconds between counter lines in the log, 0 for none.
+    """
+
+    transport: str
+    timeout: float
+    num_microbatches: int
+    fingerprint: Mapping[str, str]
+    name: str
+    log_interval: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.transport not in TRANSPORTS:
+            raise ValueError(f"unknown DP metadata transport {self.transport!r}; use one of {', '.join(TRANSPORTS)}")
+
+
+def start_session(
+    config: SessionConfig,
+    store: dist.Store,
+    rank: int,
+    size: int,
+    cpu_group: dist.ProcessGroup,
+    device_group: dist.ProcessGroup | None,
+    device: torch.device,
+) -> DPSession:
+    """Exchange fingerprints, start the watchdog, build and choose the transport.
+
+    Args:
+        store: any store of the job.
+        rank: this rank in its data-parallel group.
+        size: ranks in the group, at least 2.
+        cpu_group: a gloo group of the data-parallel ranks that nothing else uses.
+        device_group: the same on the device's backend; may be None when `config.transport` is "cpu".
+        device: where the device group's tensors live.
+
+    Raises:
+        FingerprintMismatchError, RankMissingError: start-up cannot go on.
+        ValueError: the "device" transport was asked for without a device group.
+    """
+    global _generation
+    _generation += 1
+    own_store = private_store(
+        store, f"vllm_ascend_patch/dp/{config.name}/{_generation}", timedelta(seconds=STARTUP_TIMEOUT_SECONDS)
+    )
+    fingerprint = dict(config.fingerprint) | {
+        "step vector layout": str(LAYOUT_VERSION),
+        "transport": config.transport,
+        "timeout": f"{config.timeout:g} s",
+        "data-parallel size": str(size),
+        "micro-batches": str(config.num_microbatches),
+    }
+    exchange_fingerprints(own_store, rank, size, fingerprint, timedelta(seconds=STARTUP_TIMEOUT_SECONDS))
+    progress = Progress()
+    progress.enter("start-up", blocking=False)
+    watchdog = Watchdog(Board(own_store, rank, size), progress, config.timeout)
+    watchdog.start()
+    transport = _build_transport(config, rank, size, cpu_group, device_group, device, watchdog)
+    counters = StepCounters(rank, config.log_interval)
+    channel = DPChannel(transport, progress, watchdog, config.num_microbatches, counters)
+    if rank == 0:
+        logger.info(
+            "DP metadata: one %s all-reduce of %d bytes per step over %d ranks, watchdog %g s",
+            transport.name,
+            transport.payload_bytes,
+            size,
+            config.timeout,
+        )
+    return DPSession(channel)
+
+
+def _build_transport(
+    config: SessionConfig,
+    rank: int,
+    size: int,
+    cpu_group: dist.ProcessGroup,
+    device_group: dist.ProcessGroup | None,
+    device: torch.device,
+    watchdog: Watchdog,
+) -> Transport:
+    cpu = CpuTransport(cpu_group, rank, size, NUM_FIELDS)
+    if config.transport == "cpu" or (config.transport == "auto" and device_group is None):
+        return cpu
+    if device_group is None:
+        raise ValueError("the DP metadata transport 'device' needs a device process group, but there is none")
+    on_device = DeviceTransport(device_group, rank, size, NUM_FIELDS, device)
+    detect_blocking_wait(on_device, watchdog.check)
+    return on_device if config.transport == "device" else choose([cpu, on_device], watchdog.check)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The watchdog: a missing rank becomes an error that names it, instead of a hang with a green health check.
+
+A thread writes this rank's heartbeat and reads the others'. It decides nothing about steps; it judges silence, failure
+and delay. Errors are raised in the main thread where that one waits for a step's vector (`check`); if the main thread is
+stuck somewhere it cannot be reached (a device collective), the thread ends the process after a grace period.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from .board import STATUS_ALIVE, STATUS_FAILED, STATUS_LEFT, Board, PeerView, Progress
+from .errors import DPSyncError, RankFailedError, RankMissingError
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 75
+"""What the process ends with when its main thread is stuck behind a missing rank (EX_TEMPFAIL of sysexits.h)."""
+
+STALL_FACTOR = 5
+"""All ranks in the same phase of the same step for this many timeouts: stuck together, nobody is missing."""
+
+
+def _end_process() -> None:
+    os._exit(EXIT_CODE)
+
+
+class Watchdog:
+    """Watches the other ranks of one data-parallel group.
+
+    Args:
+        board: where ranks write.
+        progress: this rank's; the main thread keeps it up to date.
+        timeout: seconds after which a silent or late rank counts as missing while serving.
+        interval: seconds between heartbeats; by default a twentieth of the timeout, between 0.05 and 2.
+        grace: seconds between finding a rank missing and ending the process, for the main thread to raise first.
+        end_process: called when the main thread cannot be reached.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        progress: Progress,
+        timeout: float,
+        interval: float | None = None,
+        grace: float = 5.0,
+        end_process: Callable[[], None] = _end_process,
+    ) -> None:
+        if timeout <= 0:
+            raise ValueError(f"watchdog timeout must be above 0 seconds, found {timeout}")
+        self.board, self.progress, self.timeout = board, progress, timeout
+        self.interval = interval if interval is not None else min(2.0, max(0.05, timeout / 20))
+        self._grace = grace
+        self._end_process = end_process
+        self._stop = threading.Event()
+        self._lock = threading.Lock()  # the board's connection is used by this thread and by failing main threads
+        self._store_error: str | None = None
+        self._last_read = time.monotonic()
+        self._trouble_since: float | None = None
+        self._failed = False
+        self._stall_warned = 0.0
+        self._thread = threading.Thread(target=self._run, name="dp-watchdog", daemon=True)
+
+    def start(self) -> None:
+        with self._lock:
+            self.board.write(self.progress)
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Leave in order: the others are told that this rank shut down. Safe to call twice."""
+        if self._stop.is_set():
+            return
+        self._stop.set()
+        atexit.unregister(self.stop)
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * self.interval + 1)
+        if not self._failed:
+            self._write(STATUS_LEFT, "")
+
+    def report_failure(self, reason: str) -> None:
+        """Tell the others at once that this rank will not go on, and why. Called on the way of an exception; never
+        raises, the first report stands."""
+        if not self._failed:
+            self._failed = True
+            self._write(STATUS_FAILED, reason)
+
+    def check(self, waited: float) -> None:
+        """Called by the main thread again and again while it waits for the others' vectors.
+
+        Args:
+            waited: seconds it has waited so far.
+
+        Raises:
+            RankFailedError: a rank reported an error.
+            RankMissingError: a rank is silent, left, or late by more than the timeout.
+        """
+        error = self._find_trouble()
+        if error is not None and not (isinstance(error, _LeftError) and waited < self._grace):
+            raise error
+        if waited < self.timeout:
+            return
+        late = [peer for peer in self.board.peers() if peer.posted < self.progress.posted]
+        names = "; ".join(p.describe() for p in late) or (
+            "no rank is behind on the board: all sent their vector, the transport lost it"
+        )
+        message = (
+            f"data-parallel step {self.progress.posted}: rank {self.board.rank} waited {waited:.1f} s "
+            f"(limit {self.timeout:g} s, VLLM_ASCEND_PATCH_DP_TIMEOUT) for {names}{self._board_age()}"
+        )
+        if self.progress.serving:
+            raise RankMissingError(message)
+        now = time.monotonic()  # starting: ranks load, compile and capture at their own pace
+        if now - self._stall_warned >= self.timeout:
+            self._stall_warned = now
+            logger.warning("still starting: %s", message)
+
+    def explain(self, error: Exception) -> DPSyncError:
+        """Turn a broken transport (a closed socket) into an error that names the rank behind it.
+
+        A dead process is recognised by its missing heartbeat, so this takes a few intervals.
+        """
+        limit = 3.5 * self.interval
+        deadline = time.monotonic() + limit + self.interval
+        suspects: list[PeerView] = []
+        while time.monotonic() < deadline and not suspects:
+            peers = self.board.peers()
+            suspects = [p for p in peers if p.status != STATUS_ALIVE] or [p for p in peers if p.silent_seconds > limit]
+            time.sleep(min(0.1, self.interval / 2))
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        named = "; ".join(p.describe() for p in suspects) or (
+            "no rank is silent: " + "; ".join(p.describe() for p in self.board.peers())
+        )
+        kind = RankFailedError if any(p.status == STATUS_FAILED for p in suspects) else RankMissingError
+        return kind(f"data-parallel step {self.progress.posted}: the transport broke ({cause}). Behind it: {named}")
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval):
+            self._write(None, "")
+            self._read()
+            if self._stop.is_set():
+                return
+            try:
+                self._judge()
+            except Exception:  # a watchdog that dies in silence is worse than none
+                logger.exception("the data-parallel watchdog met an unexpected error and goes on")
+
+    def _judge(self) -> None:
+        error = self._find_trouble()
+        stuck = self.progress.blocking
+        if error is None and stuck and self.progress.serving:
+            error = self._find_stall()
+        if error is None or (isinstance(error, _LeftError) and not stuck):
+            self._trouble_since = None
+            return
+        now = time.monotonic()
+        if self._trouble_since is None:
+            self._trouble_since = now
+            logger.critical("rank %d cannot go on: %s", self.board.rank, error)
+        elif now - self._trouble_since > self._grace:
+            logger.critical(
+                "rank %d: main thread still in phase '%s' after %.0f s of grace; ending the process with code %d",
+                self.board.rank,
+                self.progress.phase,
+                self._grace,
+                EXIT_CODE,
+            )
+            self.report_failure(str(error))
+            self._end_process()
+
+    def _find_trouble(self) -> DPSyncError | None:
+        peers = self.board.peers()
+        failed = [p for p in peers if p.status == STATUS_FAILED]
+        if failed:
+            return RankFailedError("; ".join(p.describe() for p in failed))
+        left = [p for p in peers if p.status == STATUS_LEFT]
+        if self._store_error is not None and not left:
+            return RankMissingError(
+                f"lost the rendezvous store, which lives in the process of the first rank: {self._store_error}. "
+                + "; ".join(p.describe() for p in peers)
+            )
+        silent = [p for p in peers if p.status not in (STATUS_FAILED, STATUS_LEFT) and self._is_silent(p)]
+        if silent:
+            return RankMissingError(
+                f"no heartbeat for more than {self.timeout:g} s from " + "; ".join(p.describe() for p in silent)
+            )
+        if left:
+            return _LeftError("; ".join(p.describe() for p in left))
+        return None
+
+    def _is_silent(self, peer: PeerView) -> bool:
+        # Measured only as far as this rank was itself able to read: its own pause is not the peer's silence.
+        return peer.silent_seconds - (time.monotonic() - self._last_read) > max(self.timeout, 5 * self.interval)
+
+    def _find_stall(self) -> DPSyncError | None:
+        """The main thread is inside the step for longer than the timeout: is somebody behind, or all stuck alike?"""
+        stuck = time.monotonic() - self.progress.since
+        if stuck < self.timeout or self.progress.phase == "wait":  # `check` judges waiting
+            return None
+        progress = self.progress
+        where = f"rank {self.board.rank} has been in phase '{progress.phase}' of step {progress.posted} for {stuck:.0f} s"
+        behind = [p for p in self.board.peers() if p.posted < self.progress.posted]
+        if behind:
+            return RankMissingError(f"{where}; behind it: " + "; ".join(p.describe() for p in behind))
+        table = "; ".join(p.describe() for p in self.board.peers())
+        if stuck > STALL_FACTOR * self.timeout:
+            return RankMissingError(f"{where} and no rank moves: {table}")
+        now = time.monotonic()
+        if now - self._stall_warned >= self.timeout:
+            self._stall_warned = now
+            logger.warning("%s; no rank is behind: %s", where, table)
+        return None
+
+    def _write(self, status: str | None, reason: str) -> None:
+        try:
+            with self._lock:
+                if status is not None:
+                    self.board.write(self.progress, status, reason)
+                elif not self._failed:
+                    self.board.write(self.progress)
+        except Exception as error:
+            self._note_store_error(error)
+
+    def _read(self) -> None:
+        try:
+            with self._lock:
+                self.board.refresh()
+            self._last_read = time.monotonic()
+        except Exception as error:
+            self._note_store_error(error)
+
+    def _note_store_error(self, error: Exception) -> None:
+        if self._store_error is None and not self._stop.is_set():
+            self._store_error = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+    def _board_age(self) -> str:
+        age = time.monotonic() - self._last_read
+        return f" (board last read {age:.1f} s ago)" if age > 5 * self.interval else ""
+
+
+class _LeftError(RankMissingError):
+    """A rank shut down in order. An error only for a rank that still needs it."""
+
+
+@contextlib.contextmanager
+def reporting(watchdog: Watchdog | None):  # type: ignore[no-untyped-def]
+    """Any exception that leaves the block is put on the board before it goes on, so that no peer waits for its timeout."""
+    try:
+        yield
+    except Exception as error:
+        if watchdog is not None:
+            watchdog.report_failure(f"{type(error).__name__}: {error}")
+        raise
