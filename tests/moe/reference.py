@@ -7,6 +7,7 @@ Also the inputs of a case: every rank makes all of them from the case's seed and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -28,34 +29,14 @@ class Layer:
 
 def make_layer(case: Case) -> Layer:
     """The layer of a case, on the CPU; rows past the active ones are poisoned by ``poison_inactive``, not here."""
-    generator = torch.Generator().manual_seed(1234 + case.seed)
-    experts, hidden, inner = case.logical_experts, case.hidden, case.intermediate
     dtype = getattr(torch, case.dtype)
-
-    def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * scale
-
-    w13 = random(experts, 2 * inner, hidden, scale=hidden**-0.5)
-    w2 = random(experts, hidden, inner, scale=inner**-0.5)
-    w13_scale = w2_scale = None
-    if case.quantized:
-        w13, w13_scale = _quantize(w13)
-        w2, w2_scale = _quantize(w2)
-    else:
-        w13, w2 = w13.to(dtype), w2.to(dtype)
-    # Redundant experts are copies of the first logical ones; a token goes to either copy.
-    logical_of = torch.cat([torch.arange(experts), torch.arange(case.redundant)])
-    layer = Layer(
-        w13[logical_of],
-        w2[logical_of],
-        None if w13_scale is None else w13_scale[logical_of],
-        None if w2_scale is None else w2_scale[logical_of],
-        [],
-        [],
-        [],
+    weights = _weights(
+        case.logical_experts, case.redundant, case.hidden, case.intermediate, None if case.quantized else dtype
     )
+    layer = Layer(*weights, [], [], [])
+    generator = torch.Generator().manual_seed(case.seed)
     for tokens in case.tokens_per_dp_rank:
-        layer.hidden.append(random(tokens, hidden).to(dtype))
+        layer.hidden.append(torch.randn(tokens, case.hidden, generator=generator).to(dtype))
         layer.topk_weights.append(torch.rand(tokens, case.top_k, generator=generator) + 0.1)
         layer.topk_ids.append(_route(case, tokens, generator))
     return layer
@@ -63,18 +44,15 @@ def make_layer(case: Case) -> Layer:
 
 def reference_output(case: Case, layer: Layer, dp_rank: int) -> torch.Tensor:
     """float64 ``[tokens, H]`` of a DP rank; zero in the rows past the active ones."""
-    w13, w2 = layer.w13.double(), layer.w2.double()
-    if layer.w13_scale is not None and layer.w2_scale is not None:
-        w13 = w13 * layer.w13_scale.double().unsqueeze(-1)
-        w2 = w2 * layer.w2_scale.double().unsqueeze(-1)
     output = torch.zeros(case.tokens_per_dp_rank[dp_rank], case.hidden, dtype=torch.float64)
     for token in range(case.active_per_dp_rank[dp_rank]):
         x = layer.hidden[dp_rank][token].double()
         for weight, expert in zip(
             layer.topk_weights[dp_rank][token].double(), layer.topk_ids[dp_rank][token].tolist(), strict=True
         ):
-            gate, up = (w13[expert] @ x).chunk(2)
-            output[token] += weight * (w2[expert] @ (torch.nn.functional.silu(gate) * up))
+            gate, up = (_exact(layer.w13, layer.w13_scale, expert) @ x).chunk(2)
+            middle = torch.nn.functional.silu(gate) * up
+            output[token] += weight * (_exact(layer.w2, layer.w2_scale, expert) @ middle)
     return output
 
 
@@ -84,6 +62,26 @@ def poison_inactive(case: Case, layer: Layer, dp_rank: int) -> None:
     layer.hidden[dp_rank][active:] = float("nan")
     layer.topk_weights[dp_rank][active:] = float("inf")
     layer.topk_ids[dp_rank][active:] = case.physical_experts + 7
+
+
+@lru_cache(maxsize=16)
+def _weights(
+    experts: int, redundant: int, hidden: int, inner: int, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Random weights, int8 with scales when no dtype is given. Redundant experts are copies of the first ones."""
+    generator = torch.Generator().manual_seed(1234)
+    w13 = torch.randn(experts, 2 * inner, hidden, generator=generator) * hidden**-0.5
+    w2 = torch.randn(experts, hidden, inner, generator=generator) * inner**-0.5
+    logical_of = torch.cat([torch.arange(experts), torch.arange(redundant)])
+    if dtype is not None:
+        return w13.to(dtype)[logical_of], w2.to(dtype)[logical_of], None, None
+    (w13, w13_scale), (w2, w2_scale) = _quantize(w13), _quantize(w2)
+    return w13[logical_of], w2[logical_of], w13_scale[logical_of], w2_scale[logical_of]
+
+
+def _exact(weight: torch.Tensor, scale: torch.Tensor | None, expert: int) -> torch.Tensor:
+    exact = weight[expert].double()
+    return exact if scale is None else exact * scale[expert].double().unsqueeze(-1)
 
 
 def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

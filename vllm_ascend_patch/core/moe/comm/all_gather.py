@@ -22,6 +22,7 @@ import torch.distributed as dist
 from ..experts import quantize_rows
 from ..step import MoEStep, pad_rows
 from .base import DispatchedRows, MoECommMethod, MoEInput
+from .collectives import all_gather, reduce_scatter
 from .local_routing import SortedRows, sort_by_expert, weighted_sum
 from .padding import clean_rows
 
@@ -130,8 +131,8 @@ class AllGatherMethod(MoECommMethod[GatheredTokens, GatheredDispatch]):
     def _all_gather(self, local: torch.Tensor, rows_per_rank: tuple[int, ...]) -> torch.Tensor:
         """``[T, W]`` -> ``[sum(rows_per_rank), W]``."""
         axis, most = self.topology.gather_axis, max(rows_per_rank)
-        gathered = local.new_empty((axis.size * most, local.shape[1]))
-        dist.all_gather_into_tensor(gathered, pad_rows(local, most).contiguous(), group=axis.group)
+        assert axis.group is not None
+        gathered = all_gather(pad_rows(local, most), axis.group, axis.size)
         if min(rows_per_rank) == most:
             return gathered
         return torch.cat([gathered[r * most : r * most + rows] for r, rows in enumerate(rows_per_rank)])
@@ -145,9 +146,8 @@ class AllGatherMethod(MoECommMethod[GatheredTokens, GatheredDispatch]):
         if min(rows_per_rank) != most:
             parts = torch.split(combined, list(rows_per_rank))
             combined = torch.cat([pad_rows(part, most) for part in parts])
-        output = combined.new_empty((most, combined.shape[1]))
-        dist.reduce_scatter_tensor(output, combined, group=axis.group)
-        return output[: prepared.output_rows]
+        assert axis.group is not None
+        return reduce_scatter(combined, axis.group, axis.size)[: prepared.output_rows]
 
 
 def _pack_record(tokens: GatheredTokens) -> torch.Tensor:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
 from ..step import MoEStep, pad_rows
 from ..topology import Topology
 from .base import MoEInput
+from .collectives import all_gather
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,6 @@ def restore_all(share: TokenShare, result: torch.Tensor, topology: Topology) -> 
         return pad_rows(result, max(share.output_rows, result.shape[0]))[: share.output_rows]
     if share.output_rows == 0:
         return result[:0]
-    result = pad_rows(result, share.chunk)
-    # A buffer of its own: views of the caller's tensors would be overwritten while shared experts still read them.
-    gathered = result.new_empty((topology.tp.size * share.chunk, result.shape[1]))
-    dist.all_gather_into_tensor(gathered, result.contiguous(), group=topology.tp.group)
-    return gathered[: share.output_rows]
+    assert topology.tp.group is not None
+    # Into a new tensor: the caller's may still be read by shared experts.
+    return all_gather(pad_rows(result, share.chunk), topology.tp.group, topology.tp.size)[: share.output_rows]
