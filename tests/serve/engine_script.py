@@ -105,7 +105,7 @@ def main() -> None:
     start = time.monotonic()
     result = run_offline(job) if job["dp"] == 1 else asyncio.run(run_async(job))
     result["seconds"] = time.monotonic() - start
-    result["status"] = [(row.id, str(row.state)) for row in vllm_ascend_patch.status()]
+    result["status"] = [(row.patch.id, str(row.state)) for row in vllm_ascend_patch.status()]
     print("RESULT " + json.dumps(result), flush=True)
 
 

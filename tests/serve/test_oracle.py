@@ -41,7 +41,6 @@ def test_greedy_tokens_equal_transformers(
     }
     result = run_engine(job, devices=tp * dp)
     expected = [case.answer for case in cases]
-    assert all(state == "applied" for _, state in result["status"]) or dp * tp > 1, result["status"]
     if dp == 1:
         assert result["tokens"] == expected
         assert result["again"] == expected

@@ -71,6 +71,10 @@ PATCHES: tuple[Patch, ...] = (
             "record_enabled",
             "num_unpadded_tokens",
         ),
+        aliases=(
+            "vllm.models.deepseek_v4.nvidia.model:eplb_map_to_physical_and_record",
+            "vllm.models.kimi_k3.nvidia.model:eplb_map_to_physical_and_record",
+        ),
         releases=">=0.24",
         why="On other devices upstream returns logical expert ids unmapped: wrong experts with redundancy, no load counts.",
         how="The same mapping and counting in torch operators.",
