@@ -143,6 +143,9 @@ def check(call: Call) -> None:
         require(op, tensor.dtype == call.query.dtype, f"{name} must have the dtype of query", tensor.dtype)
     require_contiguous(op, query=call.query, key=call.key, value=call.value, atten_mask=call.atten_mask)
     require_dim(op, f"query in layout {call.layout}", call.query, 3 if call.layout in ("BSH", "TND") else 4)
+    if call.layout == "TND" and not (call.q_lengths and call.kv_lengths):
+        both = f"{call.q_lengths} and {call.kv_lengths}"
+        raise RuntimeError(f"{op}: TND needs the query and the key/value lengths, got {both}")
     _check_heads(call)
     if call.block_table is None:
         _check_dense(call)
@@ -267,10 +270,8 @@ def _check_paged(call: Call) -> None:
 
 def _check_tnd(call: Call) -> None:
     op = call.op
-    if not call.q_lengths or not call.kv_lengths:
-        raise RuntimeError(
-            f"{op}: TND needs the query and the key/value lengths, got {call.q_lengths}, {call.kv_lengths}"
-        )
+    assert call.q_lengths is not None
+    assert call.kv_lengths is not None
     _require_cumulative(call, "query lengths", call.q_lengths, call.queries)
     require(op, call.batch <= MAX_TND_BATCH, f"TND takes at most {MAX_TND_BATCH} requests", call.batch)
     given = len(call.kv_lengths)

@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grouped and quantised products: values against float64 loops over experts, unwritten rows, every documented limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_ascend_patch.virtual_npu.kernels.grouped_matmul import grouped_matmul
+from vllm_ascend_patch.virtual_npu.kernels.quant_matmul import dynamic_quant, quant_matmul
+from vllm_ascend_patch.virtual_npu.kernels.quantised_activation import (
+    dequant_swiglu_quant,
+    grouped_matmul_swiglu_quant,
+    grouped_matmul_swiglu_quant_v2,
+    swiglu_quant,
+)
+
+from .reference import assert_close, assert_quantised, f64, is_poison, silu
+
+counts_lists = st.lists(st.integers(0, 4), min_size=1, max_size=4)
+floats = st.sampled_from([torch.float16, torch.bfloat16, torch.float32])
+
+
+def refuses(op: str, message: str) -> Any:
+    return pytest.raises(RuntimeError, match=f"^{op}: .*{message}")
+
+
+def int8(*shape: int) -> torch.Tensor:
+    return torch.randint(-127, 128, shape, dtype=torch.int8)
+
+
+def bounds(counts: list[int]) -> list[tuple[int, int, int]]:
+    """(expert, first row, end) of every group."""
+    ends = np.cumsum(counts)
+    return [(e, int(ends[e] - counts[e]), int(ends[e])) for e in range(len(counts))]
+
+
+@given(
+    counts=counts_lists,
+    spare=st.integers(0, 3),
+    dtype=floats,
+    kind=st.sampled_from([0, 1]),
+    transposed=st.booleans(),
+    listed=st.booleans(),
+    biased=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_grouped_matmul_of_floats(
+    counts: list[int], spare: int, dtype: torch.dtype, kind: int, transposed: bool, listed: bool, biased: bool
+) -> None:
+    torch.manual_seed(sum(counts))
+    experts, rows = len(counts), sum(counts) + spare
+    x = torch.randn(rows, 8).to(dtype)
+    weight = torch.randn(experts, 5, 8).to(dtype).transpose(1, 2)
+    weight = weight if transposed else weight.contiguous()
+    bias = torch.randn(experts, 5).to(torch.float16 if dtype == torch.float16 else torch.float32)
+    group_list = torch.tensor(counts if kind else np.cumsum(counts).tolist())
+    biases = (list(bias) if listed else [bias]) if biased else None
+    (out,) = grouped_matmul(
+        [x],
+        list(weight) if listed else [weight],
+        bias=biases,
+        group_list=group_list,
+        group_list_type=kind,
+        group_type=0,
+        split_item=2,
+    )
+    assert out.dtype == dtype
+    assert is_poison(out[sum(counts) :])
+    for e, first, end in bounds(counts):
+        want = f64(x)[first:end] @ f64(weight)[e] + (f64(bias)[e] if biased else 0)
+        assert_close(out[first:end], want, scale=8)
+
+
+@given(
+    counts=counts_lists,
+    spare=st.integers(0, 3),
+    output=st.sampled_from([torch.bfloat16, torch.float16, torch.int32]),
+    per_token=st.booleans(),
+    biased=st.booleans(),
+    pairs=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_grouped_matmul_of_int8(
+    counts: list[int], spare: int, output: torch.dtype, per_token: bool, biased: bool, pairs: bool
+) -> None:
+    torch.manual_seed(sum(counts))
+    experts, rows = len(counts), sum(counts) + spare
+    x, weight = int8(rows, 32), int8(experts, 32, 5)
+    scale = torch.rand(experts, 5).to(torch.bfloat16 if output == torch.bfloat16 else torch.float32) / 1000
+    row_scale = torch.rand(rows)
+    bias = torch.randint(-1000, 1000, (experts, 5), dtype=torch.int32)
+    group_list = torch.tensor(counts)
+    if pairs:
+        filled = [[e, c] for e, c in enumerate(counts) if c]
+        group_list = torch.tensor(filled + [[0, 0]] * (experts - len(filled)))
+    scaled = output != torch.int32
+    (out,) = grouped_matmul(
+        [x],
+        [weight],
+        scale=[scale] if scaled else None,
+        per_token_scale=[row_scale] if scaled and per_token else None,
+        bias=[bias] if biased else None,
+        group_list=group_list,
+        group_list_type=2 if pairs else 1,
+        group_type=0,
+        split_item=3,
+        output_dtype=output,
+    )
+    assert out.dtype == output
+    assert is_poison(out[sum(counts) :])
+    for e, first, end in bounds(counts):
+        want = f64(x)[first:end] @ f64(weight)[e] + (f64(bias)[e] if biased else 0)
+        if not scaled:
+            np.testing.assert_array_equal(f64(out[first:end]), want)
+            continue
+        want = want * f64(scale)[e] * (f64(row_scale)[first:end, None] if per_token else 1)
+        assert_close(out[first:end], want, scale=1)
+
+
+def test_grouped_matmul_activation_and_separate_products() -> None:
+    x, weight = int8(4, 16), int8(2, 16, 6)
+    scale, row_scale = torch.full((2, 6), 0.001), torch.rand(4)
+    (out,) = grouped_matmul(
+        [x],
+        [weight],
+        scale=[scale],
+        per_token_scale=[row_scale],
+        group_list=torch.tensor([1, 4]),
+        group_type=0,
+        split_item=2,
+        act_type=5,
+        output_dtype=torch.float16,
+    )
+    want = np.concatenate([f64(x)[:1] @ f64(weight)[0], f64(x)[1:] @ f64(weight)[1]]) * 0.001
+    assert_close(out, silu(want * f64(row_scale)[:, None]), scale=2)
+    left = [torch.randn(2, 3, 4), torch.randn(5, 6, 4)]
+    right = [torch.randn(4, 2), torch.randn(4, 7)]
+    outputs = grouped_matmul(left, right, group_type=-1)
+    for out, a, b in zip(outputs, left, right, strict=True):
+        assert_close(out, f64(a) @ f64(b), scale=8)
+
+
+def test_grouped_matmul_limits() -> None:
+    def call(**changes: Any) -> None:
+        arguments = {
+            "x": [torch.zeros(4, 8)],
+            "weight": [torch.zeros(2, 8, 5)],
+            "group_list": torch.tensor([1, 3]),
+            "group_type": 0,
+            "group_list_type": 1,
+            "split_item": 2,
+        }
+        grouped_matmul(**{**arguments, **changes})
+
+    half, bf16 = torch.zeros(4, 8).half(), torch.zeros(4, 8).bfloat16()
+    quant = {"x": [int8(4, 8)], "weight": [int8(2, 8, 5)]}
+    call()
+    for changes, message in (
+        ({"group_type": None}, "group_type must be passed"),
+        ({"group_type": 1}, "group_type must be -1 or 0, got 1"),
+        ({"split_item": 0}, "group_type 0 needs split_item 2 or 3"),
+        ({"group_list": None}, "group_type 0 needs group_list"),
+        ({"group_list": torch.tensor([1, 3], dtype=torch.int32)}, "group_list must be int64"),
+        ({"group_list": torch.tensor([1, 4])}, "cover at most the 4 rows of x"),
+        ({"group_list": torch.tensor([1, -1])}, "must not be negative or fall"),
+        ({"group_list": torch.tensor([3, 1]), "group_list_type": 0}, "must not be negative or fall"),
+        ({"group_list": torch.tensor([1, 1, 1])}, "one entry per expert"),
+        ({"group_list_type": 3}, "group_list_type must be"),
+        ({"group_list": torch.tensor([[0, 1], [0, 0]]), "group_list_type": 2}, "needs int8 inputs"),
+        ({"weight": [torch.zeros(2, 7, 5)]}, r"weight of expert 0 must have shape \[8, 7\]|must have shape"),
+        ({"weight": [torch.zeros(2, 8, 5).half()]}, "weight must have the dtype of x"),
+        ({"x": [half], "weight": [torch.zeros(2, 8, 5).half()], "bias": [torch.zeros(2, 5)]}, "bias of .* float16"),
+        ({"x": [bf16], "weight": [torch.zeros(2, 8, 5).bfloat16()], "bias": [torch.zeros(2, 5).bfloat16()]}, "float32"),
+        ({"x": [bf16], "weight": [torch.zeros(2, 8, 5).bfloat16()], "output_dtype": torch.float32}, "output_dtype"),
+        ({"act_type": 5}, "act_type needs per_token_scale"),
+        ({"act_type": 3}, "act_type must be"),
+        (quant, "int8 inputs need scale"),
+        (quant | {"scale": [torch.zeros(2, 5)], "output_dtype": torch.bfloat16}, "output_dtype with a torch.float32"),
+        (quant | {"scale": [torch.zeros(5)], "output_dtype": torch.float16}, "scale of a 3-D weight"),
+        (
+            quant | {"scale": [torch.zeros(2, 5)], "output_dtype": torch.float16, "per_token_scale": [torch.zeros(3)]},
+            "per_token_scale .* must have shape",
+        ),
+        ({"x": [torch.zeros(1, 65536)], "weight": [torch.zeros(2, 65536, 1)]}, "inner dimension of x must be below"),
+        ({"weight": [torch.zeros(8, 5)] * 129}, "at most 128 tensors"),
+        ({"weight": [torch.zeros(1025, 8, 1)], "group_list": torch.zeros(1025).long()}, "at most 1024 groups"),
+    ):
+        with refuses("npu_grouped_matmul", message):
+            call(**changes)
+    for changes, message in (
+        ({"group_type": 2}, "split K"),
+        ({"group_list": [1, 3], "group_type": None}, "Python-list group_list"),
+        ({"weight": [int8(2, 8, 5)]}, "quantised weights"),
+        ({"antiquant_scale": [torch.zeros(1)]}, "antiquant_scale"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            call(**changes)
+
+
+@given(
+    rows=st.integers(1, 4),
+    width=st.integers(1, 20),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16]),
+    smooth=st.sampled_from([None, "one", "groups"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_dynamic_quant(rows: int, width: int, dtype: torch.dtype, smooth: str | None) -> None:
+    torch.manual_seed(width)
+    x = torch.randn(rows, 2, width).to(dtype)
+    x[0, 0] = 0
+    factors = index = None
+    expected = f64(x).reshape(-1, width)
+    if smooth == "one":
+        factors = torch.rand(width).to(dtype)
+        expected = expected * f64(factors)
+    elif smooth == "groups":
+        factors = torch.rand(3, width).to(dtype)
+        index = torch.tensor([1, 1, 2 * rows], dtype=torch.int32)
+        expected = expected * f64(factors)[[0] + [2] * (2 * rows - 1)]
+    y, scale = dynamic_quant(x, smooth_scales=factors, group_index=index)
+    assert scale.shape == (rows, 2)
+    assert_quantised(y.flatten(0, 1), scale.flatten(), expected)
+
+
+def test_dynamic_quant_limits() -> None:
+    x = torch.zeros(3, 4).half()
+    for arguments, options, message in (
+        (x.float(), {}, "x must be float16 or bfloat16, got float32"),
+        (x[0], {}, "at least 2 dimensions"),
+        (x, {"smooth_scales": torch.zeros(4)}, "smooth_scales must have the dtype of x"),
+        (x, {"smooth_scales": torch.zeros(3).half()}, "smooth_scales must have shape"),
+        (x, {"group_index": torch.tensor([3]).int()}, "group_index needs smooth_scales"),
+        (x, {"smooth_scales": x[:1], "group_index": torch.tensor([3])}, "group_index must be int32"),
+        (x, {"smooth_scales": x[:1], "group_index": torch.tensor([2]).int()}, "end with 3 rows"),
+    ):
+        with refuses("npu_dynamic_quant", message):
+            dynamic_quant(arguments, **options)
+    with pytest.raises(NotImplementedError, match="perchannel"):
+        dynamic_quant(x, quant_mode="perchannel")
+
+
+@given(
+    m=st.integers(1, 4),
+    batch=st.booleans(),
+    output=st.sampled_from([None, torch.float16, torch.bfloat16, torch.int32]),
+    single=st.booleans(),
+    per_token=st.booleans(),
+    bias=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_quant_matmul(
+    m: int, batch: bool, output: torch.dtype | None, single: bool, per_token: bool, bias: bool
+) -> None:
+    torch.manual_seed(m)
+    x1, x2 = int8(*((2, m, 16) if batch else (m, 16))), int8(16, 6)
+    scale = torch.rand(1 if single else 6).to(torch.bfloat16 if output == torch.bfloat16 else torch.float32) / 100
+    rows = torch.rand(m) if per_token and output in (torch.float16, torch.bfloat16) else None
+    int_bias = torch.randint(-9, 9, (6,), dtype=torch.int32) if bias else None
+    offset = torch.rand(6) if output is None else None
+    out = quant_matmul(x1, x2, scale, offset=offset, pertoken_scale=rows, bias=int_bias, output_dtype=output)
+    want = f64(x1) @ f64(x2) + (f64(int_bias) if int_bias is not None else 0)
+    if output == torch.int32:
+        np.testing.assert_array_equal(f64(out), want)
+        return
+    want = want * f64(scale) * (f64(rows)[:, None] if rows is not None else 1)
+    if output is None:
+        assert out.dtype == torch.int8
+        np.testing.assert_allclose(f64(out), np.clip(want + f64(offset), -128, 127), atol=0.501)
+        return
+    assert out.dtype == output
+    assert_close(out, want, scale=2)
+
+
+def test_quant_matmul_limits() -> None:
+    def call(**changes: Any) -> None:
+        arguments = {"x1": int8(3, 8), "x2": int8(8, 4), "scale": torch.ones(4), "output_dtype": torch.float16}
+        quant_matmul(**{**arguments, **changes})
+
+    call()
+    for changes, message in (
+        ({"x1": torch.zeros(3, 8)}, "x1 must be int8"),
+        ({"x2": int8(7, 4)}, "x2 must have K = 8 rows"),
+        ({"x1": int8(1, 65536), "x2": int8(65536, 1)}, "last dimension of x1 must be at most 65535"),
+        ({"scale": torch.ones(3)}, "scale must have 1 or N = 4 elements"),
+        ({"scale": torch.ones(4).bfloat16()}, "scale for float16 output must be float32"),
+        ({"pertoken_scale": torch.ones(2)}, "pertoken_scale must have shape"),
+        ({"pertoken_scale": torch.ones(3), "output_dtype": None}, "int8 output takes no pertoken_scale"),
+        ({"bias": torch.zeros(4).half()}, "bias for float16 output must be int32"),
+        ({"offset": torch.zeros(4)}, "offset needs int8 output"),
+        ({"output_dtype": torch.float32}, "output_dtype must be int8, float16, bfloat16 or int32, got float32"),
+    ):
+        with refuses("npu_quant_matmul", message):
+            call(**changes)
+
+
+@given(
+    rows=st.integers(1, 5),
+    half=st.integers(1, 8),
+    left=st.booleans(),
+    kind=st.sampled_from([None, 0, 1]),
+    smooth=st.sampled_from([None, "vector", "matrix"]),
+    dtype=floats,
+)
+@settings(max_examples=40, deadline=None)
+def test_swiglu_quant(
+    rows: int, half: int, left: bool, kind: int | None, smooth: str | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(half)
+    x = torch.randn(rows, 2 * half).to(dtype)
+    counts = [rows - 1] if kind is not None else [rows]
+    index = None if kind is None else torch.tensor(counts, dtype=torch.int32)
+    factors = None if smooth is None else torch.rand((1,) if smooth == "vector" else (1, half)) + 0.5
+    y, scale = swiglu_quant(
+        x, smooth_scales=factors, group_index=index, group_list_type=kind or 0, activate_left=left, quant_mode=1
+    )
+    first, second = np.split(f64(x), 2, axis=1)
+    want = silu(first) * second if left else silu(second) * first
+    want = want * (f64(factors) if factors is not None else 1)
+    assert_quantised(y[: counts[0]], scale[: counts[0]], want[: counts[0]])
+    assert is_poison(y[counts[0] :])
+    assert is_poison(scale[counts[0] :])
+
+
+def test_swiglu_quant_limits() -> None:
+    x = torch.zeros(2, 8)
+    with pytest.raises(NotImplementedError, match="static quantisation"):
+        swiglu_quant(x)
+    for tensor, options, message in (
+        (torch.zeros(1, 8194), {}, "at most 8192, got 8194"),
+        (torch.zeros(1, 7), {}, "must be even"),
+        (x, {"group_index": torch.tensor([1])}, "group_index must be int32"),
+        (x, {"group_index": torch.tensor([3]).int()}, "cover at most 2 rows"),
+        (x, {"smooth_scales": torch.zeros(1, 3)}, "smooth_scales must have shape"),
+    ):
+        with refuses("npu_swiglu_quant", message):
+            swiglu_quant(tensor, quant_mode=1, **options)
+
+
+@given(
+    counts=counts_lists,
+    spare=st.integers(0, 2),
+    mode=st.sampled_from([0, 1, 2]),
+    left=st.booleans(),
+    ints=st.booleans(),
+    column=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_dequant_swiglu_quant(counts: list[int], spare: int, mode: int, left: bool, ints: bool, column: bool) -> None:
+    torch.manual_seed(sum(counts))
+    total, groups, width = sum(counts), len(counts), 64
+    rows = total + spare
+    smooth = torch.rand(groups, width) + 0.5
+    of_row = np.repeat(np.arange(groups), counts)
+    if ints:
+        x = torch.randint(-9000, 9000, (rows, 2 * width), dtype=torch.int32)
+        scale, row_scale = torch.rand(groups, 2 * width) / 1000, torch.rand(rows)
+        options = {"weight_scale": scale, "activation_scale": row_scale.unsqueeze(1) if column else row_scale}
+        values = f64(x)[:total] * f64(scale)[of_row] * f64(row_scale)[:total, None]
+    else:
+        x, options = torch.randn(rows, 2 * width).bfloat16() * 4, {}
+        values = f64(x)[:total]
+    y, scales = dequant_swiglu_quant(
+        x,
+        quant_scale=smooth,
+        group_index=torch.tensor(counts),
+        activate_left=left,
+        quant_mode=1,
+        swiglu_mode=mode,
+        **options,
+    )
+    if mode == 1:
+        gate, up = values[:, ::2], values[:, 1::2]
+    else:
+        first, second = np.split(values, 2, axis=1)
+        gate, up = (first, second) if left else (second, first)
+    if mode:
+        gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0)
+        want = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
+    else:
+        want = silu(gate) * up
+    assert_quantised(y[:total], scales[:total], want * f64(smooth)[of_row])
+    assert is_poison(y[total:])
+    assert is_poison(scales[total:])
+
+
+def test_dequant_swiglu_quant_limits() -> None:
+    def call(**changes: Any) -> None:
+        arguments = {
+            "x": torch.zeros(3, 128, dtype=torch.int32),
+            "weight_scale": torch.ones(1, 128),
+            "activation_scale": torch.ones(3),
+            "group_index": torch.tensor([3]),
+            "quant_mode": 1,
+        }
+        dequant_swiglu_quant(**{**arguments, **changes})
+
+    call()
+    for changes, message in (
+        ({"quant_mode": 0}, "quant_mode must be 1 with group_index"),
+        ({"group_index": torch.tensor([4])}, "sum to at most the 3 rows of x, got 4"),
+        ({"group_index": torch.tensor([3]).int()}, "group_index must be int64"),
+        ({"weight_scale": None}, "int32 x needs weight_scale"),
+        ({"weight_scale": torch.ones(1, 128).half()}, "weight_scale must be float32"),
+        ({"x": torch.zeros(3, 128).bfloat16()}, "bfloat16 x takes no weight_scale"),
+        ({"x": torch.zeros(3, 128)}, "x must be int32 or bfloat16"),
+        ({"x": torch.zeros(3, 96, dtype=torch.int32), "weight_scale": torch.ones(1, 96)}, "multiple of 64 .*got 48"),
+        ({"x": torch.zeros(1, 2 * 10560, dtype=torch.int32)}, "at most 10496"),
+        ({"bias": torch.zeros(1)}, "bias must be None with group_index"),
+    ):
+        with refuses("npu_dequant_swiglu_quant", message):
+            call(**changes)
+
+
+@given(counts=counts_lists, spare=st.integers(0, 2), raw=st.booleans(), second=st.sampled_from([None, 0, 1]))
+@settings(max_examples=40, deadline=None)
+def test_grouped_matmul_swiglu_quant(counts: list[int], spare: int, raw: bool, second: int | None) -> None:
+    torch.manual_seed(sum(counts))
+    experts, total, inner, width = len(counts), sum(counts), 32, 64
+    x, weight = int8(total + spare, inner), int8(experts, inner, width)
+    scale, row_scale = torch.rand(experts, width) / 1000, torch.rand(total + spare)
+    stored = weight
+    if raw:  # [E, N/32, K/16, 16, 32]
+        stored = torch.empty(experts, width // 32, inner // 16, 16, 32, dtype=torch.int8)
+        for n in range(width):
+            for k in range(inner):
+                stored[:, n // 32, k // 16, k % 16, n % 32] = weight[:, k, n]
+    ends = torch.tensor(np.cumsum(counts).tolist())
+    if second is None:
+        y, scales, reserved = grouped_matmul_swiglu_quant(x, stored, ends, scale, row_scale)
+        assert reserved.shape == ()
+    else:
+        groups = torch.tensor(counts) if second else ends
+        y, scales = grouped_matmul_swiglu_quant_v2(x, [stored], [scale], row_scale, groups, group_list_type=second)
+    for e, first, end in bounds(counts):
+        values = f64(x)[first:end] @ f64(weight)[e] * f64(scale)[e] * f64(row_scale)[first:end, None]
+        gate, up = np.split(values, 2, axis=1)
+        assert_quantised(y[first:end], scales[first:end], silu(gate) * up)
+    assert is_poison(y[total:])
+    assert is_poison(scales[total:])
+
+
+def test_grouped_matmul_swiglu_quant_limits() -> None:
+    def call(**changes: Any) -> None:
+        arguments = {
+            "x": int8(3, 32),
+            "weight": int8(2, 32, 64),
+            "group_list": torch.tensor([1, 3]),
+            "weight_scale": torch.ones(2, 64),
+            "x_scale": torch.ones(3),
+        }
+        grouped_matmul_swiglu_quant(**{**arguments, **changes})
+
+    call()
+    op = "npu_grouped_matmul_swiglu_quant"
+    for changes, message in (
+        ({"group_list": torch.tensor([3, 1])}, "must not fall"),
+        ({"group_list": torch.tensor([1, 4])}, "cover at most 3 rows"),
+        ({"group_list": torch.tensor([1, 3]).int()}, "group_list must be int64"),
+        ({"bias": torch.zeros(1)}, "bias and offset must be None"),
+        ({"x": torch.zeros(3, 32)}, "x must be int8"),
+        ({"weight_scale": torch.ones(2, 32)}, "weight_scale must have shape"),
+        ({"x_scale": torch.ones(2)}, "x_scale must have shape"),
+    ):
+        with refuses(op, message):
+            call(**changes)
+    arguments = (int8(3, 32), [int8(2, 32, 64)], [torch.ones(2, 64)], torch.ones(3), torch.tensor([1, 3]))
+    for options, message in (
+        ({"smooth_scale": torch.ones(2)}, "must be None for W8A8"),
+        ({"dequant_mode": 1}, "dequant_mode must be 0"),
+        ({"quant_dtype": 2}, "quant_dtype must be left"),
+        ({"group_list_type": 2}, "group_list_type must be"),
+    ):
+        with refuses(op + "_v2", message):
+            grouped_matmul_swiglu_quant_v2(*arguments, **options)
+    with refuses(op + "_v2", "weight must hold one tensor, got 2"):
+        grouped_matmul_swiglu_quant_v2(arguments[0], arguments[1] * 2, *arguments[2:])
