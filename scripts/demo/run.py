@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> int:
     with console.status("asking the oracle: transformers on the same weights …"):
         wrong = compare(model, answers)
     tokens = sum(len(answer.tokens) for answer in answers[1:])
-    report(summarise(traces), arguments, ready - started, tokens / together, time.monotonic() - started)
+    report(summarise(traces), devices_in(server.log), ready - started, tokens / together, time.monotonic() - started)
     for what in left:
         console.print(f"[red]left behind: {what}")
     return 1 if wrong or left else 0
@@ -178,17 +179,21 @@ def compare(model: Path, answers: list[Answer]) -> int:
     return len(wrong)
 
 
-def report(
-    steps: StepSummary, arguments: argparse.Namespace, ready_seconds: float, tokens_per_second: float, total: float
-) -> None:
+def report(steps: StepSummary, devices: str, ready_seconds: float, tokens_per_second: float, total: float) -> None:
     table = Table(title="what happened", show_header=False, title_justify="left")
-    table.add_row("devices", ", ".join(steps.devices) or "not traced")
+    table.add_row("devices", devices)
     table.add_row("engine steps", f"{steps.steps} on {steps.ranks} ranks, {steps.idle_steps} of them idle (dummy)")
     table.add_row("DP collectives per step", steps.collectives)
     table.add_row("MoE communication", steps.methods)
     table.add_row("tokens per second", f"{tokens_per_second:.1f} with {len(TOGETHER)} requests at once")
     table.add_row("time", f"{ready_seconds:.0f} s to a ready server, {total:.0f} s in all")
     console.print(table)
+
+
+def devices_in(log: Path) -> str:
+    """The devices that the workers said they run on."""
+    found = re.findall(r"NPU worker on (npu:\d+ \([^)]*\))", log.read_text(errors="replace"))
+    return ", ".join(sorted(set(found))) or "no worker said so"
 
 
 def _brief(line: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.step import MoEStep
 
@@ -37,6 +38,10 @@ class ForwardTokens:
         if step is None:
             choice = selector.choose(max(self.per_dp_rank), self.captured)
             step = MoEStep(self.per_dp_rank, self.active, choice.method, self.captured)
+            if trace.enabled():
+                trace.instant(
+                    "moe", {"method": choice.method, "reason": choice.reason, "max_tokens": max(self.per_dp_rank)}
+                )
             self._steps[id(selector)] = step
         return step
 
