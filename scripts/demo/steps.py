@@ -40,7 +40,7 @@ def summarise(trace: Path) -> StepSummary:
     collectives = "none: nothing was traced"
     if forwards:
         collectives = (
-            f"{posts / len(forwards):.2f} ({posts} all-reduces for {len(forwards)} forwards, transport {transports})"
+            f"{posts / len(forwards):.2f} ({posts} for {len(forwards)} forwards, transport {transports})"
         )
     reasons = Counter((f["method"], f["reason"]) for f in forwards)
     methods = "\n".join(f"{method}: {count} forwards ({reason})" for (method, reason), count in reasons.most_common())
