@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the reference kernels under the real operators: ``install()`` registers them for the NPU's dispatch key.
 
-The adaptor around a kernel turns NPU tensors into CPU tensors over the same memory, refuses CPU tensors where the device
-would, fills in the schema's defaults, and brings new results to the caller's device. What an operator computes is the
-kernels' business. Importing this file registers nothing.
+The adaptor around a kernel turns NPU tensors into CPU tensors over the same memory, refuses CPU tensors where the
+device would, fills in the schema's defaults, and brings new results to the caller's device. What an operator computes is
+the kernels' business. Importing this file registers nothing.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
         with torch._C.DisableTorchFunction(), torch.no_grad():
             lowered = {argument: lower(argument, value) for argument, value in given.items()}
             if len(devices) > 1:
-                raise RuntimeError(
-                    f"{shown}: Expected all tensors to be on the same device, got {sorted(map(str, devices))}"
-                )
+                found = sorted(map(str, devices))
+                raise RuntimeError(f"{shown}: Expected all tensors to be on the same device, got {found}")
             device = next(iter(devices), torch.device("npu"))
             result = kernel(*(lowered[a] for a in positional), **{a: lowered[a] for a in keywords})
             return lift(result)
