@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 PLATFORM = "vllm_ascend_patch.npu.platform.NPUPlatform"
 _SWITCH = "VLLM_ASCEND_PATCH"
-_V2 = "VLLM_USE_V2_MODEL_RUNNER"
+V2 = "VLLM_USE_V2_MODEL_RUNNER"
 
 _failures: list[Exception] = []
 _stood_down: str | None = None
@@ -153,6 +153,10 @@ def general() -> None:
         )
     raise_if_too_late()
     vllm_ascend_patch.arm()
+    from .seams import examination
+
+    vllm_ascend_patch._patches().foresee()
+    examination.forget()
     vllm_ascend_patch._patches().raise_failures()
     _use_model_runner_v1()
 
@@ -168,15 +172,15 @@ def _register_variables() -> None:
 def _use_model_runner_v1() -> None:
     """Pin vLLM's model runner to V1, where the seams are; say so, and refuse an explicit wish for V2."""
     registry = getattr(sys.modules.get("vllm.envs"), "environment_variables", {})
-    if _V2 not in registry:
+    if V2 not in registry:
         return  # this release has one runner
-    value = os.environ.get(_V2)
+    value = os.environ.get(V2)
     if value == "0":
         return
     if value is not None and value.strip() not in ("", "0"):
         raise envs.EnvError(
-            f"{_V2}={value} asks for model runner V2, but vllm_ascend_patch works on model runner V1: unset {_V2} or set it "
+            f"{V2}={value} asks for model runner V2, but vllm_ascend_patch works on model runner V1: unset {V2} or set it "
             "to 0"
         )
-    os.environ[_V2] = "0"
-    logger.info("%s=0: the patch set works on vLLM's model runner V1", _V2)
+    os.environ[V2] = "0"
+    logger.info("%s=0: the patch set works on vLLM's model runner V1", V2)

@@ -290,7 +290,15 @@ def uninstall(done: Installed) -> None:
     done.rebound.clear()
     if done.owner is sys.modules.get(done.patch.place.module):
         for holder, alias in holders(done.object):
-            setattr(holder, alias, done.raw)
+            if holder.__name__ != _home(done.patch):
+                setattr(holder, alias, done.raw)
+
+
+def _home(patch: Patch) -> str | None:
+    """The module that defines the implementation; its own name for it is no copy of the target."""
+    if isinstance(patch.implementation, str):
+        return Target.parse(patch.implementation).module
+    return getattr(patch.implementation, "__module__", None)
 
 
 def holders(value: Any) -> list[tuple[ModuleType, str]]:

@@ -129,8 +129,7 @@ class PatchSet:
                 raise InvalidPatch(f"two patches have the id {patch.id!r}")
             self._entries[patch.id] = _Entry(patch)
 
-    # -- arming
-    # ------------------------------------------------------------------------------------------------------------
+    # arming
 
     def arm(self) -> None:
         """Apply what is loaded, and register hooks for the rest. Idempotent. Raises the first refusal or failure, after
@@ -206,8 +205,17 @@ class PatchSet:
             logger.warning("%s (applied all the same)", verdict.line)
         return True
 
-    # -- applying and reverting
-    # --------------------------------------------------------------------------------------------
+    def foresee(self) -> None:
+        """Examine the patches whose modules have not arrived yet, and put refusals on record, before an import meets them."""
+        strict = self._strict if isinstance(self._strict, str) else self._strict()
+        for entry in self._entries.values():
+            if entry.state is State.ARMED and strict == "error":
+                verdict = self._examine(entry.patch)
+                if verdict.refuses:
+                    entry.state, entry.reason, entry.release = State.REFUSED, verdict.line, verdict.release
+                    entry.error = PatchRefused(verdict.line)
+
+    # applying and reverting
 
     def apply(self, *ids: str) -> None:
         """Apply the given patches (all enabled ones by default) whose modules are loaded, arm the others. Idempotent.
@@ -257,8 +265,7 @@ class PatchSet:
                 raise UnknownPatch(f"no patch {patch_id!r}; the patches are: {', '.join(self._entries) or '(none)'}")
         return [entry for entry in self._entries.values() if not ids or entry.patch.id in ids]
 
-    # -- reporting
-    # ---------------------------------------------------------------------------------------------------------
+    # reporting
 
     @property
     def patches(self) -> tuple[Patch, ...]:

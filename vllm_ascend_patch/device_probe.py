@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch_npu sees, as one line of JSON. A script for a process of its own: a broken CANN can hang or kill it.
+
+Imports nothing of this package, so that running it arms nothing.
+"""
+
+import json
+import sys
+from typing import Any
+
+
+def probe() -> dict[str, Any]:
+    """Device count, device name, SoC and CANN version, or the error that stands in the way."""
+    found: dict[str, Any] = {"count": 0}
+    try:
+        import torch_npu
+    except Exception as error:  # a broken CANN raises anything from ImportError to RuntimeError
+        lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+        found["error"] = f"torch_npu cannot be imported: {type(error).__name__}: {lines[0]}"
+        return found
+    try:
+        found["count"] = int(torch_npu.npu.device_count())
+        if found["count"]:
+            found["name"] = str(torch_npu.npu.get_device_name(0))
+    except Exception as error:
+        found["error"] = f"torch_npu cannot talk to its devices: {type(error).__name__}: {error}"
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(probe()), file=sys.__stdout__, flush=True)
