@@ -314,20 +314,26 @@ class _Combine:
         order = sources.sort(stable=True).indices  # by source rank, then expert
         rows = self.rows[: len(sources)][order]
         here = out.counts.sum(dim=1)
-        home = ep_exchange.exchange_counts(communicator, table.sum(dim=1, keepdim=True)).squeeze(1)
-        for peer in range(group.ep_world_size):
-            require(
-                op,
-                int(here[peer]) == int(home[peer]),
-                f"rank {peer} must return the {int(here[peer])} rows it got (expert_ids, x_active_mask and "
-                "ep_send_counts must be those of dispatch)",
-                int(home[peer]),
+        home = ep_exchange.exchange_counts(op, communicator, table.sum(dim=1, keepdim=True)).squeeze(1)
+        refusal = None
+        if not torch.equal(here, home):
+            peer = int((here != home).nonzero()[0])
+            refusal = RuntimeError(
+                f"{op}: rank {peer} must return the {int(here[peer])} rows it got (expert_ids, x_active_mask and "
+                f"ep_send_counts must be those of dispatch), got {int(home[peer])}"
             )
+        # All ranks go on, or none: the row counts would not fit.
+        ep_exchange.exchange_headers(op, communicator, {}, refusal)
         sent, received = table.sum(dim=1).tolist(), here.tolist()
 
         def move(values: torch.Tensor) -> torch.Tensor:
-            return ep_exchange.exchange_rows(communicator, values, sent, received)
+            return ep_exchange.exchange_rows(op, communicator, values, sent, received)
 
+        if self.comm_quant_mode == 2:
+            quantised, scales = quantise_rows(rows)
+            returned = move(quantised).float() * move(scales.unsqueeze(1))
+        else:
+            returned = move(rows).float()
         k = self.expert_ids.shape[1]
         if self.version == 2:
             origin = move(self.assist[: 3 * len(sources)].view(-1, 3)[order])
@@ -335,14 +341,10 @@ class _Combine:
             same = torch.equal(origin.long(), mine)
             require(op, same, "assist_info_for_combine must be what dispatch returned", "other origins")
         else:
-            same = len(self.assist) == self.expert_ids.numel() and torch.equal(
-                self.assist[out.routes].long(), out.position
-            )
+            same = len(self.assist) == self.expert_ids.numel()
+            same = same and torch.equal(self.assist[out.routes].long(), out.position)
             require(op, same, "expand_idx must be what dispatch returned", "other positions")
-        if self.comm_quant_mode == 2:
-            quantised, scales = quantise_rows(rows)
-            return move(quantised).float() * move(scales.unsqueeze(1))
-        return move(rows).float()
+        return returned
 
     def _sum(self, returned: torch.Tensor, out: Outgoing, active: torch.Tensor) -> torch.Tensor:
         batch, k = self.expert_ids.shape

@@ -234,14 +234,14 @@ class _Dispatch:
         if self.quant_mode == 2:
             experts = self.expert_ids.reshape(-1)[out.routes].long()
             rows, row_scales = quantise_rows(rows, None if self.scales is None else self.scales[experts])
-        table = ep_exchange.exchange_counts(communicator, out.counts)  # [source rank, local expert]
+        table = ep_exchange.exchange_counts(self.op, communicator, out.counts)  # [source rank, local expert]
         sent, received = (counts.sum(dim=1).tolist() for counts in (out.counts, table))
         # Rows arrive by source rank, then expert; they are wanted by expert, then source rank.
         arrived = torch.arange(group.local).repeat(group.ep_world_size).repeat_interleave(table.reshape(-1))
         order = arrived.sort(stable=True).indices
 
         def move(values: torch.Tensor) -> torch.Tensor:
-            return ep_exchange.exchange_rows(communicator, values, sent, received)[order]
+            return ep_exchange.exchange_rows(self.op, communicator, values, sent, received)[order]
 
         origin = torch.stack((torch.full_like(tokens, group.ep_rank_id), tokens, out.routes % k), dim=1).int()
         return self._outputs(

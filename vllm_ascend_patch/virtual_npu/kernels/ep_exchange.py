@@ -104,20 +104,33 @@ def require_equal(op: str, agreement: Agreement, names: Sequence[str]) -> None:
         require(op, len(set(values)) == 1, f"{name} must be equal on all ranks", f"{values} by rank")
 
 
-def exchange_counts(communicator: Communicator, counts: torch.Tensor) -> torch.Tensor:
+def _all_to_all(
+    op: str,
+    communicator: Communicator,
+    incoming: torch.Tensor,
+    outgoing: torch.Tensor,
+    splits: tuple[list[int], list[int]] = ([], []),
+) -> None:
+    try:
+        communicator.process_group.alltoall_base(incoming, outgoing, *splits).wait(TIMEOUT)
+    except RuntimeError as error:
+        raise RuntimeError(f"{op}: rank {communicator.rank} lost a rank while rows were moving: {error}") from error
+
+
+def exchange_counts(op: str, communicator: Communicator, counts: torch.Tensor) -> torch.Tensor:
     """int64 ``[EP, L]``: row r goes to rank r; returns what each rank sent here, ``[EP, L]``."""
     received = torch.empty_like(counts)
-    communicator.process_group.alltoall_base(received, counts.contiguous(), [], []).wait(TIMEOUT)
+    _all_to_all(op, communicator, received, counts.contiguous())
     return received
 
 
 def exchange_rows(
-    communicator: Communicator, rows: torch.Tensor, sent: Sequence[int], received: Sequence[int]
+    op: str, communicator: Communicator, rows: torch.Tensor, sent: Sequence[int], received: Sequence[int]
 ) -> torch.Tensor:
     """Rows of any dtype: the first ``sent[0]`` to rank 0 and so on; returns ``received[r]`` rows of each rank r."""
     width = rows.shape[1] * rows.element_size()
     outgoing = rows.contiguous().view(torch.uint8).reshape(-1)
     incoming = torch.empty(sum(received) * width, dtype=torch.uint8)
-    splits = [[count * width for count in counts] for counts in (received, sent)]
-    communicator.process_group.alltoall_base(incoming, outgoing, *splits).wait(TIMEOUT)
+    splits = ([count * width for count in received], [count * width for count in sent])
+    _all_to_all(op, communicator, incoming, outgoing, splits)
     return incoming.view(rows.dtype).view(-1, rows.shape[1])
