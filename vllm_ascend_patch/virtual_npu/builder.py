@@ -88,7 +88,7 @@ def _source_files() -> list[Path]:
 def build_directory(wheels: Wheels) -> Path:
     """The directory of the build for these sources and `wheels`, whether it exists or not."""
     digest = hashlib.sha256()
-    for path in [*_source_files(), Path(__file__)]:
+    for path in _source_files():
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     digest.update(json.dumps(asdict(wheels), sort_keys=True).encode())

@@ -19,6 +19,10 @@ constexpr c10::DispatchKeySet kLazyBits({c10::DispatchKey::Conjugate, c10::Dispa
 
 void keep_memory(void*) {}
 
+void release_storage(void* storage) {
+  c10::raw::intrusive_ptr::decref(static_cast<c10::StorageImpl*>(storage));
+}
+
 void copy_geometry(c10::TensorImpl* to, const c10::TensorImpl* from) {
   to->set_sizes_and_strides(from->sizes(), from->strides(), from->storage_offset());
 }
@@ -63,6 +67,21 @@ c10::DataPtr to_device_memory(c10::StorageImpl* cpu, bool exclusive, c10::Device
 }
 
 } // namespace
+
+at::Tensor owning_alias(const at::Tensor& tensor) {
+  if (tensor.device().is_cpu()) {
+    return tensor.detach();
+  }
+  TORCH_CHECK(tensor.device().type() == kNPU, "expected a tensor on cpu or npu, not on ", tensor.device());
+  AliasTable table;
+  at::Tensor alias = table.alias(tensor.detach());
+  // The table's aliases live for one call only; this one takes a share of the device's memory.
+  c10::StorageImpl* npu = tensor.storage().unsafeGetStorageImpl();
+  c10::raw::intrusive_ptr::incref(npu);
+  alias.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
+      c10::DataPtr(npu->mutable_data(), npu, &release_storage, c10::DeviceType::CPU));
+  return alias;
+}
 
 c10::intrusive_ptr<c10::StorageImpl> AliasTable::alias_storage(const c10::Storage& npu) {
   c10::StorageImpl* impl = npu.unsafeGetStorageImpl();

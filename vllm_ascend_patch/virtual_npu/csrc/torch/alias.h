@@ -12,6 +12,9 @@ namespace virtual_npu {
 
 inline constexpr c10::DeviceType kNPU = c10::DeviceType::PrivateUse1;
 
+// A CPU tensor over the memory of `tensor` (on a host or an NPU) that keeps the memory alive.
+at::Tensor owning_alias(const at::Tensor& tensor);
+
 // The aliases made for one operator call, with the way back.
 class AliasTable {
  public:

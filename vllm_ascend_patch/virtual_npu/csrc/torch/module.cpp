@@ -1,32 +1,82 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The Python module `_virtual_npu`: installation, and the alias for kernels written in Python.
+// The Python module `_virtual_npu`: installation, the alias for kernels written in Python, and the process group.
+#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
+
+#include <pybind11/chrono.h>
 
 #include "alias.h"
 #include "allocator.h"
+#include "hccl_backend.h"
 #include "kernel.h"
+
+namespace py = pybind11;
 
 namespace virtual_npu {
 namespace {
 
-void keep_storage(void* storage) {
-  c10::raw::intrusive_ptr::decref(static_cast<c10::StorageImpl*>(storage));
-}
-
-at::Tensor alias_cpu(const at::Tensor& tensor) {
-  if (tensor.device().is_cpu()) {
-    return tensor;
-  }
-  TORCH_CHECK(tensor.device().type() == kNPU, "alias_cpu takes tensors on cpu or npu, not on ", tensor.device());
-  AliasTable table;
-  at::Tensor alias = table.alias(tensor.detach());
-  // The table's aliases live for one call only; this one keeps the device's memory for as long as it is used.
-  c10::StorageImpl* npu = tensor.storage().unsafeGetStorageImpl();
-  c10::raw::intrusive_ptr::incref(npu);
-  alias.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
-      c10::DataPtr(npu->mutable_data(), npu, &keep_storage, c10::DeviceType::CPU));
-  return alias;
+void bind_backend(py::module_& module) {
+  using Release = py::call_guard<py::gil_scoped_release>;
+  py::module_::import("torch._C._distributed_c10d");
+  py::class_<HcclBackend, c10::intrusive_ptr<HcclBackend>, c10d::Backend>(module, "ProcessGroupHCCL")
+      .def(
+          py::init<
+              c10::intrusive_ptr<c10d::Backend>,
+              int,
+              int,
+              Milliseconds,
+              std::string,
+              std::vector<int64_t>,
+              c10::intrusive_ptr<c10d::Backend::Options>>(),
+          py::arg("links"),
+          py::arg("rank"),
+          py::arg("size"),
+          py::arg("timeout"),
+          py::arg("communicator"),
+          py::arg("global_ranks"),
+          py::arg("options"),
+          Release())
+      .def(
+          "get_hccl_comm_name",
+          [](const HcclBackend& self, int, bool) { return self.communicator(); },
+          py::arg("rank"),
+          py::arg("init_comm") = true)
+      .def_property_readonly("options", &HcclBackend::options)
+      .def_property_readonly("closed", &HcclBackend::closed)
+      .def("_set_default_timeout", &HcclBackend::set_timeout, py::arg("timeout"))
+      .def(
+          "all_gather_into_tensor_uneven",
+          &HcclBackend::allgather_uneven,
+          py::arg("output"),
+          py::arg("input"),
+          py::arg("output_split_sizes") = std::vector<int64_t>(),
+          Release())
+      .def(
+          "reduce_scatter_tensor_uneven",
+          &HcclBackend::reduce_scatter_uneven,
+          py::arg("output"),
+          py::arg("input"),
+          py::arg("input_split_sizes") = std::vector<int64_t>(),
+          py::arg("opts") = c10d::ReduceScatterOptions(),
+          Release())
+      .def(
+          "batch_isend_irecv",
+          [](HcclBackend& self, const std::vector<std::string>& kinds, Tensors tensors, const std::vector<int>& peers) {
+            TORCH_CHECK(
+                kinds.size() == tensors.size() && kinds.size() == peers.size(),
+                "batch_isend_irecv needs as many operations as tensors and ranks");
+            self.startCoalescing();
+            for (size_t i = 0; i < kinds.size(); ++i) {
+              Tensors one{tensors[i]};
+              kinds[i] == "isend" ? self.send(one, peers[i], 0) : self.recv(one, peers[i], 0);
+            }
+            return self.endCoalescing();
+          },
+          py::arg("op_type"),
+          py::arg("tensors"),
+          py::arg("remote_rank_list"),
+          Release());
 }
 
 } // namespace
@@ -35,5 +85,6 @@ at::Tensor alias_cpu(const at::Tensor& tensor) {
 PYBIND11_MODULE(_virtual_npu, module) {
   module.def("install_allocator", &virtual_npu::install_allocator);
   module.def("install_kernels", &virtual_npu::install_kernels);
-  module.def("alias_cpu", &virtual_npu::alias_cpu);
+  module.def("alias_cpu", &virtual_npu::owning_alias);
+  virtual_npu::bind_backend(module);
 }
