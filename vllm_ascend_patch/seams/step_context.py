@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_ascend_patch.core import trace
+from vllm_ascend_patch.core.dp import current as dp
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.step import MoEStep
 
@@ -53,9 +54,17 @@ def forward_context_fields(**context: Any) -> dict[str, Any]:
         return {}
     across_dp = context.get("num_tokens_across_dp")
     per_dp_rank = (int(num_tokens),) if across_dp is None else tuple(across_dp.tolist())
+    microbatched = context.get("ubatch_slices") is not None
+    fields = dp.forward_context_fields(per_dp_rank if len(per_dp_rank) > 1 and not microbatched else None)
+    agreement = fields[dp.AGREEMENT_FIELD]
+    active = int(num_tokens) if agreement is None else agreement.active_tokens[_dp_rank(context)]
     graph_mode = context.get("cudagraph_runtime_mode")
     captured = graph_mode is not None and graph_mode.name != "NONE"
-    return {FIELD: ForwardTokens(per_dp_rank, int(num_tokens), captured)}
+    return {FIELD: ForwardTokens(per_dp_rank, active, captured), **fields}
+
+
+def _dp_rank(context: dict[str, Any]) -> int:
+    return context["vllm_config"].parallel_config.data_parallel_rank
 
 
 def current_tokens() -> ForwardTokens:
