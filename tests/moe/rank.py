@@ -68,6 +68,7 @@ class Rank:
             )
         return self.topologies[grid]
 
+    @torch.inference_mode()
     def run(self, case: Case) -> float:
         """Largest error of this rank's output, relative to the largest entry of the reference."""
         topology = self.topology(case.grid)

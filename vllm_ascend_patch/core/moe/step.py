@@ -30,8 +30,8 @@ class MoEStep:
         method: name of the communication method, one of ``comm.METHODS``.
         captured: True while a graph is captured or replayed: sizes are frozen, the host may not read the device.
         active_mask: bool ``[tokens_per_dp_rank[dp_rank]]`` on the device, True for real tokens, all True before any
-            False. Needed only where ``active_tokens`` would be frozen wrongly into a captured graph; it then takes
-            precedence.
+            False. Takes precedence over ``active_tokens``. Meant for captured graphs, into which a count would be
+            frozen: a captured step without a mask treats all rows as real tokens.
     """
 
     tokens_per_dp_rank: tuple[int, ...]
@@ -71,6 +71,8 @@ class MoEStep:
     def active_rows(self, topology: Topology) -> int:
         """Real tokens among the rows of ``hidden_states`` on this rank (they come first)."""
         rows = self.rows(topology)
+        if self.captured and self.active_mask is None:
+            return rows  # a count that is frozen into the graph would drop tokens of a fuller replay
         first = topology.tp.rank * rows if topology.sequence_parallel else 0
         return min(max(self.active_tokens - first, 0), rows)
 
