@@ -98,8 +98,15 @@ def apply(*ids: str) -> None:
 
 
 def revert(*ids: str) -> None:
-    """Restore what the given patches (default: all) replaced, aliases included. Idempotent."""
-    _patches().revert(*ids)
+    """Restore what the given patches replaced, aliases included. Idempotent.
+
+    Without ids: everything, and nothing is armed any more, child processes included.
+    """
+    try:
+        _patches().revert(*ids)
+    finally:
+        if not ids:
+            disarm()
 
 
 def status() -> "tuple[PatchStatus, ...]":

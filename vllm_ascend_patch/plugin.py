@@ -96,7 +96,6 @@ def _stand_down(reason: str) -> None:
         logger.warning("%s.", reason)
     _stood_down = reason
     vllm_ascend_patch.revert()
-    vllm_ascend_patch.disarm()
 
 
 def platform() -> str | None:

@@ -288,7 +288,9 @@ def uninstall(done: Installed) -> None:
         if own_attribute(owner, alias) is done.object:
             setattr(owner, alias, done.raw)
     done.rebound.clear()
-    if done.owner is sys.modules.get(done.patch.place.module):
+    # Only what has an identity of its own: every 4 in the process is the same object.
+    unique = isinstance(done.object, FunctionType) or inspect.isclass(done.object)
+    if unique and done.owner is sys.modules.get(done.patch.place.module):
         for holder, alias in holders(done.object):
             if holder.__name__ != _home(done.patch):
                 setattr(holder, alias, done.raw)

@@ -206,7 +206,7 @@ class PatchSet:
         return True
 
     def foresee(self) -> None:
-        """Examine the patches whose modules have not arrived yet, and put refusals on record, before an import meets them."""
+        """Examine the patches whose modules have not arrived yet, and record refusals before an import meets them."""
         strict = self._strict if isinstance(self._strict, str) else self._strict()
         for entry in self._entries.values():
             if entry.state is State.ARMED and strict == "error":
