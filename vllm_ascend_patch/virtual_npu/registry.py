@@ -16,7 +16,16 @@ from typing import Any
 import torch
 
 from .alias import alias_cpu, to_device
-from .kernels.table import ATB_SCHEMAS, HOST_ARGUMENTS, KERNELS, Kernel
+from .kernels.storage_format import is_base, is_nz
+from .kernels.table import (
+    ATB_SCHEMAS,
+    DEVICE_KERNELS,
+    HOST_ARGUMENTS,
+    KERNELS,
+    ND_OPERATORS,
+    NZ_ARGUMENTS,
+    Kernel,
+)
 
 #: Operators of namespace npu that only allocate, view or describe memory: torch_npu's own code runs them as it is.
 KEPT = frozenset(
@@ -27,8 +36,6 @@ KEPT = frozenset(
         "get_npu_format",
         "get_storage_size",
         "npu_change_data_ptr",
-        "npu_sync_barrier",
-        "npu_view_copy",
         "unsafe_empty_with_format",
     }
 )
@@ -43,6 +50,7 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
     positional = [a.name for a in arguments if not a.kwarg_only]
     keywords = [a.name for a in arguments if a.kwarg_only]
     host = HOST_ARGUMENTS.get(name, frozenset())
+    nz, nd_only = NZ_ARGUMENTS.get(name, frozenset()), name in ND_OPERATORS
     shown = name.partition("::")[2]
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -59,6 +67,10 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
                         f"{shown}: Expected all tensors to be on the same device. Expected NPU tensor, please check "
                         f"whether the input tensor device is correct: {argument} is on cpu"
                     )
+                if nd_only and not is_base(value):
+                    raise RuntimeError(f"{shown}: {argument} must be in a plain storage format, got FRACTAL_NZ")
+                if argument in nz and value.dim() == 3 and not is_nz(value):
+                    raise RuntimeError(f"{shown}: {argument} must be in FRACTAL_NZ (npu_format_cast(..., 29)), got ND")
                 devices.add(value.device)
                 alias = alias_cpu(value)
                 originals[id(alias)] = value
@@ -115,6 +127,8 @@ def _install_namespace(namespace: str, kernels: Mapping[str, Kernel], *, refuse_
         kernel = kernels.get(name)
         if kernel is not None:
             library.impl(short, _adapt(name, kernel, schema), "PrivateUse1")
+        elif name in DEVICE_KERNELS:
+            library.impl(short, DEVICE_KERNELS[name], "PrivateUse1")
         elif (
             refuse_others
             and short.partition(".")[0] not in KEPT

@@ -89,3 +89,15 @@ def moe_token_unpermute(
     if probs is not None:
         taken = taken * probs.float().unsqueeze(-1)
     return taken.sum(dim=1).to(rows.dtype)
+
+
+def moe_token_unpermute_saving_rows(
+    permuted_tokens: torch.Tensor,
+    sorted_indices: torch.Tensor,
+    probs: torch.Tensor | None = None,
+    padded_mode: bool = False,
+    restore_shape: object = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``_npu_moe_token_unpermute``, what autograd's wrapper of ``npu_moe_token_unpermute`` calls: also the rows."""
+    out = moe_token_unpermute(permuted_tokens, sorted_indices, probs, padded_mode, restore_shape)
+    return out, permuted_tokens

@@ -23,12 +23,14 @@ from . import (
     quant_matmul,
     quantised_activation,
     rope,
+    storage_format,
 )
 
 Kernel = Callable[..., Any]
 
 #: Dispatcher name (with overload) -> kernel. An operator that the installed wheel lacks is skipped.
 KERNELS: Mapping[str, Kernel] = {
+    "npu::_npu_moe_token_unpermute": permute.moe_token_unpermute_saving_rows,
     "npu::npu_add_rms_norm": norm.add_rms_norm,
     "npu::npu_apply_rotary_pos_emb": rope.apply_rotary_pos_emb,
     "npu::npu_dequant_swiglu_quant": quantised_activation.dequant_swiglu_quant,
@@ -67,6 +69,31 @@ KERNELS: Mapping[str, Kernel] = {
     "atb::_npu_paged_attention": paged_attention.paged_attention,
     "atb::_npu_reshape_and_cache": kv_cache.reshape_and_cache,
 }
+
+#: Kernels that take the NPU tensors themselves.
+DEVICE_KERNELS: Mapping[str, Kernel] = {
+    "npu::_npu_format_cast": storage_format.format_cast,
+    "npu::_npu_format_cast.aclnn": storage_format.format_cast,
+    "npu::_npu_format_cast.input_dtype": storage_format.format_cast,
+    "npu::npu_format_cast": storage_format.format_cast,
+    "npu::npu_format_cast.Tensor": storage_format.format_cast_like,
+}
+
+#: 3-D tensor arguments that must be in FRACTAL_NZ.
+NZ_ARGUMENTS: Mapping[str, frozenset[str]] = {
+    "npu::npu_grouped_matmul_swiglu_quant": frozenset({"weight"}),
+    "npu::npu_grouped_matmul_swiglu_quant_v2": frozenset({"weight"}),
+}
+
+#: Operators that take plain layouts only.
+ND_OPERATORS: frozenset[str] = frozenset(
+    {
+        "npu::npu_moe_distribute_combine",
+        "npu::npu_moe_distribute_combine_v2",
+        "npu::npu_moe_distribute_dispatch",
+        "npu::npu_moe_distribute_dispatch_v2",
+    }
+)
 
 #: Tensor arguments that the real operator takes from host memory.
 HOST_ARGUMENTS: Mapping[str, frozenset[str]] = {
