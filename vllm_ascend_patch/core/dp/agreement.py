@@ -56,6 +56,11 @@ class StepAgreement:
     def dp_size(self) -> int:
         return len(self.tokens)
 
+    @property
+    def padded_across_ranks(self) -> bool:
+        """Whether ranks were padded to one size."""
+        return self.microbatch or self.graph_mode != GraphMode.NONE
+
     def canonical_rows(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Rows (tokens, padded tokens, micro-batch vote, graph mode) that encode the decision itself.
 
