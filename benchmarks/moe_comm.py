@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes and time of one MoE layer per communication method and token count, against the least that any method must send.
+
+Bytes are what the kernel says the rank's TCP connections carried (TCP_INFO), headers of the transport included: nothing in
+the measured code counts for itself. The lower bound is exact for the routing of the run: each copy of a token whose expert
+is on another rank travels there once and back once. Times are those of the virtual NPU on this machine: good for
+comparing the methods' shape with each other, not for device performance.
+
+    vllm-ascend-patch virtual-npu --devices 4 --soc A3 -- python benchmarks/moe_comm.py --ranks 4 --plot moe_comm.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vllm_ascend_patch.core.moe.comm import METHODS, make_method
+from vllm_ascend_patch.core.moe.driver import fused_moe
+from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_limits
+from vllm_ascend_patch.core.moe.soc import detect_soc, dispatch_operator_version
+from vllm_ascend_patch.core.moe.step import MoEStep
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
+from vllm_ascend_patch.core.moe.traffic import combine_row_bytes, dispatch_row_bytes, method_traffic
+
+TIMEOUT = timedelta(seconds=120)
+ROWS_AIM = 1.05
+AIM_FROM_TOKENS = 32  # below, the transport's own headers outweigh the rows
+
+# struct tcp_info of linux/tcp.h: tcpi_bytes_acked.
+_TCP_INFO_BYTES_ACKED = 120
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One method at one token count, per layer and rank.
+
+    Attributes:
+        tokens: rows per rank.
+        sent_bytes: mean over ranks of what TCP carried.
+        lower_bound: mean over ranks of the bytes that no method can save.
+        formula: what ``core/moe/traffic`` predicts for uniform routing.
+        collectives: collective and fused operator calls.
+        milliseconds: median over repetitions of the slowest rank.
+    """
+
+    method: str
+    tokens: int
+    sent_bytes: float
+    lower_bound: float
+    formula: float
+    collectives: int
+    milliseconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Sent over lower bound."""
+        return self.sent_bytes / self.lower_bound if self.lower_bound else float("nan")
+
+
+def bytes_sent() -> int:
+    """Bytes that this process's TCP connections have carried and had acknowledged."""
+    total = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=int(name))
+        except OSError:
+            continue  # not a socket
+        try:
+            if connection.type == socket.SOCK_STREAM and connection.family in (socket.AF_INET, socket.AF_INET6):
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                total += struct.unpack_from("Q", info, _TCP_INFO_BYTES_ACKED)[0]
+        finally:
+            connection.detach()
+    return total
+
+
+class Bench:
+    """One rank."""
+
+    def __init__(self, rank: int, options: argparse.Namespace) -> None:
+        self.rank, self.options, self.size = rank, options, options.ranks
+        self.device = torch.device("npu")
+        group = dist.new_group(list(range(self.size)), backend="hccl")
+        # The barrier around a measurement has connections of its own kind; its bytes are measured and taken off.
+        self.group = group
+        axis = ParallelAxis(self.size, rank, group)
+        mc2 = Mc2Communicator(group)
+        mc2.open()
+        if options.layout == "dp":
+            self.topology = Topology(ParallelAxis(), axis, axis, mc2=mc2)
+        else:
+            self.topology = Topology(axis, ParallelAxis(), axis, sequence_parallel=True, mc2=mc2)
+        self.placement = ExpertPlacement.linear(options.experts, self.size, rank)
+        generator = torch.Generator().manual_seed(rank)
+        local, hidden, inner = self.placement.num_local, options.hidden, options.intermediate
+        w13 = torch.randn(local, 2 * inner, hidden, generator=generator) * hidden**-0.5
+        w2 = torch.randn(local, hidden, inner, generator=generator) * inner**-0.5
+        self.weights = ExpertWeights.from_loaded(
+            w13.bfloat16().to(self.device), w2.bfloat16().to(self.device), activation="silu"
+        )
+        self.generator = generator
+        self.calls: Counter[str] = Counter()
+        self._count_calls()
+
+    def facts(self) -> MoEFacts:
+        return MoEFacts(
+            detect_soc(),
+            dispatch_operator_version(),
+            self.topology.tp.size,
+            self.topology.dp.size,
+            self.size,
+            self.options.experts,
+            self.options.hidden,
+            self.options.top_k,
+        )
+
+    def measure(self, method_name: str, tokens: int) -> Measurement:
+        options = self.options
+        method = make_method(method_name, self.topology, self.placement)
+        per_dp_rank = tokens * self.topology.tp.size
+        step = MoEStep((per_dp_rank,) * self.topology.dp.size, per_dp_rank, method_name)
+        hidden = torch.randn(tokens, options.hidden, generator=self.generator).bfloat16().to(self.device)
+        scores = torch.rand(tokens, options.experts, generator=self.generator)
+        weights, ids = (part.to(self.device) for part in scores.topk(options.top_k, dim=1))
+
+        def layer() -> None:
+            fused_moe(method, hidden, weights, ids, self.weights, step)
+            torch.npu.synchronize()
+
+        layer()  # connections are made on first use
+        idle = self._bytes_of(lambda: None)
+        self.calls.clear()
+        times: list[float] = []
+        sent = self._bytes_of(lambda: times.append(_timed(layer)), options.repeat) - idle
+        calls = sum(self.calls.values()) // options.repeat
+        sent, bound = self._mean(sent / options.repeat), self._mean(self._remote_bytes(ids))
+        slowest = torch.tensor(times, device=self.device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=self.group)
+        formula = method_traffic(self.facts(), method_name, per_dp_rank, self.topology.sequence_parallel).total
+        return Measurement(method_name, tokens, sent, bound, formula, calls, median(slowest.tolist()) * 1e3)
+
+    def _remote_bytes(self, ids: torch.Tensor) -> float:
+        first = self.placement.first_local
+        remote = int(((ids < first) | (ids >= first + self.placement.num_local)).sum())
+        return remote * (dispatch_row_bytes(self.facts()) + combine_row_bytes(self.facts()))
+
+    def _bytes_of(self, action: Callable[[], object], times: int = 1) -> float:
+        dist.barrier(group=self.group)
+        before = bytes_sent()
+        for _ in range(times):
+            action()
+        dist.barrier(group=self.group)
+        time.sleep(0.05)  # the last acknowledgements
+        return bytes_sent() - before
+
+    def _mean(self, value: float) -> float:
+        total = torch.tensor([value], device=self.device, dtype=torch.float32)
+        dist.all_reduce(total, group=self.group)
+        return float(total) / self.size
+
+    def _count_calls(self) -> None:
+        import torch_npu
+
+        import vllm_ascend_patch.core.moe.comm.collectives as collectives
+
+        def counted(function: Any, name: str) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                self.calls[name] += 1
+                return function(*args, **kwargs)
+
+            return call
+
+        collectives._all_gather = counted(collectives._all_gather, "all_gather")
+        collectives._reduce_scatter = counted(collectives._reduce_scatter, "reduce_scatter")
+        for module, name in (
+            (dist, "all_to_all_single"),
+            (dist, "all_reduce"),
+            (torch_npu, "npu_moe_distribute_dispatch_v2"),
+            (torch_npu, "npu_moe_distribute_combine_v2"),
+        ):
+            setattr(module, name, counted(getattr(module, name), name))
+
+
+def _timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def run_rank(rank: int, port: int, options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    torch.npu.set_device(rank)
+    dist.init_process_group("hccl", f"tcp://127.0.0.1:{port}", TIMEOUT, world_size=options.ranks, rank=rank)
+    with torch.inference_mode():
+        bench = Bench(rank, options)
+        found = []
+        most = mc2_limits(bench.facts()).max_rows
+        for tokens in options.tokens:
+            for method in METHODS:
+                if method != "mc2" or tokens <= most:
+                    found.append(bench.measure(method, tokens))
+    if rank == 0:
+        report(found, bench.facts(), options)
+    dist.barrier(group=bench.group)
+    sys.stdout.flush()
+    os._exit(0)  # the transport's tear-down may wait for ranks that are gone
+
+
+def report(found: list[Measurement], facts: MoEFacts, options: argparse.Namespace) -> None:
+    print(
+        f"{facts.soc.value}, {options.ranks} ranks ({options.layout}), {facts.num_experts} experts, top-{facts.top_k}, "
+        f"hidden {facts.hidden_size}, bf16; per layer and rank"
+    )
+    print(
+        f"{'tokens':>7} {'method':>10} {'sent KiB':>11} {'bound KiB':>11} {'ratio':>6} {'formula':>8} {'calls':>6} {'ms':>8}"
+    )
+    for m in found:
+        against_formula = m.sent_bytes / m.formula
+        print(
+            f"{m.tokens:>7} {m.method:>10} {m.sent_bytes / 1024:>11.1f} {m.lower_bound / 1024:>11.1f} {m.ratio:>6.3f} "
+            f"{against_formula:>8.3f} {m.collectives:>6} {m.milliseconds:>8.2f}"
+        )
+    for method in METHODS:
+        large = [m for m in found if m.method == method and m.tokens >= AIM_FROM_TOKENS]
+        if not large:
+            continue
+        if method == "allgather":
+            worst = max(abs(m.sent_bytes / m.formula - 1) for m in large)
+            print(f"aim: allgather within 1 % of its formula from {AIM_FROM_TOKENS} tokens: {_verdict(worst <= 0.01)}")
+        else:
+            worst = max(m.ratio for m in large)
+            met = _verdict(worst <= ROWS_AIM)
+            print(
+                f"aim: {method} at most {ROWS_AIM} x the lower bound from {AIM_FROM_TOKENS} tokens: {met} ({worst:.3f})"
+            )
+    if options.json:
+        options.json.write_text(json.dumps([asdict(m) for m in found], indent=1))
+    if options.plot:
+        plot(found, options.plot)
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "NOT MET"
+
+
+def plot(found: list[Measurement], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (bytes_axes, time_axes) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for method in METHODS:
+        series = [m for m in found if m.method == method]
+        tokens = [m.tokens for m in series]
+        bytes_axes.plot(tokens, [m.sent_bytes / 2**20 for m in series], "o-", label=method, markersize=4)
+        time_axes.plot(tokens, [m.milliseconds for m in series], "o-", label=method, markersize=4)
+    bound = {m.tokens: m.lower_bound / 2**20 for m in found if m.method == "alltoall"}
+    bytes_axes.plot(list(bound), list(bound.values()), "k--", label="lower bound", zorder=5)
+    bytes_axes.set(ylabel="MiB sent per layer and rank (measured)")
+    time_axes.set(ylabel="ms per layer (virtual NPU, this machine)")
+    for axes in (bytes_axes, time_axes):
+        axes.set(xscale="log", yscale="log", xlabel="tokens per rank")
+        axes.legend()
+    figure.savefig(path, dpi=150)
+    print(f"plot: {path}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--ranks", type=int, default=4, help="processes, one per virtual device (default 4)")
+    parser.add_argument("--layout", choices=("dp", "sp"), default="dp", help="data parallel, or sequence-parallel TP")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 32, 64, 128, 256], help="per rank")
+    parser.add_argument("--experts", type=int, default=32)
+    parser.add_argument("--top-k", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=64)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
+    parser.add_argument("--plot", type=Path, help="draw bytes and times to this file")
+    options = parser.parse_args()
+    if not hasattr(torch, "npu"):
+        parser.error("no NPU: run under 'vllm-ascend-patch virtual-npu --devices N --soc A3 --'")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run_rank, args=(rank, port, options)) for rank in range(options.ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+    failed = [str(rank) for rank, process in enumerate(processes) if process.exitcode != 0]
+    for process in processes:
+        process.kill()
+    if failed:
+        print(f"ranks {', '.join(failed)} failed or did not end within 600 s", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
