@@ -74,6 +74,7 @@ PATCHES: tuple[Patch, ...] = (
         aliases=(
             "vllm.models.deepseek_v4.nvidia.model:eplb_map_to_physical_and_record",
             "vllm.models.kimi_k3.nvidia.model:eplb_map_to_physical_and_record",
+            "vllm.model_executor.layers.fused_moe.deep_gemm_mega_moe:eplb_map_to_physical_and_record",
         ),
         releases=">=0.24",
         why="On other devices upstream returns logical expert ids unmapped: wrong experts with redundancy, no load counts.",
