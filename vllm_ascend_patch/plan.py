@@ -207,7 +207,8 @@ def plot(plan: Plan, path: Path) -> None:
     for name, style in (("lower_bound", "k--"), ("allgather", "C0o-"), ("mc2", "C1s-"), ("alltoall", "C2^-")):
         points = [(t, value) for t, row in zip(tokens, plan.traffic, strict=True) if (value := getattr(row, name))]
         if points:
-            axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "), markersize=4)
+            on_top = 5 if name == "lower_bound" else 2
+            axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "), markersize=4, zorder=on_top)
     colours = {"allgather": "C0", "mc2": "C1", "alltoall": "C2"}
     for regime in plan.regimes:
         if not regime.captured:
@@ -216,7 +217,9 @@ def plot(plan: Plan, path: Path) -> None:
                 f"{regime.method} chosen", (regime.first * 1.1, 0.97), xycoords=("data", "axes fraction"), va="top"
             )
     axes.set(xscale="log", yscale="log", xlabel="tokens per DP rank", ylabel="MiB sent per MoE layer and rank")
-    axes.set_title(f"{plan.model.name} on {plan.facts.soc.value}: TP {plan.facts.tp_size} x DP {plan.facts.dp_size}")
+    axes.set_title(
+        f"{Path(plan.model.name).name} on {plan.facts.soc.value}: TP {plan.facts.tp_size} x DP {plan.facts.dp_size}"
+    )
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -53,6 +53,7 @@ class Case:
     captured: bool = False
     operator_version: int = 2
     seed: int = 0
+    sabotaged: bool = False  # the first rank's first token loses an expert: the comparison has to notice
 
     @property
     def tokens_per_dp_rank(self) -> tuple[int, ...]:
@@ -117,6 +118,27 @@ def all_cases(world: int) -> list[Case]:
         for method in ("allgather", "mc2", "alltoall") if grid.expert_parallel else ("allgather",):
             found += conditions(grid, method)
     return found
+
+
+def sabotaged_cases() -> list[Case]:
+    """Cases whose results are wrong on purpose."""
+    return [
+        Case("one-weight-missing", Grid(2, 1), method, tokens=(6, 3), top_k=8, sabotaged=True, quantized=quantized)
+        for method in ("allgather", "mc2", "alltoall")
+        for quantized in (False, True)
+    ]
+
+
+def v1_cases() -> list[Case]:
+    """MC2 with the version 1 operators, at the smallest sizes that they are documented for on A3."""
+    base = Case("v1", Grid(8, 1), "mc2", hidden=7168, intermediate=64, operator_version=1)
+    base = replace(base, logical_experts=8, tokens=(3, 1))
+    return [
+        base,
+        replace(base, name="v1-padded-idle", tokens=(3, 1), active=(2, 0)),
+        replace(base, name="v1-w8a8", quantized=True),
+        replace(base, name="v1-split-over-tp", grid=Grid(4, 2)),
+    ]
 
 
 def a2_cases() -> list[Case]:

@@ -77,6 +77,8 @@ class Rank:
         dp_rank = topology.dp.rank
         expected = _own_rows(case, topology, reference_output(case, layer, dp_rank))
         poison_inactive(case, layer, dp_rank)
+        if case.sabotaged and self.rank == 0:
+            layer.topk_weights[0][0, 0] = 0.0
         weights = _own_weights(case, topology, placement, layer, self.rank)
         output = fused_moe(
             make(case, topology, placement),

@@ -12,14 +12,19 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .cases import Case, a2_cases, all_cases
+from .cases import Case, a2_cases, all_cases, sabotaged_cases, v1_cases
 from .world import World
 
 # float types: rounding of the inner products' results and of the partial sums; W8A8: 8-bit activations, twice.
 TOLERANCE = {"bfloat16": 0.02, "float16": 0.003, "float32": 1e-5}
 TOLERANCE_W8A8 = 0.03
 
-WORLDS = {("A3", size): all_cases(size) for size in (2, 4, 8)} | {("A2", 4): a2_cases()}
+WORLDS = {
+    ("A3", 2): all_cases(2),
+    ("A3", 4): all_cases(4),
+    ("A3", 8): all_cases(8) + v1_cases(),
+    ("A2", 4): a2_cases(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,5 +51,15 @@ def world_of() -> Iterator[Callable[[str, int], World]]:
 def test_method_gives_the_complete_sum_over_all_experts(
     world_of: Callable[[str, int], World], soc: str, size: int, case: Case
 ) -> None:
-    tolerance = TOLERANCE_W8A8 if case.quantized else TOLERANCE[case.dtype]
-    assert world_of(soc, size).run(case) <= tolerance
+    assert world_of(soc, size).run(case) <= _tolerance(case)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=f"{case}-{case.quantized}") for case in sabotaged_cases()])
+def test_the_comparison_notices_one_missing_expert_of_one_token(
+    world_of: Callable[[str, int], World], case: Case
+) -> None:
+    assert world_of("A3", 2).run(case) > 2 * _tolerance(case)
+
+
+def _tolerance(case: Case) -> float:
+    return TOLERANCE_W8A8 if case.quantized else TOLERANCE[case.dtype]

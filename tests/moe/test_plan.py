@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``plan`` command, from a configuration on disk to tables, JSON and a plot; and the byte formulas it shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
+from vllm_ascend_patch.core.moe.limits import MoEFacts
+from vllm_ascend_patch.core.moe.model_facts import ModelFacts
+from vllm_ascend_patch.core.moe.soc import Soc
+from vllm_ascend_patch.core.moe.traffic import lower_bound, method_traffic
+from vllm_ascend_patch.plan import command
+
+QWEN3_30B: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "torch_dtype": "bfloat16",
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+DEEPSEEK_V3: dict[str, Any] = {
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 61,
+    "first_k_dense_replace": 3,
+    "moe_layer_freq": 1,
+    "torch_dtype": "bfloat16",
+}
+W8A8 = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {
+        "group_0": {
+            "weights": {"num_bits": 8, "type": "int", "strategy": "channel"},
+            "input_activations": {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
+        }
+    },
+}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_30B))
+    return tmp_path
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments], env={"HCCL_BUFFSIZE": ""})
+
+
+def planned(*arguments: object) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_plan_names_methods_capacity_and_memory(model: Path) -> None:
+    plan = planned(model, "--tp", 2, "--dp", 8, "--soc", "A3")
+    assert [(r["first"], r["last"], r["method"]) for r in plan["regimes"]] == [
+        (1, 256, "mc2"),
+        (257, 8192, "alltoall"),
+    ]
+    assert (plan["capacity"]["rows"], plan["capacity"]["hccl_floor_mib"]) == (128, 153)
+    assert plan["sequence_parallel"]
+    # 8 experts x 3 x 2048 x 768 x 2 bytes x 48 layers
+    assert plan["expert_mib_per_rank"] == 3456
+
+
+def test_plan_shows_the_same_on_a_terminal(model: Path) -> None:
+    result = run(model, "--tp", 2, "--dp", 8, "--captured-tokens", 512)
+    assert result.exit_code == 0
+    for text in (
+        "experts per rank",
+        "HCCL_BUFFSIZE floor",
+        "335..512",
+        "allgather",
+        "cannot be captured",
+        "lower bound",
+    ):
+        assert text in result.output
+
+
+def test_plan_without_expert_parallelism_gathers_and_slices_every_expert(model: Path) -> None:
+    plan = planned(model, "--tp", 4, "--no-expert-parallel")
+    assert {r["method"] for r in plan["regimes"]} == {"allgather"}
+    assert plan["expert_mib_per_rank"] == 128 * 3 * 2048 * 768 * 2 * 48 / 4 / 2**20
+
+
+def test_plan_draws(model: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.png"
+    assert run(model, "--dp", 8, "--plot", picture).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dp", 8, "--moe-comm", "mc2"), "is 8192, 1..512 is supported"),
+        (("--dp", 8, "--hccl-buffsize", 64), "HCCL_BUFFSIZE=64 is too small"),
+        (("--moe-comm", "alltoall"), "alltoall was forced, but expert parallel size is 1"),
+        (("--moe-comm", "magic"), "unknown MoE communication method 'magic'"),
+    ],
+)
+def test_plan_refuses_what_start_up_would_refuse(model: Path, arguments: tuple[object, ...], message: str) -> None:
+    result = run(model, *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_plan_of_something_that_is_no_moe_model_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64, "num_hidden_layers": 2}))
+    assert "no routed experts in the configuration" in run(tmp_path).output
+    (tmp_path / "config.json").write_text("{")
+    assert "is not a readable model configuration" in run(tmp_path).output
+
+
+def test_configurations_are_read_as_their_families_write_them() -> None:
+    deepseek = ModelFacts.from_config("v3", DEEPSEEK_V3)
+    assert (deepseek.moe_layers, deepseek.num_experts, deepseek.intermediate_size) == (58, 256, 2048)
+    nested = ModelFacts.from_config("vl", {"text_config": QWEN3_30B})
+    assert (nested.num_experts, nested.moe_layers) == (128, 48)
+    mixtral = {"hidden_size": 4096, "intermediate_size": 14336, "num_local_experts": 8, "num_experts_per_tok": 2}
+    assert ModelFacts.from_config("m", {**mixtral, "num_hidden_layers": 32}).intermediate_size == 14336
+    sparse = ModelFacts.from_config("q", {**QWEN3_30B, "decoder_sparse_step": 2, "mlp_only_layers": [1]})
+    assert sparse.moe_layers == 23
+    quantized = ModelFacts.from_config("w8a8", {**QWEN3_30B, "quantization_config": W8A8})
+    assert quantized.quantized
+    assert quantized.expert_bytes == 3 * 2048 * 768
+    fp8 = ModelFacts.from_config("fp8", {**QWEN3_30B, "quantization_config": {"quant_method": "fp8"}})
+    assert not fp8.quantized
+    assert "'fp8' is not W8A8" in fp8.note
+    with pytest.raises(MoEConfigError, match="dtype 'float8' is not supported"):
+        ModelFacts.from_config("d", {**QWEN3_30B, "torch_dtype": "float8"})
+
+
+def test_traffic_formulas_by_hand() -> None:
+    facts = MoEFacts(Soc.A3, 2, 2, 4, 8, 64, 1024, 4)
+    # 8 tokens per DP rank, 4 per rank, 4 copies each, 7 of 8 remote, 2048 bytes there and back
+    assert lower_bound(facts, 8).total == 2 * 4 * 4 * 7 / 8 * 2048
+    assert method_traffic(facts, "mc2", 8).rows == lower_bound(facts, 8).rows
+    assert method_traffic(facts, "mc2", 8).tp == 1 * 4 * 2048
+    assert method_traffic(facts, "alltoall", 8).routing == 64 * 8 * 7 / 8
+    gather = method_traffic(facts, "allgather", 8)
+    assert gather.rows == 2 * 3 * 8 * 2048
+    assert gather.routing == 3 * 8 * 4 * 8
+    assert gather.tp == 2 * 1 / 2 * 8 * 2048
+    assert method_traffic(facts, "allgather", 8, sequence_parallel=True).rows == 2 * 7 * 4 * 2048
