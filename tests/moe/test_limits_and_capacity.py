@@ -19,6 +19,7 @@ from vllm_ascend_patch.core.moe.limits import (
     mc2_violations,
 )
 from vllm_ascend_patch.core.moe.soc import Soc
+from vllm_ascend_patch.virtual_npu.kernels import ep_limits
 
 QWEN3_30B = MoEFacts(
     soc=Soc.A3, operator_version=2, tp_size=1, dp_size=16, ep_size=16, num_experts=128, hidden_size=2048, top_k=8
@@ -142,3 +143,33 @@ def test_soc_numbers_map_to_generations() -> None:
     for other in (104, 202, 240, 260):
         with pytest.raises(ValueError, match="supported are Atlas A2"):
             Soc.from_version(other)
+
+
+@given(
+    soc=st.sampled_from(list(Soc)),
+    version=st.sampled_from([1, 2]),
+    ep=st.sampled_from([2, 3, 8, 9, 15, 16, 32, 64, 128, 144, 256, 288, 512, 768, 800]),
+    local=st.sampled_from([1, 2, 4, 8, 16, 24, 25, 32, 64]),
+    hidden=st.sampled_from([16, 32, 64, 1000, 1024, 2048, 4112, 7168, 7200, 8192, 8224]),
+    top_k=st.integers(1, 18),
+    rows=st.sampled_from([1, 255, 256, 257, 511, 512, 513]),
+)
+def test_whatever_these_limits_allow_the_strict_virtual_operators_accept(
+    soc: Soc, version: int, ep: int, local: int, hidden: int, top_k: int, rows: int
+) -> None:
+    # Two readings of the vendor's pages by different hands: this table, and the virtual operators' own checks.
+    facts = MoEFacts(soc, version, 1, ep, ep, ep * local, hidden, top_k)
+    allowed = not mc2_violations(facts, any_release=False) and mc2_row_violation(facts, rows) is None
+    algorithm = "fullmesh" if soc is Soc.A2 else "fullmesh_v1"
+    sizes = ep_limits.Sizes("dispatch", version, soc.value, algorithm, rows, hidden, top_k, ep * local, ep)
+    try:
+        ep_limits.check_sizes(sizes)
+        accepted = True
+    except RuntimeError:
+        accepted = False
+    assert accepted == allowed
+    if allowed:
+        floor = hccl_buffsize_floor_mib(facts, rows)
+        ep_limits.check_window(sizes, rows, floor)
+        if soc is Soc.A2 or version == 1:
+            assert floor == -(-ep_limits.window_floor(sizes, rows) // ep_limits.MIB)

@@ -85,6 +85,7 @@ class Mc2Limits:
         ep_sizes_any_release: those in every edition.
         max_rows: tokens per rank and call.
         max_experts: physical experts.
+        max_local_experts: experts per rank in the newest edition; None where not limited.
         max_local_experts_any_release: experts per rank in every edition; None where no edition limits them.
         max_experts_times_ranks: experts per rank x EP, None where not limited.
         hidden: smallest, largest and step of the hidden size.
@@ -97,6 +98,7 @@ class Mc2Limits:
     ep_sizes_any_release: Collection[int]
     max_rows: int
     max_experts: int
+    max_local_experts: int | None
     max_local_experts_any_release: int | None
     max_experts_times_ranks: int | None
     hidden: tuple[int, int, int]
@@ -112,6 +114,7 @@ MC2_LIMITS: dict[tuple[Soc, int], Mc2Limits] = {
         ep_sizes_any_release=(16, 32, 64, 128, 256),
         max_rows=256,
         max_experts=1024,
+        max_local_experts=None,
         max_local_experts_any_release=24,
         max_experts_times_ranks=None,
         hidden=(32, 7168, 32),
@@ -125,6 +128,7 @@ MC2_LIMITS: dict[tuple[Soc, int], Mc2Limits] = {
         ep_sizes_any_release=range(2, 769),
         max_rows=512,
         max_experts=1024,
+        max_local_experts=None,
         max_local_experts_any_release=None,
         max_experts_times_ranks=2048,
         hidden=(1024, 8192, 1),
@@ -137,6 +141,7 @@ MC2_LIMITS: dict[tuple[Soc, int], Mc2Limits] = {
         ep_sizes_any_release=(16, 32, 64),
         max_rows=256,
         max_experts=512,
+        max_local_experts=24,
         max_local_experts_any_release=24,
         max_experts_times_ranks=None,
         hidden=(32, 7168, 32),
@@ -149,6 +154,7 @@ MC2_LIMITS: dict[tuple[Soc, int], Mc2Limits] = {
         ep_sizes_any_release=(8, 16, 32, 64, 128, 144, 256, 288),
         max_rows=512,
         max_experts=512,
+        max_local_experts=None,
         max_local_experts_any_release=None,
         max_experts_times_ranks=None,
         hidden=(7168, 7168, 1),
@@ -217,8 +223,9 @@ def mc2_violations(facts: MoEFacts, *, any_release: bool) -> tuple[Violation, ..
     )
     experts = limits.max_experts
     demand(facts.num_experts <= experts, "number of physical experts", facts.num_experts, f"at most {experts}", _OTHER)
-    local, most_local = facts.local_experts, limits.max_local_experts_any_release
-    if any_release and most_local is not None:
+    local = facts.local_experts
+    most_local = limits.max_local_experts_any_release if any_release else limits.max_local_experts
+    if most_local is not None:
         demand(
             local <= most_local, "experts per rank", local, f"at most {most_local}", "use more expert parallel ranks"
         )
@@ -234,7 +241,8 @@ def mc2_violations(facts: MoEFacts, *, any_release: bool) -> tuple[Violation, ..
         f"{low}..{high}" + (f" in steps of {step}" if step > 1 else "") if low != high else str(low),
         _OTHER,
     )
-    demand(facts.top_k <= limits.max_top_k, "top-k", facts.top_k, f"at most {limits.max_top_k}", _OTHER)
+    most_k = min(limits.max_top_k, facts.num_experts)
+    demand(facts.top_k <= most_k, "top-k", facts.top_k, f"at most {most_k}", _OTHER)
     demand(
         facts.dtype in HIDDEN_DTYPES, "dtype", facts.dtype, " or ".join(HIDDEN_DTYPES), "serve with --dtype bfloat16"
     )
