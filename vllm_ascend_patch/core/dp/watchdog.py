@@ -42,6 +42,7 @@ class Watchdog:
         interval: seconds between heartbeats; by default a twentieth of the timeout, between 0.05 and 2.
         grace: seconds between finding a rank missing and ending the process, for the main thread to raise first.
         end_process: called when the main thread cannot be reached.
+        hosts_store: the store lives in this process; when it fails, it stays until the others have read why.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Watchdog:
         interval: float | None = None,
         grace: float = 5.0,
         end_process: Callable[[], None] = _end_process,
+        hosts_store: bool = False,
     ) -> None:
         if timeout <= 0:
             raise ValueError(f"watchdog timeout must be above 0 seconds, found {timeout}")
@@ -59,6 +61,7 @@ class Watchdog:
         self.interval = interval if interval is not None else min(2.0, max(0.05, timeout / 20))
         self._grace = grace
         self._end_process = end_process
+        self._hosts_store = hosts_store
         self._stop = threading.Event()
         self._lock = threading.Lock()  # the board's connection is used by this thread and by failing main threads
         self._store_error: str | None = None
@@ -91,6 +94,8 @@ class Watchdog:
         if not self._failed:
             self._failed = True
             self._write(STATUS_FAILED, reason)
+            if self._hosts_store:
+                time.sleep(2.5 * self.interval)
 
     def check(self, waited: float) -> None:
         """Called by the main thread again and again while it waits for the others' vectors.
@@ -145,8 +150,9 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stop.wait(self.interval):
-            self._write(None, "")
-            self._read()
+            if self._store_error is None:  # a lost store does not come back, and each try would log a stack trace
+                self._write(None, "")
+                self._read()
             if self._stop.is_set():
                 return
             try:
@@ -221,6 +227,8 @@ class Watchdog:
         return None
 
     def _write(self, status: str | None, reason: str) -> None:
+        if self._store_error is not None:
+            return
         try:
             with self._lock:
                 if status is not None:

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens when a rank dies, stops, fails, changes its mind or runs something else: an error on every rank, in time,
+that says which rank, step and phase. Real processes; a hang fails the test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from vllm_ascend_patch.core.dp import DraftPlan, DraftVote, Vote
+from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE
+
+from .processes import Outcome, run_ranks, values_of
+from .sessions import cpu_session
+
+TIMEOUT = 2.0
+
+
+def _steps(session, count: int) -> None:  # type: ignore[no-untyped-def]
+    for number in range(count):
+        session.announce(Vote(number + 1, number + 1), with_prefill=False)
+        session.resolve(Vote(number + 1, number + 1))
+        session.channel.progress.enter("between steps", blocking=False)
+
+
+def _survivors(outcomes: list[Outcome], lost: int) -> list[str]:
+    errors = [o.error for rank, o in enumerate(outcomes) if rank != lost]
+    assert all(errors), f"a survivor saw no error: {outcomes}"
+    assert all(o.exit_code for rank, o in enumerate(outcomes) if rank != lost), "survivors must exit non-zero"
+    return [str(e) for e in errors]
+
+
+def _killed(rank: int, size: int) -> float:
+    session = cpu_session(rank, size, TIMEOUT)
+    _steps(session, 5)
+    if rank == 1:
+        session.channel.progress.enter("forward", blocking=True)
+        time.sleep(0.4)  # a heartbeat carries the phase
+        os.kill(os.getpid(), signal.SIGKILL)
+    start = time.monotonic()
+    try:
+        _steps(session, 5)
+    finally:
+        assert time.monotonic() - start < 3 * TIMEOUT, "found too late"
+    return 0.0
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_survivors_of_a_killed_rank_name_it_and_exit_non_zero(size: int) -> None:
+    outcomes = run_ranks(_killed, size, timeout=60)
+    assert outcomes[1].exit_code == -signal.SIGKILL
+    for error in _survivors(outcomes, lost=1):
+        assert "rank 1 (pid" in error
+        assert "phase 'forward' of step 5" in error
+
+
+def _stopped(rank: int, size: int) -> None:
+    session = cpu_session(rank, size, TIMEOUT)
+    _steps(session, 3)
+    if rank == 0:  # alive, with a heartbeat, but it never comes to the next step
+        session.channel.progress.enter("between steps", blocking=False)
+        time.sleep(1.5 * TIMEOUT)
+        return
+    _steps(session, 1)
+
+
+def test_a_rank_that_stays_away_is_named_with_step_and_phase_after_the_timeout() -> None:
+    start = time.monotonic()
+    outcomes = run_ranks(_stopped, 3, timeout=60)
+    assert time.monotonic() - start > TIMEOUT
+    for error in _survivors(outcomes, lost=0):
+        assert error.startswith(("RankMissingError", "RankFailedError"))
+        assert "rank 0 (pid" in error
+        assert "phase 'between steps' of step 3" in error
+        assert "VLLM_ASCEND_PATCH_DP_TIMEOUT" in error or "no heartbeat" in error
+
+
+def _suspended(rank: int, size: int) -> None:
+    session = cpu_session(rank, size, TIMEOUT)
+    _steps(session, 3)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)  # neither steps nor heartbeats, but the connections stay open
+    try:
+        _steps(session, 1)
+    finally:
+        os.kill(session.channel.watchdog.board.peer(1).pid, signal.SIGKILL)  # or the test would wait for it
+
+
+def test_a_suspended_process_is_found_by_its_silence() -> None:
+    start = time.monotonic()
+    for error in _survivors(run_ranks(_suspended, 2, timeout=40), lost=1):
+        assert error.startswith("RankMissingError")
+        assert "rank 1 (pid" in error
+        assert "silent for" in error
+    assert time.monotonic() - start < 5 * TIMEOUT
+
+
+def _failing(rank: int, size: int) -> float:
+    session = cpu_session(rank, size, 60.0)
+    _steps(session, 2)
+    if rank == 2:
+        error = ValueError("out of blocks")
+        session.announce(Vote(1, 1), with_prefill=False)
+        session.abandon(error)
+        raise error
+    start = time.monotonic()
+    try:
+        _steps(session, 2)
+    except Exception as error:
+        assert time.monotonic() - start < 20, "the report should beat the timeout of 60 s"
+        raise error
+    return 0.0
+
+
+def test_an_exception_on_one_rank_reaches_the_others_before_any_timeout() -> None:
+    for error in _survivors(run_ranks(_failing, 3, timeout=60), lost=2):
+        assert error.startswith("RankFailedError")
+        assert "rank 2 (pid" in error
+        assert "ValueError: out of blocks" in error
+
+
+def _stuck_in_forward(rank: int, size: int) -> None:
+    session = cpu_session(rank, size, TIMEOUT)
+    session.channel.watchdog._grace = 1.0
+    _steps(session, 3)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    session.channel.progress.enter("forward", blocking=True)
+    time.sleep(60)  # as a device collective would: no Python code runs, nothing can raise here
+
+
+def test_a_main_thread_that_cannot_be_reached_is_ended_from_outside() -> None:
+    outcomes = run_ranks(_stuck_in_forward, 3, timeout=40)
+    assert [o.exit_code for o in outcomes] == [EXIT_CODE, -signal.SIGKILL, EXIT_CODE]
+
+
+def _store_host_killed(rank: int, size: int) -> None:
+    session = cpu_session(rank, size, TIMEOUT)
+    session.channel.watchdog._grace = 1.0
+    _steps(session, 3)
+    if rank == 0:  # its process holds the store that the others' heartbeats go through
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    _steps(session, 2)
+
+
+def test_losing_the_rank_that_hosts_the_store_is_no_hang_either() -> None:
+    for error in _survivors(run_ranks(_store_host_killed, 3, timeout=60), lost=0):
+        assert "rank 0" in error
+
+
+def _changed_vote(rank: int, size: int) -> None:
+    session = cpu_session(rank, size, TIMEOUT)
+    _steps(session, 2)
+    session.announce(Vote(8, 8, graph_mode=2), with_prefill=False)
+    session.resolve(Vote(8, 8, graph_mode=0 if rank == 1 else 2))
+    _steps(session, 1)
+
+
+def test_a_decision_that_changed_after_it_was_sent_is_an_error_on_every_rank() -> None:
+    outcomes = run_ranks(_changed_vote, 3, timeout=60)
+    assert outcomes[1].error is not None
+    assert "VoteChangedError: rank 1 announced" in outcomes[1].error
+    for error in _survivors(outcomes, lost=1):
+        assert "VoteChangedError: rank 1 announced" in error
+
+
+def _extra_drafter_forward(rank: int, size: int) -> None:
+    session = cpu_session(rank, size, TIMEOUT)
+    _steps(session, 2)
+    if rank == 1:
+        session.resolve(Vote(1, 1))  # a drafter's forward that the others do not run
+        return
+    _steps(session, 1)
+
+
+def test_ranks_in_different_forwards_all_find_it_in_the_same_matrix() -> None:
+    outcomes = run_ranks(_extra_drafter_forward, 3, timeout=60)
+    for outcome in outcomes:
+        assert outcome.error is not None
+        assert "StepMismatchError" in outcome.error
+        assert "rank 0: main #2, rank 1: draft #2, rank 2: main #2" in outcome.error
+
+
+def _wrong_draft_plan(rank: int, size: int) -> None:
+    session = cpu_session(rank, size, TIMEOUT)
+    vote = Vote(8, 8)
+    session.announce(vote, False, DraftPlan(DraftVote(8, 8), DraftVote(2, 2)))
+    session.resolve(vote)
+    session.resolve(Vote(9 if rank == 0 else 8, 9 if rank == 0 else 8))
+    _steps(session, 1)
+
+
+def test_a_drafter_forward_other_than_declared_is_an_error_on_every_rank() -> None:
+    outcomes = run_ranks(_wrong_draft_plan, 2, timeout=60)
+    assert "VoteChangedError: rank 0 declared its first drafter forward" in str(outcomes[0].error)
+    assert "rank 0 declared its first drafter forward" in str(outcomes[1].error)
+
+
+def _different_software(rank: int, size: int) -> None:
+    cpu_session(rank, size, TIMEOUT, {"torch-npu": "2.13.0" if rank != 2 else "2.7.1", "model": "m"})
+
+
+def test_a_rank_with_other_software_is_named_at_start_up_by_every_rank() -> None:
+    for outcome in run_ranks(_different_software, 4, timeout=60):
+        assert "FingerprintMismatchError" in str(outcome.error)
+        assert "rank 2: torch-npu: '2.7.1' instead of '2.13.0'" in str(outcome.error)
+
+
+def _orderly_exit(rank: int, size: int) -> str:
+    session = cpu_session(rank, size, TIMEOUT)
+    _steps(session, 3)
+    if rank == 1:
+        session.close()
+        return "left"
+    time.sleep(1.3 * TIMEOUT)  # idle: a peer that shut down in order is no reason to die
+    session.close()
+    return "stayed"
+
+
+def test_an_idle_rank_survives_the_orderly_exit_of_another() -> None:
+    assert values_of(run_ranks(_orderly_exit, 2, timeout=60)) == ["stayed", "left"]
+
+
+def _slow_start(rank: int, size: int) -> str:
+    session = cpu_session(rank, size, 1.0)
+    if rank == 0:
+        time.sleep(4)  # four timeouts of loading weights
+    session.expect_dummy(idle=False)
+    session.resolve(Vote(4, 4))
+    session.close()
+    return "ran"
+
+
+def test_while_starting_a_slow_rank_is_waited_for() -> None:
+    assert values_of(run_ranks(_slow_start, 2, timeout=60)) == ["ran", "ran"]
+
+
+def test_a_second_vector_before_the_first_was_used_is_refused() -> None:
+    def double(rank: int, size: int) -> None:
+        session = cpu_session(rank, size, TIMEOUT)
+        session.announce(Vote(1, 1), with_prefill=False)
+        session.announce(Vote(2, 2), with_prefill=False)
+
+    for outcome in run_ranks(double, 2, timeout=60):
+        assert "a new step begins although the vector of the announced one" in str(outcome.error)
