@@ -97,14 +97,14 @@ def every_case(folder: Path, soc: str, cases: list[tuple[dict[str, Any], str]], 
 
 
 def test_a_rank_that_does_not_call_is_named(tmp_path: Path) -> None:
-    errors = failures(tmp_path, 3, changes={1: {"absent": True}})
+    errors = failures(tmp_path, 3, timeout=4, changes={1: {"absent": True}})
     for rank in (0, 2):
         assert "npu_moe_distribute_dispatch_v2: rank 1 of 3 did not make this call" in str(errors[rank])
     assert errors[1] is None
 
 
 def test_a_rank_that_leaves_before_combine_is_named(tmp_path: Path) -> None:
-    errors = failures(tmp_path, changes={}, combine_changes={0: {"absent": True}})
+    errors = failures(tmp_path, changes={}, timeout=4, combine_changes={0: {"absent": True}})
     assert "npu_moe_distribute_combine_v2: rank 0 of 2 did not make this call" in str(errors[1])
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real processes in a real gloo group for the dispatch and combine kernels, on CPU tensors; none outlives its test."""
+"""Real processes for dispatch and combine: the kernels over gloo, or torch_npu's operators over hccl on virtual NPUs.
+
+No process outlives its test.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,6 @@ def _cpu_operators(place: Place) -> Operators:
     from vllm_ascend_patch.virtual_npu.kernels import combine, dispatch, ep_exchange
 
     ep_exchange.connect = lambda name: place
-    ep_exchange.TIMEOUT = timedelta(seconds=4)
     return Operators(
         dispatch.moe_distribute_dispatch_v2,
         combine.moe_distribute_combine_v2,
@@ -54,13 +56,61 @@ def _cpu_operators(place: Place) -> Operators:
     )
 
 
-def _process(rank: int, size: int, folder: str, scenario: str, arguments: dict[str, Any], results: Any) -> None:
+def _npu_operators(rank: int) -> Operators:
+    """The real operators of torch_npu, on this process's virtual NPU, over the default hccl group."""
+    import torch_npu
+
+    backend = dist.distributed_c10d._get_default_group()._get_backend(torch.device("npu"))
+
+    def move(value: Any, device: str) -> Any:
+        if isinstance(value, tuple):
+            return tuple(move(item, device) for item in value)
+        return value.to(device) if isinstance(value, torch.Tensor) else value
+
+    def on_device(operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            there = {name: move(value, "npu") for name, value in kwargs.items()}
+            result = operator(*move(args, "npu"), **there)
+            if "dispatch" in str(operator):
+                _compare_with_meta(
+                    operator, move(args, "meta"), {n: move(v, "meta") for n, v in kwargs.items()}, result
+                )
+            return move(result, "cpu")
+
+        return call
+
+    return Operators(
+        on_device(torch_npu.npu_moe_distribute_dispatch_v2),
+        on_device(torch_npu.npu_moe_distribute_combine_v2),
+        on_device(torch_npu.npu_moe_distribute_dispatch),
+        on_device(torch_npu.npu_moe_distribute_combine),
+        backend.get_hccl_comm_name(rank),
+    )
+
+
+def _compare_with_meta(operator: Callable[..., Any], args: Any, kwargs: dict[str, Any], result: Any) -> None:
+    """Shapes and dtypes of a dispatch must be those of the wheel's Meta kernel."""
+    expected = [(tuple(tensor.shape), tensor.dtype) for tensor in operator(*args, **kwargs)]
+    assert [(tuple(tensor.shape), tensor.dtype) for tensor in result] == expected
+
+
+def _process(
+    rank: int, size: int, folder: str, scenario: str, arguments: dict[str, Any], results: Any, device: bool
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     try:
         store = dist.FileStore(f"{folder}/store", size)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=30))
-        operators = _cpu_operators(Place(rank, size, dist.distributed_c10d._get_default_group()))
+        wait = timedelta(seconds=30)
+        if device:
+            import torch_npu
+
+            torch_npu.npu.set_device(rank)
+            dist.init_process_group("hccl", store=store, rank=rank, world_size=size, timeout=wait)
+            operators = _npu_operators(rank)
+        else:
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=wait)
+            operators = _cpu_operators(Place(rank, size, dist.distributed_c10d._get_default_group()))
         module = importlib.import_module("tests.virtual_npu.kernels.ep_scenarios")
         results.put((rank, None, getattr(module, scenario)(operators, rank, size, **arguments)))
     except Exception as error:
@@ -69,14 +119,21 @@ def _process(rank: int, size: int, folder: str, scenario: str, arguments: dict[s
 
 
 def run(size: int, folder: Path, scenario: str, soc: str = "A2", **arguments: Any) -> list[tuple[str | None, Any]]:
-    """Run ``ep_scenarios.<scenario>`` on every rank; (error or None, result or traceback) by rank."""
-    before = {name: os.environ.get(name) for name in ("VIRTUAL_NPU_SOC", "HCCL_BUFFSIZE")}
+    """Run ``ep_scenarios.<scenario>`` on every rank; (error or None, result or traceback) by rank.
+
+    ``device=True`` runs torch_npu's operators over hccl; the process must have been started by the launcher.
+    """
+    device = arguments.pop("device", False)
+    before = {name: os.environ.get(name) for name in ("VIRTUAL_NPU_SOC", "HCCL_BUFFSIZE", "HCCL_EXEC_TIMEOUT")}
+    os.environ["HCCL_EXEC_TIMEOUT"] = str(arguments.pop("timeout", 20))
     os.environ["VIRTUAL_NPU_SOC"] = soc
     os.environ["HCCL_BUFFSIZE"] = str(arguments.pop("buffer_mb", 200))
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [
-        context.Process(target=_process, args=(rank, size, str(folder), scenario, arguments, results), daemon=True)
+        context.Process(
+            target=_process, args=(rank, size, str(folder), scenario, arguments, results, device), daemon=True
+        )
         for rank in range(size)
     ]
     try:

@@ -7,6 +7,7 @@ arguments, calls something else or disagrees about a size is named in the error 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 from .limits import require
 
-TIMEOUT = timedelta(seconds=60)
+DEFAULT_TIMEOUT = 300.0  # seconds; HCCL_EXEC_TIMEOUT overrides it, as it does on the device
 _TAG = 7431
 
 
@@ -40,6 +41,11 @@ def connect(name: str) -> Communicator:
     from .. import hccl
 
     return hccl.communicator(name)
+
+
+def timeout() -> timedelta:
+    """How long one rank waits for another."""
+    return timedelta(seconds=float(os.environ.get("HCCL_EXEC_TIMEOUT", DEFAULT_TIMEOUT)))
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,16 @@ def exchange_headers(
         if peer != rank:
             received = torch.empty_like(padded)
             try:
-                group.recv([received], peer, _TAG).wait(TIMEOUT)
+                group.recv([received], peer, _TAG).wait(timeout())
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"{op}: rank {peer} of {size} did not make this call within {TIMEOUT.total_seconds():.0f} s, "
+                    f"{op}: rank {peer} of {size} did not make this call within {timeout().total_seconds():.0f} s, "
                     f"rank {rank} waited for it: {error}"
                 ) from error
         headers.append(received[: len(mine)].tolist())
         waited.append(int((time.monotonic() - started) * 1e6) if peer != rank else 0)
     for send in sends:
-        send.wait(TIMEOUT)
+        send.wait(timeout())
     if refusal is not None:
         raise refusal
     for peer, header in enumerate(headers):
@@ -112,7 +118,7 @@ def _all_to_all(
     splits: tuple[list[int], list[int]] = ([], []),
 ) -> None:
     try:
-        communicator.process_group.alltoall_base(incoming, outgoing, *splits).wait(TIMEOUT)
+        communicator.process_group.alltoall_base(incoming, outgoing, *splits).wait(timeout())
     except RuntimeError as error:
         raise RuntimeError(f"{op}: rank {communicator.rank} lost a rank while rows were moving: {error}") from error
 
