@@ -2,8 +2,9 @@
 """Compiles the virtual NPU with the system's compilers into a cache, once per combination of sources and wheels.
 
 What comes out is a directory with the libraries that stand in for CANN (`lib/`), the folders by which torch_npu
-recognises an installation of it (`cann/`) and the Python extension with the CPU kernels (`_virtual_npu.so`). How processes find and load it is not known here, and nothing here imports torch: a build
-that is present costs no more than reading the sources.
+recognises an installation of it (`cann/`) and the Python extension with the CPU kernels (`_virtual_npu.so`). How
+processes find and load it is not known here, and nothing here imports torch: a build that is present costs no more than
+reading the sources.
 """
 
 import contextlib
@@ -112,7 +113,7 @@ def build(*, verbose: bool = False) -> Path:
             print(f"virtual-npu: compiling for torch {wheels.torch} and torch_npu {wheels.torch_npu}", file=sys.stderr)
         work = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
         try:
-            _compile(work)
+            _compile(work, wheels)
             (work / "build.json").write_text(json.dumps(asdict(wheels), indent=1) + "\n")
             work.chmod(0o755)
             work.rename(target)
@@ -139,7 +140,7 @@ def _compiler(variable: str, names: Sequence[str]) -> str:
     )
 
 
-def _compile(target: Path) -> None:
+def _compile(target: Path, wheels: Wheels) -> None:
     c_compiler = _compiler("CC", ("cc", "gcc", "clang"))
     cxx_compiler = _compiler("CXX", ("c++", "g++", "clang++"))
     libraries = target / "lib"
@@ -171,16 +172,31 @@ def _compile(target: Path) -> None:
     ]
     cxx_flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=_virtual_npu"]
     cxx_flags += [flag for path in includes for flag in ("-isystem", str(path))]
-    _run_all(
-        [
-            [cxx_compiler, *cxx_flags, "-c", str(source), "-o", str(objects / f"{source.stem}.o")]
-            for source in sorted((SOURCES / "torch").glob("*.cpp"))
-        ]
-    )
-    link = [f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
-    inputs = [str(path) for path in sorted(objects.glob("*.o"))]
-    _run([cxx_compiler, "-shared", "-o", str(target / EXTENSION), *inputs, *link])
+    link = [str(runtime), f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
+    inputs = _objects([cxx_compiler, *cxx_flags], objects, wheels)
+    _run([cxx_compiler, "-shared", "-o", str(target / EXTENSION), *map(str, inputs), *link])
     shutil.rmtree(objects)
+
+
+def _objects(compile_command: Sequence[str], work: Path, wheels: Wheels) -> list[Path]:
+    """Compile the C++ sources, except those whose object an earlier build left behind: a changed file costs one file."""
+    headers = b"".join(path.read_bytes() for path in _source_files() if path.suffix == ".h")
+    common = [*compile_command, json.dumps(asdict(wheels), sort_keys=True)]
+    kept = cache_directory() / "objects"
+    kept.mkdir(exist_ok=True)
+    wanted: list[Path] = []
+    commands: list[list[str]] = []
+    missing: dict[Path, Path] = {}
+    for source in sorted((SOURCES / "torch").glob("*.cpp")):
+        digest = hashlib.sha256("\0".join(common).encode() + headers + source.read_bytes()).hexdigest()
+        wanted.append(kept / f"{source.stem}-{digest[:16]}.o")
+        if not wanted[-1].exists():
+            missing[work / f"{source.stem}.o"] = wanted[-1]
+            commands.append([*compile_command, "-c", str(source), "-o", str(work / f"{source.stem}.o")])
+    _run_all(commands)
+    for built, target in missing.items():
+        built.rename(target)
+    return wanted
 
 
 def _run(command: Sequence[str]) -> None:

@@ -160,9 +160,11 @@ EXPORT int aclrtDeviceGetUuid(int32_t device, char *uuid) {
 
 EXPORT const char *aclrtGetSocName(void) { return virtual_machine()->soc_name; }
 
+#define CANN_VERSION "9.1.0"
+
 EXPORT int aclsysGetVersionStr(char *package, char *version) {
     (void)package;
-    strcpy(version, "8.5.0");
+    strcpy(version, CANN_VERSION);
     return ACL_SUCCESS;
 }
 
@@ -170,9 +172,9 @@ EXPORT int aclsysGetVersionStr(char *package, char *version) {
 EXPORT int aclsysGetCANNVersion(int package, char *version) {
     (void)package;
     memset(version, 0, 128 + 4 * 64);
-    strcpy(version, "8.5.0");
-    strcpy(version + 128, "8");
-    strcpy(version + 128 + 64, "5");
+    strcpy(version, CANN_VERSION);
+    strcpy(version + 128, "9");
+    strcpy(version + 128 + 64, "1");
     strcpy(version + 128 + 2 * 64, "0");
     return ACL_SUCCESS;
 }
@@ -264,15 +266,16 @@ EXPORT int aclrtGetSysParamOpt(int option, int64_t *value) {
     return ACL_SUCCESS;
 }
 
-EXPORT size_t aclGetCompileoptSize(int option) {
-    (void)option;
-    return 2;
-}
+/* aclCompileOpt 10, just-in-time compilation of operators, is off by default on A2 and A3; the others are unset. */
+static const char *compile_option(int option) { return option == 10 ? "disable" : ""; }
+
+EXPORT size_t aclGetCompileoptSize(int option) { return strlen(compile_option(option)) + 1; }
 
 EXPORT int aclGetCompileopt(int option, char *value, size_t length) {
-    (void)option;
-    if (length < 2) return virtual_error(ACL_ERROR_INVALID_PARAM, "a compile option needs 2 bytes, not %zu", length);
-    strcpy(value, "0");
+    const char *found = compile_option(option);
+    if (length < strlen(found) + 1)
+        return virtual_error(ACL_ERROR_INVALID_PARAM, "a compile option needs %zu bytes, not %zu", strlen(found) + 1, length);
+    strcpy(value, found);
     return ACL_SUCCESS;
 }
 

@@ -138,3 +138,6 @@ UNSUPPORTED(HcclReduce)
 UNSUPPORTED(HcclReduceScatter)
 UNSUPPORTED(HcclScatter)
 UNSUPPORTED(HcclSend)
+
+/* Settings of a library that nobody calls. */
+DESCRIBES_AN_OPERATOR(HcclSetConfig)

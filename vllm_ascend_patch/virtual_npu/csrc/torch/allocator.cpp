@@ -9,6 +9,8 @@
 
 #include "alias.h"
 
+extern "C" int aclrtPointerGetAttributes(const void* pointer, uint32_t* attributes); // csrc/cann/memory.c
+
 namespace virtual_npu {
 namespace {
 
@@ -16,6 +18,15 @@ thread_local bool allocate_on_device = false;
 
 // The deleter of the device's memory; all of its blocks have the same one.
 c10::DeleterFnPtr device_deleter = nullptr;
+
+c10::DeleterFnPtr host_deleter = nullptr;
+
+void free_anywhere(void* data) {
+  uint32_t attributes[7];
+  constexpr uint32_t kDevice = 1; // acl/acl_rt.h: ACL_MEM_LOCATION_TYPE_DEVICE
+  aclrtPointerGetAttributes(data, attributes);
+  (attributes[1] == kDevice ? device_deleter : host_deleter)(data);
+}
 
 class Allocator final : public c10::Allocator {
  public:
@@ -31,9 +42,11 @@ class Allocator final : public c10::Allocator {
     return {data, memory.release_context(), device_deleter, c10::DeviceType::CPU};
   }
 
-  // Callers of the raw interface own and free the memory themselves and know one deleter per allocator: the host's.
+  // Libraries with scratch memory (oneDNN) allocate in one operator and may free in another, with a deleter that knows
+  // the address only.
   c10::DeleterFnPtr raw_deleter() const override {
-    return allocate_on_device ? nullptr : host_->raw_deleter();
+    host_deleter = host_->raw_deleter();
+    return &free_anywhere;
   }
 
   void copy_data(void* destination, const void* source, size_t count) const override {

@@ -25,6 +25,7 @@ using torch::jit::Stack;
 // Allocation, views and bookkeeping stay torch_npu's: they work on the simulated runtime and keep its own records right.
 // So do the operators whose device argument, not their tensors, decides where the result lives.
 const std::unordered_set<std::string> kLeftToTorchNPU = {
+    "_copy_from_and_resize",
     "_has_compatible_shallow_copy_type",
     "_lazy_clone",
     "_pin_memory",
@@ -55,7 +56,6 @@ const std::unordered_set<std::string> kLeftToTorchNPU = {
 // indices and the lengths of packed sequences.
 const std::unordered_set<std::string> kTakesHostTensors = {
     "_copy_from",
-    "_copy_from_and_resize",
     "_foreach_copy_",
     "_index_put_impl_",
     "_pack_padded_sequence",
