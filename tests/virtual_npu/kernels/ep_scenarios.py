@@ -140,6 +140,15 @@ def round_trip(
             torch.testing.assert_close(combined[written].float(), want[written], rtol=2**-7, atol=2**-7)
 
 
+def round_trips(ops: Operators, rank: int, size: int, cases: dict[str, dict[str, Any]]) -> None:
+    """``round_trip`` once per case, in one world; a failure names its case."""
+    for name, case in cases.items():
+        try:
+            round_trip(ops, rank, size, **case)
+        except Exception as error:
+            raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
+
+
 def token_numbers(ops: Operators, rank: int, size: int) -> list[int]:
     """expert_token_nums with type 0."""
     ids, x = ids_of(rank, 4, 2 * size, 2, 0), rows_of(rank, 4, 64, torch.float16)

@@ -15,50 +15,34 @@ from . import world
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
-@pytest.mark.timeout(180)
-def test_round_trip_on_a2(size: int, tmp_path: Path) -> None:
-    world.succeed(size, tmp_path, "round_trip", batches=[5] * size)
+@pytest.mark.timeout(240)
+def test_round_trips_on_a2(size: int, tmp_path: Path) -> None:
+    cases: dict[str, dict[str, Any]] = {
+        "equal batches": {"batches": [5] * size},
+        "uneven batches": {"batches": [7, 1, 3, 5, 2, 2, 1, 6][:size]},
+        "masked tokens": {"batches": [6] * size, "active": [6, 2, 0, 5, 1, 1, 0, 3][:size]},
+        "one rank with one masked token": {"batches": [1] * size, "active": [0] + [1] * (size - 1)},
+        "nobody has an active token": {"batches": [1] * size, "active": [0] * size},
+        "int8 on the way out": {"batches": [4] * size, "quant_mode": 2},
+        "int8 from fp16": {"batches": [4] * size, "quant_mode": 2, "dtype": torch.float16},
+        "one expert per rank": {"batches": [3] * size, "experts_per_rank": 1, "k": 1},
+    }
+    world.succeed(size, tmp_path, "round_trips", cases=cases)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_round_trip_on_a3(size: int, tmp_path: Path) -> None:
-    world.succeed(size, tmp_path, "round_trip", "A3", batches=[5] * size, hidden=1024, a2=False, shared=True)
-
-
-def test_round_trip_with_uneven_batches(tmp_path: Path) -> None:
-    world.succeed(4, tmp_path, "round_trip", batches=[7, 1, 3, 5])
-
-
-def test_round_trip_with_masked_tokens(tmp_path: Path) -> None:
-    world.succeed(4, tmp_path, "round_trip", batches=[6] * 4, active=[6, 2, 0, 5])
-
-
-def test_one_rank_with_a_single_masked_token(tmp_path: Path) -> None:
-    world.succeed(2, tmp_path, "round_trip", batches=[1, 1], active=[0, 1])
-
-
-def test_nobody_has_an_active_token(tmp_path: Path) -> None:
-    world.succeed(2, tmp_path, "round_trip", batches=[1, 1], active=[0, 0])
-
-
-def test_two_dimensional_mask_on_a3(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"hidden": 1024, "a2": False, "active": [6, 3], "two_dimensional": True}
-    world.succeed(2, tmp_path, "round_trip", "A3", batches=[6, 6], **arguments)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_dynamic_int8_on_the_way_out(dtype: torch.dtype, tmp_path: Path) -> None:
-    world.succeed(2, tmp_path, "round_trip", batches=[4, 4], quant_mode=2, dtype=dtype)
-
-
-def test_int8_on_the_way_back(tmp_path: Path) -> None:
-    arguments = {"hidden": 1024, "a2": False, "comm_quant_mode": 2}
-    world.succeed(2, tmp_path, "round_trip", "A3", batches=[4, 4], **arguments)
-
-
-@pytest.mark.parametrize("algorithm", ["fullmesh_v1", "fullmesh_v2"])
-def test_algorithms_of_a3(algorithm: str, tmp_path: Path) -> None:
-    world.succeed(2, tmp_path, "round_trip", "A3", batches=[3, 3], hidden=1024, a2=False, comm_alg=algorithm)
+@pytest.mark.timeout(240)
+def test_round_trips_on_a3(size: int, tmp_path: Path) -> None:
+    base: dict[str, Any] = {"batches": [5] * size, "hidden": 1024, "a2": False}
+    cases = {
+        "shared expert": base | {"shared": True},
+        "two-dimensional mask": base | {"active": [5, 3, 0, 4][:size], "two_dimensional": True},
+        "int8 on the way back": base | {"comm_quant_mode": 2},
+        "fullmesh_v1": base | {"comm_alg": "fullmesh_v1"},
+        "fullmesh_v2": base | {"comm_alg": "fullmesh_v2"},
+        "uneven batches": base | {"batches": [7, 1, 3, 5][:size]},
+    }
+    world.succeed(size, tmp_path, "round_trips", "A3", cases=cases)
 
 
 @pytest.mark.timeout(180)
