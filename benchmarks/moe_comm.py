@@ -98,7 +98,6 @@ class Bench:
         self.rank, self.options, self.size = rank, options, options.ranks
         self.device = torch.device("npu")
         group = dist.new_group(list(range(self.size)), backend="hccl")
-        # The barrier around a measurement has connections of its own kind; its bytes are measured and taken off.
         self.group = group
         axis = ParallelAxis(self.size, rank, group)
         mc2 = Mc2Communicator(group)
@@ -145,7 +144,7 @@ class Bench:
             torch.npu.synchronize()
 
         layer()  # connections are made on first use
-        idle = self._bytes_of(lambda: None)
+        idle = self._bytes_of(lambda: None)  # the barriers around a measurement
         self.calls.clear()
         times: list[float] = []
         sent = self._bytes_of(lambda: times.append(_timed(layer)), options.repeat) - idle

@@ -14,7 +14,7 @@ from vllm_ascend_patch.core.moe.capacity import SchedulerFacts, mc2_capacity
 from vllm_ascend_patch.core.moe.comm import METHODS
 from vllm_ascend_patch.core.moe.errors import MoEConfigError, MoELimitError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, hccl_buffsize_floor_mib, mc2_row_violation, mc2_violations
-from vllm_ascend_patch.core.moe.selection import CHOICES, MethodSelector, check_start_up, select
+from vllm_ascend_patch.core.moe.selection import MethodSelector, check_start_up, select
 from vllm_ascend_patch.core.moe.soc import Soc
 
 A3 = MoEFacts(Soc.A3, 2, 2, 8, 16, 128, 2048, 8, hccl_buffsize_mib=1024)
@@ -82,7 +82,7 @@ scheduler_strategy = st.builds(
     scheduler=scheduler_strategy,
     tokens=st.lists(st.integers(0, 65536), min_size=1, max_size=8),
     captured=st.booleans(),
-    forced=st.sampled_from(CHOICES),
+    forced=st.sampled_from(["auto", *METHODS]),
 )
 def test_choice_is_the_same_on_all_ranks_and_never_breaks_a_limit(
     facts: MoEFacts, scheduler: SchedulerFacts, tokens: list[int], captured: bool, forced: str
@@ -144,6 +144,13 @@ def test_forced_method_is_used_for_every_step_it_was_accepted_for() -> None:
     for forced in ("allgather", "mc2", "alltoall"):
         selector = MethodSelector(facts, SchedulerFacts(1024, 64), forced)
         assert {selector.choose(tokens, captured=False).method for tokens in (0, 1, 1024)} == {forced}
+
+
+def test_a_method_added_to_the_table_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "fourth", METHODS["alltoall"])
+    assert MethodSelector(A3, SCHEDULER, "fourth").choose(8, captured=False).method == "fourth"
+    with pytest.raises(MoELimitError, match="fourth was forced, but largest captured graph"):
+        MethodSelector(A3, replace(SCHEDULER, max_captured_tokens=8), "fourth")
 
 
 def test_choice_is_logged_once_per_change_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:

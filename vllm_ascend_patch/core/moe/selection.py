@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .capacity import Capacity, SchedulerFacts, mc2_capacity
+from .comm import METHODS
 from .comm.all_gather import AllGatherMethod
 from .comm.all_to_all import AllToAllMethod
 from .comm.mc2 import Mc2Method
@@ -22,7 +23,6 @@ from .step import ceil_div
 
 AUTO = "auto"
 ALLGATHER, MC2, ALLTOALL = AllGatherMethod.name, Mc2Method.name, AllToAllMethod.name
-CHOICES = (AUTO, ALLGATHER, MC2, ALLTOALL)
 
 logger = logging.getLogger(__name__)
 
@@ -72,16 +72,17 @@ def check_start_up(facts: MoEFacts, scheduler: SchedulerFacts, forced: str = AUT
         MoELimitError: a forced method outside its limits, or an ``HCCL_BUFFSIZE`` below the floor of a method that will
             be used. One message: limit, value found, what to change.
     """
-    if forced not in CHOICES:
-        raise MoEConfigError(f"unknown MoE communication method {forced!r}; known: {', '.join(CHOICES)}")
+    if forced != AUTO and forced not in METHODS:
+        known = ", ".join((AUTO, *METHODS))
+        raise MoEConfigError(f"unknown MoE communication method {forced!r}; known: {known}")
     capacity = mc2_capacity(facts, scheduler)
     if forced == MC2:
         _refuse(MC2, _forced_mc2_violations(facts, scheduler))
         needed = ceil_div(scheduler.max_num_batched_tokens, facts.tp_size)
         return _with_rows(facts, scheduler, capacity, needed)
-    if forced == ALLTOALL:
-        _refuse(ALLTOALL, _forced_alltoall_violations(facts, scheduler))
-    elif forced == AUTO and not mc2_violations(facts, any_release=not facts.newest_limits):
+    if forced != AUTO:
+        _refuse(forced, _forced_violations(facts, scheduler, forced))
+    elif not mc2_violations(facts, any_release=not facts.newest_limits):
         _check_buffsize(facts, capacity)
     return capacity
 
@@ -122,19 +123,19 @@ def _forced_mc2_violations(facts: MoEFacts, scheduler: SchedulerFacts) -> list[V
     return found if row_violation is None else [*found, row_violation]
 
 
-def _forced_alltoall_violations(facts: MoEFacts, scheduler: SchedulerFacts) -> list[Violation]:
+def _forced_violations(facts: MoEFacts, scheduler: SchedulerFacts, method: str) -> list[Violation]:
     found = []
-    if facts.ep_size == 1:
+    if facts.ep_size == 1 and method == ALLTOALL:
         found.append(
             Violation("expert parallel size", "1", "at least 2", "enable expert parallelism over more than one rank")
         )
-    if scheduler.max_captured_tokens:
+    if scheduler.max_captured_tokens and not METHODS[method].capturable:
         found.append(
             Violation(
                 "largest captured graph that contains MoE layers",
                 f"{scheduler.max_captured_tokens} tokens",
                 "none",
-                "AllToAll reads sizes from the device and cannot be captured; run eagerly or do not force it",
+                "the method reads sizes from the device and cannot be captured; run eagerly or do not force it",
             )
         )
     return found
