@@ -68,7 +68,7 @@ def sites(tree: SourceTree, target: Target, body: list[ast.stmt]) -> set[str]:
         star = {f"{module.rpartition('.')[2]} import *" for module, _ in known}
         for path, content in tree.containing(*words, *star):
             if path not in parsed:
-                parsed[path] = list(_imports(ast.parse(content).body))
+                parsed[path] = list(_imports(_body(content)))
         found = {
             (module_name(path), alias)
             for path, imports in parsed.items()
@@ -79,6 +79,14 @@ def sites(tree: SourceTree, target: Target, body: list[ast.stmt]) -> set[str]:
             break
         known |= found
     return {f"{module}:{name}" for module, name in known} - {str(target)}
+
+
+def _body(content: bytes) -> list[ast.stmt]:
+    """The statements of a file; none when this Python cannot parse it, because then it cannot import it either."""
+    try:
+        return ast.parse(content).body
+    except SyntaxError:
+        return []
 
 
 def _copies(node: ast.ImportFrom, source: str | None, known: set[tuple[str, str]]) -> Iterator[str]:

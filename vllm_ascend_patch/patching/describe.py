@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from . import aliases, normal
 from .declaration import Target
-from .source import SourceTree
+from .source import SourceTree, SourceUnavailable
 
 _Definition = (
     ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign | ast.ImportFrom | ast.Import
@@ -129,10 +129,15 @@ class Reader:
     def _parse(self, name: str) -> tuple[str, ast.Module] | None:
         path = self.tree.locate(name)
         content = self.tree.read(path) if path is not None else None
-        return (path, ast.parse(content)) if path is not None and content is not None else None
+        if path is None or content is None:
+            return None
+        try:
+            return path, ast.parse(content)
+        except SyntaxError as error:
+            raise SourceUnavailable(f"{path} of {self.tree.origin} cannot be parsed: {error}") from error
 
     def describe(self, target: Target) -> Description:
-        """What is at the target. Never raises for a target that is not there."""
+        """What is at the target, "absent" included. Raises :class:`SourceUnavailable` for a module that cannot be parsed."""
         parsed = self.module(target.module)
         if parsed is None:
             return absent(f"there is no module {target.module}")
