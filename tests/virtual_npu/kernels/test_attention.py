@@ -368,7 +368,8 @@ BROKEN = {
         tnd(block_table=torch.tensor([[0, 6], [2, 0]], dtype=torch.int32)),
         r"block ids of request 0 must lie in \[0, 6\)",
     ),
-    "no key lengths": (tnd(actual_seq_lengths_kv=None), "needs the key/value lengths"),
+    "no key lengths in TND": (tnd(actual_seq_lengths_kv=None), "TND needs the query and the key/value lengths"),
+    "no key lengths": (bsnd(**paged(128) | {"actual_seq_lengths_kv": None}), "needs the key/value lengths"),
     "pages by head without GQA in TND": (
         tnd(key=zeros(6, 8, 128, 128), value=zeros(6, 8, 128, 128), num_key_value_heads=8, query=zeros(5, 8, 128)),
         "without GQA wants",
