@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Script: random schedules in N real processes through vLLM's real decision code and the real seams.
+
+    python -m tests.dp.fuzz FIRST_SEED RANKS:SCHEDULES...       (under the virtual NPU)
+
+Every rank must decide the same, and what vLLM's own post-processing makes of all ranks' votes; one collective per step; no
+hang. A failure names the seed; `SEED RANKS:1` runs it again.
+"""
+
+from __future__ import annotations
+
+import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
+
+import sys
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from vllm.config import CUDAGraphMode
+from vllm.v1.worker import dp_utils
+
+from vllm_ascend_patch.core.dp.current import install_session
+
+from .collectives import CollectiveCounter
+from .processes import run_ranks, values_of
+from .schedules import NEAR_THE_END, RankStep, Schedule, make_schedule
+from .sessions import cpu_session
+from .upstream_runner import DecidingRunner, dispatcher, make_config
+
+
+def run_rank(rank: int, size: int, seeds: list[int]) -> list[Any]:
+    session = cpu_session(rank, size, timeout=30)
+    install_session(session)
+    runners = {speculative: DecidingRunner(rank, size, speculative) for speculative in (False, True)}
+    results = []
+    for seed in seeds:
+        schedule = make_schedule(seed, size)
+        decided = []
+        for row in schedule.steps:
+            with CollectiveCounter() as counter:
+                outcome = runners[schedule.speculative].run(row[rank])
+            decided.append((outcome, dict(counter.calls)))
+        results.append(decided)
+    session.close()
+    return results
+
+
+class Oracle:
+    """What vLLM decides when its own all-reduce brings the votes together."""
+
+    def __init__(self, speculative: bool) -> None:
+        self.query_len = 4 if speculative else 1
+        config = make_config(0, 2, self.query_len)
+        self.main = dispatcher(config, CUDAGraphMode.FULL_AND_PIECEWISE, self.query_len)
+        self.draft = dispatcher(config, CUDAGraphMode.PIECEWISE, 1)
+        self.speculative = speculative
+
+    def decide(self, row: tuple[RankStep, ...]) -> list[tuple[int, list[int]]]:
+        """(agreed mode, tokens of all ranks) for each forward of one step."""
+        main = self._agree([self._main_vote(step) for step in row])
+        if not self.speculative:
+            return [main]
+        graphs = main[0] != 0
+        return [main, *(self._agree([self._draft_vote(s, index, graphs) for s in row]) for index in (0, 1))]
+
+    def _main_vote(self, step: RankStep) -> tuple[int, int, int]:
+        if step.profile:
+            return step.profile, step.profile, 0
+        counts = [self.query_len] if step.dummy else [r.scheduled for r in step.requests]
+        uniform = step.dummy or (max(counts) == self.query_len and sum(counts) == self.query_len * len(counts))
+        mode, descriptor = self.main.dispatch(num_tokens=sum(counts), uniform_decode=uniform)
+        return sum(counts), descriptor.num_tokens, mode.value
+
+    def _draft_vote(self, step: RankStep, index: int, graphs: bool) -> tuple[int, int, int]:
+        if step.dummy or step.profile:
+            tokens, allowed = step.profile or self.query_len, graphs
+        else:
+            fits = all(r.computed + r.scheduled + 3 <= NEAR_THE_END + 1 for r in step.requests)
+            own = sum(r.scheduled for r in step.requests) if index == 0 else len(step.requests)
+            tokens, allowed = (own if fits else 1), True
+        mode, descriptor = self.draft.dispatch(tokens, valid_modes=None if allowed else {CUDAGraphMode.NONE})
+        return tokens, descriptor.num_tokens, mode.value
+
+    @staticmethod
+    def _agree(votes: list[tuple[int, int, int]]) -> tuple[int, list[int]]:
+        tokens, padded, modes = zip(*votes, strict=True)
+        tensor = torch.tensor([tokens, padded, [0] * len(votes), modes], dtype=torch.int32)
+        mode = dp_utils._post_process_cudagraph_mode(tensor)
+        return mode, dp_utils._post_process_dp_padding(tensor, mode != 0).tolist()
+
+
+def check(seed: int, schedule: Schedule, per_rank: list[Any], oracle: Oracle, size: int) -> Counter[str]:
+    """Compare all ranks with each other and with the oracle. Returns what was seen."""
+    seen: Counter[str] = Counter()
+    for number, row in enumerate(schedule.steps):
+        where = SimpleNamespace(seed=seed, step=number, ranks=size, row=row)
+        expected = oracle.decide(row)
+        for rank in range(size):
+            outcome, calls = per_rank[rank][number]
+            found = [(mode, across) for mode, _, across, _ in outcome]
+            assert found == expected, f"rank {rank} decided {found}, vLLM {expected}: {where}"
+            assert all(across[rank] == own for _, own, across, _ in outcome), f"rank {rank} runs another count: {where}"
+            # Profiling runs foresee nothing, so their drafter forwards take a collective each.
+            wanted = 1 if not row[0].profile else len(expected)
+            assert sum(calls.values()) == wanted, f"rank {rank}: {calls} instead of {wanted} collective(s): {where}"
+            assert all(key == ("allreduce_", size, "cpu", 64 * size) for key in calls), f"rank {rank}: {calls}: {where}"
+        seen["steps"] += 1
+        seen["idle"] += sum(s.dummy for s in row)
+        seen["fewer requests than ranks"] += 0 < sum(bool(s.requests) for s in row) < size
+        seen["all idle"] += all(s.dummy for s in row)
+        seen["graph"] += expected[0][0] != 0
+        seen["eager"] += expected[0][0] == 0
+        seen["speculative"] += schedule.speculative
+        seen["profiling"] += bool(row[0].profile)
+    return seen
+
+
+def main(size: int, count: int, first_seed: int) -> None:
+    seeds = list(range(first_seed, first_seed + count))
+    print(f"{size} ranks, seeds {seeds[0]} to {seeds[-1]}", flush=True)
+    results = values_of(run_ranks(run_rank, size, seeds, timeout=60 + 0.5 * count))
+    oracles = {speculative: Oracle(speculative) for speculative in (False, True)}
+    seen: Counter[str] = Counter()
+    for index, seed in enumerate(seeds):
+        schedule = make_schedule(seed, size)
+        seen += check(seed, schedule, [r[index] for r in results], oracles[schedule.speculative], size)
+    print(f"{count} schedules: " + ", ".join(f"{name} {number}" for name, number in sorted(seen.items())))
+    print(f"{size} ranks agreed", flush=True)
+
+
+if __name__ == "__main__":
+    for part in sys.argv[2:]:
+        ranks, schedules = part.split(":")
+        main(int(ranks), int(schedules), int(sys.argv[1]))
