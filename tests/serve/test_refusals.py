@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be served ends in one clear error, a non-zero exit, and nothing left running."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from transformers import AutoModelForCausalLM, MixtralConfig
+
+from .conftest import SCRIPT, run_script
+from .tiny_models import CONFIGS
+
+pytestmark = pytest.mark.serve
+
+
+def refused(
+    checkpoint: Path, tmp_path: Path, devices: int = 1, environment: dict[str, str] | None = None, **changes: Any
+) -> str:
+    """Run the engine script with ``changes``; return what it printed. It must fail, and leave no process."""
+    job = {"model": str(checkpoint), "tp": 1, "dp": 1, "ep": False, "prompts": [[5]], "max_tokens": 2, **changes}
+    done = run_script([sys.executable, str(SCRIPT)], json.dumps(job), devices, tmp_path, environment=environment)
+    assert done.returncode != 0, done.stdout[-3000:]
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(checkpoint) in " ".join(p.info["cmdline"] or [])]
+    assert not left
+    return done.stdout
+
+
+def test_float32_is_refused_with_the_dtypes_that_work(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    output = refused(checkpoints("mixtral"), tmp_path, dtype="float32")
+    assert "dtype float32 cannot be served on Ascend NPUs" in output
+    assert "--dtype bfloat16 or --dtype float16" in output
+
+
+def test_more_ranks_than_devices_are_refused_with_both_numbers(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = refused(checkpoints("mixtral"), tmp_path, devices=1, tp=2)
+    assert "need 2 NPUs, but torch_npu sees 1" in output
+
+
+def test_a_head_size_that_the_operator_does_not_take_is_refused(tmp_path: Path) -> None:
+    values = CONFIGS["mixtral"].to_dict() | {"head_dim": 24}
+    AutoModelForCausalLM.from_config(MixtralConfig.from_dict(values)).half().save_pretrained(tmp_path / "odd")
+    output = refused(tmp_path / "odd", tmp_path)
+    assert "head size 24" in output
+    assert "multiple of 16" in output
+
+
+def test_no_device_is_refused_with_what_was_found(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    output = refused(checkpoints("mixtral"), tmp_path, environment={"ASCEND_RT_VISIBLE_DEVICES": "-1"})
+    assert "there is no NPU to run on" in output
+
+
+def test_an_unknown_value_of_a_variable_lists_the_valid_ones(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    output = refused(checkpoints("mixtral"), tmp_path, environment={"VLLM_ASCEND_PATCH_MOE_COMM": "mc3"})
+    assert "VLLM_ASCEND_PATCH_MOE_COMM='mc3' is not valid" in output
+    assert "auto, allgather, mc2, alltoall" in output
