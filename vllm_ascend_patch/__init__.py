@@ -18,7 +18,7 @@ from . import envs
 if TYPE_CHECKING:
     from .patching import PatchSet, PatchStatus
 
-__all__ = ["apply", "arm", "disarm", "get_original", "revert", "status"]
+__all__ = ["apply", "arm", "disarm", "get_original", "hand_over", "revert", "status"]
 __version__ = "0.1.0"
 
 _SWITCH = "VLLM_ASCEND_PATCH"
@@ -107,6 +107,15 @@ def revert(*ids: str) -> None:
     finally:
         if not ids:
             disarm()
+
+
+def hand_over(module_name: str) -> None:
+    """What a vLLM built with the diffs in ``patches/`` calls at the end of each target module: patch it here and now.
+
+    Does nothing while the patch set is not armed (``VLLM_ASCEND_PATCH=0``, or reverted).
+    """
+    if _patches().armed:
+        _patches().take(sys.modules[module_name])
 
 
 def status() -> "tuple[PatchStatus, ...]":

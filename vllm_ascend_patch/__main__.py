@@ -41,6 +41,7 @@ def doctor(as_json: bool) -> None:
 
 for _name, _target, _summary in (
     ("upstream", ".upstream:command", "Record a vLLM release, or compare one with its record."),
+    ("docs", ".documentation:command", "Rewrite the generated tables of Markdown files."),
     ("virtual-npu", ".virtual_npu.launcher:main", "Run a command on simulated NPUs."),
     ("plan", ".plan:main", "Say which MoE communication method a deployment will use, and why."),
     ("trace", ".core.trace:main", "Read the traces that the ranks wrote."),

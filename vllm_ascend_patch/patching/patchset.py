@@ -205,6 +205,17 @@ class PatchSet:
             logger.warning("%s (applied all the same)", verdict.line)
         return True
 
+    def take(self, module: ModuleType) -> None:
+        """Apply at once the wanted patches of a module that hands itself over as its last statement. Idempotent."""
+        for entry in self._entries.values():
+            if entry.patch.place.module != module.__name__ or entry.state in (State.APPLIED, State.DISABLED):
+                continue
+            disabled = self._enabled(entry.patch)
+            if disabled is not None:
+                entry.state, entry.reason = State.DISABLED, disabled
+            else:
+                self._settle(entry, module)
+
     def foresee(self) -> None:
         """Examine the patches whose modules have not arrived yet, and record refusals before an import meets them."""
         strict = self._strict if isinstance(self._strict, str) else self._strict()
