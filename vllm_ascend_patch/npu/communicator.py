@@ -20,9 +20,11 @@ class NPUCommunicator(DeviceCommunicatorBase):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.use_all2all:
-            from vllm.distributed.device_communicators.all2all import AgRsAll2AllManager
+            from vllm.distributed.device_communicators import all2all
 
-            self.all2all_manager = AgRsAll2AllManager(self.cpu_group)
+            # vLLM's own manager, for what it still moves itself; the oldest releases have only the first one.
+            manager = getattr(all2all, "AgRsAll2AllManager", None) or all2all.NaiveAll2AllManager
+            self.all2all_manager = manager(self.cpu_group)
 
     def all_gatherv(
         self, input_: torch.Tensor | list[torch.Tensor], dim: int = 0, sizes: list[int] | None = None
@@ -63,14 +65,34 @@ class NPUCommunicator(DeviceCommunicatorBase):
         dist.reduce_scatter_tensor(output, padded.view(-1, *input_.shape[1:]), group=self.device_group)
         return output[: sizes[self.rank_in_group]]
 
-    def dispatch_router_logits(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.all2all_manager is not None
-        return self.all2all_manager.dispatch_router_logits(*args, **kwargs)
+    def dispatch_router_logits(
+        self, hidden_states: torch.Tensor, router_logits: torch.Tensor, *args: Any, **kw: Any
+    ) -> Any:
+        """Tokens of all ranks, unless a layer is running whose experts gather them: that is ``core/moe``'s then."""
+        if _experts_communicate(*args, **kw):
+            return hidden_states, router_logits
+        return self._manager().dispatch_router_logits(hidden_states, router_logits, *args, **kw)
 
-    def dispatch(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.all2all_manager is not None
-        return self.all2all_manager.dispatch(*args, **kwargs)
+    def dispatch(self, hidden_states: torch.Tensor, *args: Any, **kw: Any) -> Any:
+        """As ``dispatch_router_logits``, by its older name."""
+        if args and _experts_communicate(*args[1:], **kw):
+            return hidden_states, args[0]
+        return self._manager().dispatch(hidden_states, *args, **kw)
 
-    def combine(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.all2all_manager is not None
-        return self.all2all_manager.combine(*args, **kwargs)
+    def combine(self, hidden_states: torch.Tensor, *args: Any, **kw: Any) -> Any:
+        """Undo ``dispatch``: this rank's rows, summed over ranks."""
+        if _experts_communicate():
+            return hidden_states
+        return self._manager().combine(hidden_states, *args, **kw)
+
+    def _manager(self) -> Any:
+        if self.all2all_manager is None:
+            raise RuntimeError(f"the process group {self.unique_name!r} is not the expert-parallel one")
+        return self.all2all_manager
+
+
+def _experts_communicate(*_: Any, extra_tensors: Any = None, **__: Any) -> bool:
+    """Whether the running MoE layer moves tokens itself. Other tensors to move along are not ours."""
+    from vllm_ascend_patch.seams.moe_forward import running
+
+    return running() and extra_tensors is None

@@ -7,7 +7,7 @@ A value that the user gave is kept where it can work; what is changed is said in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
@@ -36,7 +36,8 @@ def _block_size(vllm_config: VllmConfig) -> None:
     cache = vllm_config.cache_config
     if cache is None:
         return
-    if cache.block_size is None or not getattr(cache, "user_specified_block_size", False):
+    # Without the flag, whatever is there came from the user: those releases leave the default to the platform.
+    if cache.block_size is None or not getattr(cache, "user_specified_block_size", True):
         cache.block_size = BLOCK_SIZE
     elif cache.block_size % BLOCK_SIZE:
         raise ValueError(
@@ -46,17 +47,26 @@ def _block_size(vllm_config: VllmConfig) -> None:
 
 
 def _compilation(vllm_config: VllmConfig) -> None:
-    from vllm.config import CompilationMode, CUDAGraphMode
+    import vllm.config as upstream
 
     compilation = vllm_config.compilation_config
-    if compilation.mode not in (None, CompilationMode.NONE):
-        logger.info("Ascend NPU: torch.compile is switched off (was %s): the port runs eager.", compilation.mode)
-    compilation.mode = CompilationMode.NONE
-    if compilation.cudagraph_mode not in (None, CUDAGraphMode.NONE):
-        logger.info("Ascend NPU: graph capture is switched off (was %s).", compilation.cudagraph_mode)
-    compilation.cudagraph_mode = CUDAGraphMode.NONE
+    if hasattr(upstream, "CompilationMode"):
+        _switch_off(compilation, "mode", upstream.CompilationMode.NONE, "torch.compile")
+    else:
+        _switch_off(compilation, "level", upstream.CompilationLevel.NO_COMPILATION, "torch.compile")
+    if hasattr(compilation, "cudagraph_mode"):
+        _switch_off(compilation, "cudagraph_mode", upstream.CUDAGraphMode.NONE, "graph capture")
+    else:
+        compilation.use_cudagraph = False
     if compilation.compile_sizes is None:
         compilation.compile_sizes = []
+
+
+def _switch_off(compilation: Any, field: str, none: Any, what: str) -> None:
+    found = getattr(compilation, field)
+    if found not in (None, none):
+        logger.info("Ascend NPU: %s is switched off (was %s): the port runs eager.", what, found)
+    setattr(compilation, field, none)
 
 
 def _async_scheduling(vllm_config: VllmConfig) -> None:

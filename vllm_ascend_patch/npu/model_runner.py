@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upstream's V1 model runner on an NPU: nothing but the names that its constructor needs.
+"""Upstream's V1 model runner on an NPU: nothing but what its constructor asks of the device.
 
 Input preparation, padding and profiling stay upstream's, so that patches on ``GPUModelRunner`` take effect here.
 """
@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vllm_ascend_patch.npu.cuda_names import map_cuda_names
-
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
 
 
 class NPUModelRunner(GPUModelRunner):
-    """``GPUModelRunner`` with ``torch.cuda`` names mapped to ``torch.npu``."""
+    """``GPUModelRunner``; the worker has mapped ``torch.cuda`` names to ``torch.npu`` before."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
-        map_cuda_names()
         super().__init__(vllm_config, device)
         # A shared prefix is no special case for the fused operator, and the graph decision stays computable early.
         self.cascade_attn_enabled = False
+
+    def _init_device_properties(self) -> None:
+        """Upstream reads the number of multiprocessors, for cascade attention alone, which is off."""
+        self.num_sms = 1

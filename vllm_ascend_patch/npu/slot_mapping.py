@@ -1,21 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slot mapping without Triton: the one Triton kernel on vLLM's plain decode path, in torch operators.
 
-Registered through vLLM's own registry of kernel overrides, so nothing is patched.
+Registered through vLLM's own registry of kernel overrides where there is one; ``seams/block_table.py`` calls it in
+releases without.
 """
 
 from __future__ import annotations
 
+import inspect
+from importlib import import_module
+from typing import Any
+
 import torch
 
-_KERNEL = "vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel"
+_MODULE, _OWNER, _KERNEL = "vllm.v1.worker.block_table", "ComputeSlotMappingKernel", "kernel"
 
 
 def register() -> None:
     """Give vLLM the override; called by vLLM while a model runner is built."""
     from vllm.triton_utils.dispatcher import register_kernels
 
-    register_kernels({_KERNEL: compute_slot_mapping})
+    kernel = getattr(getattr(import_module(_MODULE), _OWNER), _KERNEL)
+    names = getattr(kernel, "arg_names", None) or tuple(inspect.signature(getattr(kernel, "func", kernel)).parameters)
+
+    def launched(*args: Any, **kwargs: Any) -> None:
+        """Takes what the release's kernel takes, in its order."""
+        compute_slot_mapping(**dict(zip(names, args, strict=False)), **kwargs)
+
+    register_kernels({f"{_MODULE}.{_OWNER}.{_KERNEL}": launched})
 
 
 def compute_slot_mapping(
@@ -28,10 +40,9 @@ def compute_slot_mapping(
     slot_mapping_ptr: torch.Tensor,
     KV_CACHE_BLOCK_SIZE: int,
     TOTAL_CP_WORLD_SIZE: int,
-    TOTAL_CP_RANK: int,
-    CP_KV_CACHE_INTERLEAVE_SIZE: int,
     PAD_ID: int,
-    BLOCK_SIZE: int,
+    block_size: int | None = None,
+    **_unused: Any,
 ) -> None:
     """Write ``slot_mapping_ptr[max_num_tokens]``: block x block size + offset per token, ``PAD_ID`` past ``num_tokens``.
 
@@ -39,18 +50,20 @@ def compute_slot_mapping(
         query_start_loc_ptr: int32 ``[requests + 1]``, where each request's tokens start; its tail may repeat.
         positions_ptr: int64 ``[num_tokens]``, each token's position in its request.
         block_table_ptr: int32 ``[requests, blocks per request]``.
+        block_size: tokens per entry of the block table, where that differs from ``KV_CACHE_BLOCK_SIZE``.
 
-    The parameter names are the upstream kernel's: vLLM passes launch arguments by name. ``BLOCK_SIZE`` is the Triton
-    tile and means nothing here.
+    The parameter names are the upstream kernel's. Those not named here say how the Triton kernel tiles, or how context
+    parallelism interleaves.
     """
     if TOTAL_CP_WORLD_SIZE != 1:
         raise NotImplementedError("slot mapping for context parallelism is not supported on Ascend NPUs by this port")
     slot_mapping_ptr[num_tokens:max_num_tokens].fill_(PAD_ID)
     if num_tokens == 0:
         return
+    size = block_size or KV_CACHE_BLOCK_SIZE
     positions = positions_ptr[:num_tokens]
     tokens = torch.arange(num_tokens, dtype=query_start_loc_ptr.dtype, device=query_start_loc_ptr.device)
     request = torch.searchsorted(query_start_loc_ptr[1:], tokens, right=True)
-    block_index = torch.div(positions, KV_CACHE_BLOCK_SIZE, rounding_mode="floor")
+    block_index = torch.div(positions, size, rounding_mode="floor")
     blocks = block_table_ptr.view(-1)[request * block_table_stride + block_index]
-    slot_mapping_ptr[:num_tokens] = blocks * KV_CACHE_BLOCK_SIZE + (positions - block_index * KV_CACHE_BLOCK_SIZE)
+    slot_mapping_ptr[:num_tokens] = blocks * size + (positions - block_index * size)

@@ -18,6 +18,8 @@ from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.gpu_worker import Worker
 
 from vllm_ascend_patch.npu.accelerator import map_accelerator_names
+from vllm_ascend_patch.npu.cuda_names import map_cuda_names
+from vllm_ascend_patch.npu.free_memory import requested_memory, snapshot
 
 if TYPE_CHECKING:
     from vllm_ascend_patch.npu.model_runner import NPUModelRunner
@@ -33,16 +35,13 @@ class NPUWorker(Worker):
         from vllm_ascend_patch.seams.moe_method import register_methods
 
         map_accelerator_names()
+        map_cuda_names()
         register_methods()
         int8_linear.register()
         super().__init__(*args, **kwargs)
 
     def init_device(self) -> None:
         """Bind the NPU, join the process groups, measure free memory, build the runner."""
-        from vllm.utils.mem_utils import MemorySnapshot
-        from vllm.utils.torch_utils import set_random_seed
-        from vllm.v1.worker.utils import request_memory
-
         index = self._visible_device_index()
         self.device = torch.device(f"npu:{index}")
         torch_npu.npu.set_device(self.device)
@@ -52,11 +51,11 @@ class NPUWorker(Worker):
         gpu_worker.init_worker_distributed_environment(
             self.vllm_config, self.rank, self.distributed_init_method, index, current_platform.dist_backend
         )
-        set_random_seed(self.model_config.seed)
+        gpu_worker.set_random_seed(self.model_config.seed)
         gc.collect()
         torch_npu.npu.empty_cache()
-        self.init_snapshot = MemorySnapshot(device=self.device)
-        self.requested_memory = request_memory(self.init_snapshot, self.cache_config)
+        self.init_snapshot = snapshot(self.device)
+        self.requested_memory = requested_memory(self.init_snapshot, self.cache_config)
         self._init_workspace_and_model_runner()
         logger.info(
             "NPU worker on %s (%s), rank %d, %.1f GiB free of %.1f GiB",
@@ -67,8 +66,23 @@ class NPUWorker(Worker):
             self.init_snapshot.total_memory / 2**30,
         )
 
+    def _init_workspace_and_model_runner(self) -> None:
+        """Upstream's method of this name, where there is one; earlier, what upstream's ``init_device`` ends with."""
+        upstream = getattr(super(), "_init_workspace_and_model_runner", None)
+        if upstream is not None:
+            upstream()
+            return
+        make_workspace = getattr(gpu_worker, "init_workspace_manager", None)
+        if make_workspace is not None:
+            make_workspace(self.device, 1)  # one micro-batch: dual-batch overlap is refused (config_check.py)
+        self.model_runner = self._make_model_runner()
+        if self.rank == 0:
+            gpu_worker.report_usage_stats(self.vllm_config)
+
     def compile_or_warm_up_model(self) -> Any:
         """Upstream's warm-up without its kernel warm-up, which imports CUDA-only model code."""
+        if not hasattr(gpu_worker, "kernel_warmup"):
+            return super().compile_or_warm_up_model()
         original = gpu_worker.kernel_warmup
         gpu_worker.kernel_warmup = _no_kernel_warmup
         try:
@@ -88,8 +102,8 @@ class NPUWorker(Worker):
     def _visible_device_index(self) -> int:
         """Index of this rank's NPU among the visible ones.
 
-        A data-parallel engine either got a list of its own devices from vLLM, or shares the whole visible list with the
-        engines before it.
+        A data-parallel engine gets a list of its own devices from vLLM, in its configuration or as
+        ``ASCEND_RT_VISIBLE_DEVICES``; else it shares the visible list with the engines before it.
         """
         parallel = self.parallel_config
         assigned = getattr(parallel, "assigned_physical_gpu_ids", None)
@@ -98,11 +112,11 @@ class NPUWorker(Worker):
 
             set_assigned_physical_gpu_ids(assigned)
             return current_platform.logical_device_id_to_visible_device_id(self.local_rank)
-        index = self.local_rank
+        index, count = self.local_rank, torch_npu.npu.device_count()
         if parallel.distributed_executor_backend not in ("ray", "external_launcher"):
-            local_dp_rank = parallel.data_parallel_rank_local
-            index += (local_dp_rank if local_dp_rank is not None else 0) * parallel.world_size
-        count = torch_npu.npu.device_count()
+            before = (parallel.data_parallel_rank_local or 0) * parallel.world_size
+            if before + parallel.world_size <= count:  # otherwise the visible list is this engine's alone
+                index += before
         if index >= count:
             raise RuntimeError(
                 f"rank {self.rank} needs NPU {index}, but torch_npu sees {count}; check ASCEND_RT_VISIBLE_DEVICES and "

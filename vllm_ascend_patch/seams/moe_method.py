@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-from vllm.model_executor.utils import replace_parameter
 
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
 from vllm_ascend_patch.seams import moe_forward
+from vllm_ascend_patch.seams.moe_names import UnquantizedFusedMoEMethod, replace_parameter
+from vllm_ascend_patch.seams.moe_reduction import share, upstream_adds_up
+from vllm_ascend_patch.seams.moe_routing import route
 from vllm_ascend_patch.seams.moe_selection import selector_of
 from vllm_ascend_patch.seams.moe_topology import placement_of, topology_of
 
@@ -36,7 +37,7 @@ class LayerRuntime:
 
     @classmethod
     def of(cls, layer: Any, weights: ExpertWeights) -> LayerRuntime:
-        layout = topology_of(layer.moe_config)
+        layout = topology_of(layer)
         on_input = bool(getattr(layer, "apply_router_weight_on_input", False))
         selector = selector_of(layer, layout, weights.quantized)
         return cls(weights, layout, placement_of(layer, layout), selector, on_input)
@@ -51,13 +52,21 @@ class NPUExperts:
     is_monolithic = False
     supports_internal_mk = True
     mk_can_overlap_shared_experts = False
+    mk_owns_shared_expert = False
     topk_indices_dtype = torch.int32
 
-    def apply(self, layer: Any, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, **_: Any) -> Any:
-        """``[T, H]`` -> ``[T, H]``: routed experts of this layer, summed over all ranks."""
+    def apply(self, layer: Any, x: torch.Tensor, **arguments: Any) -> Any:
+        """``[T, H]`` -> ``[T, H]``: routed experts of this layer, summed over all ranks.
+
+        ``arguments`` hold ``topk_weights`` and ``topk_ids``, or in older releases what routing needs.
+        """
         runtime: LayerRuntime = getattr(layer, _RUNTIME)
+        if "topk_ids" in arguments:
+            topk_weights, topk_ids = arguments["topk_weights"], arguments["topk_ids"]
+        else:
+            topk_weights, topk_ids = route(layer, x, arguments)
         step = moe_forward.active_tokens().step(runtime.selector)
-        return fused_moe(
+        output = fused_moe(
             moe_forward.method(step.method, runtime.layout, runtime.placement),
             x,
             topk_weights,
@@ -66,6 +75,13 @@ class NPUExperts:
             step,
             apply_router_weight_on_input=runtime.weight_on_input,
         )
+        return share(output, runtime.layout) if upstream_adds_up(runtime.layout) else output
+
+    def maybe_make_prepare_finalize(self, *_: Any, **__: Any) -> None:
+        """Upstream's modular kernels are not used; asked for in older releases when expert parallelism is on."""
+
+    def init_prepare_finalize(self, *_: Any, **__: Any) -> None:
+        """As ``maybe_make_prepare_finalize``, by its oldest name."""
 
 
 class NPUUnquantizedFusedMoEMethod(NPUExperts, UnquantizedFusedMoEMethod):
@@ -89,7 +105,7 @@ def keep_runtime(layer: Any, weights: ExpertWeights) -> None:
 
 def check_supported(moe: Any) -> None:
     """Raise for what upstream's layer can ask for and these experts do not do."""
-    if moe.has_bias:
+    if getattr(moe, "has_bias", False):
         raise NotImplementedError("experts with biases are not supported on Ascend NPUs by this port")
     if getattr(moe, "skip_final_all_reduce", False):
         raise NotImplementedError(

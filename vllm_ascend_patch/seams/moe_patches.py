@@ -8,9 +8,23 @@ from __future__ import annotations
 
 from vllm_ascend_patch.patching import Kind, Patch
 
-_RUNNER = "vllm.model_executor.layers.fused_moe.runner.moe_runner:MoERunner"
+_FUSED_MOE = "vllm.model_executor.layers.fused_moe"
+_RUNNER = f"{_FUSED_MOE}.runner.moe_runner:MoERunner"
 _ROUTER = "vllm.model_executor.layers.fused_moe.router.base_router:eplb_map_to_physical_and_record"
 _NO_DEVICE_KERNEL = "none: the upstream kernel is CUDA's, and an out-of-tree device has no hook for it"
+_FORWARD_WHY = (
+    "An out-of-tree device has no MoE path: every layer takes the communication method that the step agreed on."
+)
+_FORWARD_HOW = (
+    "Sets the step's method for the duration of upstream's forward; experts and communication are ours, gates, routing and "
+    "shared experts upstream's."
+)
+_EPLB_READS = ("topk_ids", "expert_load_view", "logical_to_physical_map", "logical_replica_count")
+_EPLB_WHY = (
+    "On other devices upstream returns logical expert ids unmapped, or fails to compile the mapping: wrong experts with "
+    "redundancy, no load counts."
+)
+_FORWARD_UPSTREAM = "none: upstream offers per-layer experts to out-of-tree devices, but no choice of method per step"
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
@@ -18,19 +32,43 @@ PATCHES: tuple[Patch, ...] = (
         target=f"{_RUNNER}._forward_impl",
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.moe_forward:forward_impl",
-        releases=">=0.24",
-        why="An out-of-tree device has no MoE path: every layer takes the communication method that the step agreed on.",
-        how="Sets the step's method for the duration of upstream's forward; experts and communication are ours, gates, "
-        "routing and shared experts upstream's.",
-        upstream="none: upstream offers per-layer experts to out-of-tree devices, but no choice of method per step",
+        reads=("hidden_states",),
+        releases=">=0.20",
+        why=_FORWARD_WHY,
+        how=_FORWARD_HOW,
+        upstream=_FORWARD_UPSTREAM,
         remove_when="vLLM lets a platform choose the dispatch/combine method of a forward",
+    ),
+    Patch(
+        id="moe-forward-default-runner",
+        target=f"{_FUSED_MOE}.runner.default_moe_runner:DefaultMoERunner.forward_impl",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.moe_forward:forward_impl",
+        reads=("hidden_states",),
+        releases=">=0.17,<0.20",
+        why=_FORWARD_WHY,
+        how=_FORWARD_HOW,
+        upstream=_FORWARD_UPSTREAM,
+        remove_when="the releases with this class are no longer supported",
+    ),
+    Patch(
+        id="moe-forward-layer",
+        target=f"{_FUSED_MOE}.layer:FusedMoE.forward_impl",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.moe_forward:forward_impl",
+        reads=("hidden_states",),
+        releases="<0.17",
+        why=_FORWARD_WHY,
+        how=_FORWARD_HOW,
+        upstream=_FORWARD_UPSTREAM,
+        remove_when="the releases with this class are no longer supported",
     ),
     Patch(
         id="moe-output-reduced",
         target=f"{_RUNNER}._fused_output_is_reduced",
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.moe_forward:output_is_reduced",
-        releases=">=0.24",
+        releases=">=0.20",
         why="Every method returns complete sums; upstream would add them up over tensor parallel ranks once more.",
         how="Answers True for layers whose experts are ours.",
         upstream="none: the property asks for a modular kernel object, which an out-of-tree device does not have",
@@ -41,7 +79,7 @@ PATCHES: tuple[Patch, ...] = (
         target="vllm._custom_ops:topk_softmax",
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.router_ops:topk_softmax",
-        reads=("topk_weights", "topk_ids", "token_expert_indices", "gating_output", "renormalize"),
+        reads=("topk_weights", "topk_ids", "token_expert_indices", "gating_output"),
         why="Softmax routing calls a CUDA kernel.",
         how="npu_moe_gating_top_k_softmax, or torch operators when a bias takes part in the selection.",
         upstream=_NO_DEVICE_KERNEL,
@@ -52,6 +90,7 @@ PATCHES: tuple[Patch, ...] = (
         target="vllm._custom_ops:topk_sigmoid",
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.router_ops:topk_sigmoid",
+        releases=">=0.15",
         reads=("topk_weights", "topk_ids", "token_expert_indices", "gating_output", "renormalize"),
         why="Sigmoid routing calls a CUDA kernel.",
         how="torch operators in float32.",
@@ -63,24 +102,30 @@ PATCHES: tuple[Patch, ...] = (
         target=_ROUTER,
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.router_ops:map_to_physical",
-        reads=(
-            "topk_ids",
-            "expert_load_view",
-            "logical_to_physical_map",
-            "logical_replica_count",
-            "record_enabled",
-            "num_unpadded_tokens",
-        ),
+        reads=_EPLB_READS,
         aliases=(
             "vllm.models.deepseek_v4.nvidia.model:eplb_map_to_physical_and_record",
             "vllm.models.kimi_k3.nvidia.model:eplb_map_to_physical_and_record",
             "vllm.model_executor.layers.fused_moe.deep_gemm_mega_moe:eplb_map_to_physical_and_record",
         ),
-        releases=">=0.24",
-        why="On other devices upstream returns logical expert ids unmapped: wrong experts with redundancy, no load counts.",
+        releases=">=0.15",
+        why=_EPLB_WHY,
         how="The same mapping and counting in torch operators.",
         upstream="none: the mapping is a Triton kernel",
         remove_when="vLLM maps expert replicas without Triton",
+    ),
+    Patch(
+        id="eplb-map-fused-moe",
+        target=f"{_FUSED_MOE}.fused_moe:eplb_map_to_physical_and_record",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.router_ops:map_to_physical",
+        reads=_EPLB_READS,
+        aliases=(f"{_FUSED_MOE}.layer:eplb_map_to_physical_and_record",),
+        releases=">=0.11.1,<0.15",
+        why=_EPLB_WHY,
+        how="The same mapping and counting in torch operators.",
+        upstream="none: the mapping is a Triton kernel",
+        remove_when="the releases with the function in this module are no longer supported",
     ),
     Patch(
         id="moe-w8a8",

@@ -33,12 +33,15 @@ def _mc2_communicator() -> Mc2Communicator:
     return Mc2Communicator(parallel_state.get_ep_group().device_group)
 
 
-def topology_of(moe_config: Any) -> Topology:
-    """The topology that a layer with vLLM's ``FusedMoEConfig`` runs in."""
-    parallel = moe_config.moe_parallel_config
+def topology_of(layer: Any) -> Topology:
+    """The topology that an MoE layer of vLLM runs in."""
+    parallel = layer.moe_config.moe_parallel_config
     if getattr(parallel, "pcp_size", 1) > 1:
         raise NotImplementedError("MoE layers under prefill context parallelism are not supported on Ascend NPUs")
-    return topology(parallel.use_ep and parallel.ep_size > 1, bool(getattr(moe_config, "is_sequence_parallel", False)))
+    # On the layer itself in releases whose configuration does not say.
+    owner = layer.moe_config if hasattr(layer.moe_config, "is_sequence_parallel") else layer
+    sequence_parallel = bool(getattr(owner, "is_sequence_parallel", False))
+    return topology(parallel.use_ep and parallel.ep_size > 1, sequence_parallel)
 
 
 def placement_of(layer: Any, layout: Topology) -> ExpertPlacement:

@@ -57,12 +57,15 @@ def map_to_physical(
     expert_load_view: torch.Tensor,
     logical_to_physical_map: torch.Tensor,
     logical_replica_count: torch.Tensor,
-    record_enabled: torch.Tensor,
+    record_enabled: torch.Tensor | None = None,
     num_unpadded_tokens: torch.Tensor | None = None,
+    indices_type: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Physical expert ids, and the load count: upstream's stand-in on other devices returns its input unchanged."""
+    """Physical expert ids, and the load count, which older releases always take: upstream's stand-in on other devices
+    returns its input unchanged."""
     from vllm_ascend_patch.core.moe.router_ops import map_to_replicas, record_load
 
     physical = map_to_replicas(topk_ids, logical_to_physical_map, logical_replica_count)
-    record_load(expert_load_view, physical, record_enabled, num_unpadded_tokens)
-    return physical
+    enabled = expert_load_view.new_ones(1) if record_enabled is None else record_enabled
+    record_load(expert_load_view, physical, enabled, num_unpadded_tokens)
+    return physical if indices_type is None else physical.to(indices_type)

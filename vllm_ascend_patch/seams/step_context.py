@@ -64,14 +64,21 @@ def forward_context_fields(**context: Any) -> dict[str, Any]:
 
 
 def _dp_rank(context: dict[str, Any]) -> int:
-    return context["vllm_config"].parallel_config.data_parallel_rank
+    rank = context.get("dp_rank")
+    return context["vllm_config"].parallel_config.data_parallel_rank if rank is None else rank
 
 
-def current_tokens() -> ForwardTokens:
-    """The token counts of the forward that is running."""
+def current_tokens(rows: int) -> ForwardTokens:
+    """The token counts of the forward that is running; ``rows`` are those of the asking layer's input."""
     from vllm.forward_context import get_forward_context
 
-    tokens = get_forward_context().additional_kwargs.get(FIELD)
+    context = get_forward_context()
+    fields = getattr(context, "additional_kwargs", None)
+    if fields is None:
+        from vllm_ascend_patch.seams.step_metadata import forward_tokens
+
+        return forward_tokens(context, rows)
+    tokens = fields.get(FIELD)
     if tokens is None:
         raise RuntimeError(
             "an MoE layer ran without the step's token counts: the forward context was not made through the NPU platform"

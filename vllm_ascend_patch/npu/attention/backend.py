@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 import torch_npu
-from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType
 
+from vllm_ascend_patch.npu.attention.interface import AttentionBackend, AttentionImpl, AttentionType
 from vllm_ascend_patch.npu.attention.layout import (
     BLOCK_SIZE,
     MASK_SIZE,
@@ -45,6 +45,13 @@ class NPUAttentionBackend(AttentionBackend):
     @staticmethod
     def get_builder_cls() -> type[NPUAttentionMetadataBuilder]:
         return NPUAttentionMetadataBuilder
+
+    @staticmethod
+    def get_kv_cache_shape(
+        num_blocks: int, block_size: int, num_kv_heads: int, head_size: int, *_: Any, **__: Any
+    ) -> tuple[int, ...]:
+        """Asked for where the backend owns the shape: one contiguous page per block, as ``split_pages`` takes it."""
+        return (num_blocks, num_kv_heads, block_size, 2 * head_size)
 
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[Any]:

@@ -7,15 +7,12 @@ Lengths are host integers because the operator takes them so; nothing is read fr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 
+from vllm_ascend_patch.npu.attention.interface import AttentionMetadataBuilder, CommonAttentionMetadata
 from vllm_ascend_patch.npu.attention.layout import half_page_slots
-
-if TYPE_CHECKING:
-    from vllm.config import VllmConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +34,8 @@ class NPUAttentionMetadata:
 class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]):
     """Asks the runner to put single-token requests first, so that they make one operator call."""
 
-    def __init__(
-        self, kv_cache_spec: Any, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
-    ) -> None:
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+    def __init__(self, kv_cache_spec: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(kv_cache_spec, *args, **kwargs)
         self.block_size: int = kv_cache_spec.block_size
         self.reorder_batch_threshold = 1
 
@@ -66,7 +61,8 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
 
 def _host_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[int]:
     """Key lengths on the host; exact, since async scheduling is off with drafts (``config_defaults.py``)."""
-    lens = common.seq_lens_cpu_upper_bound
-    if lens is None:
-        raise RuntimeError("vLLM gave the attention backend no host copy of the sequence lengths")
-    return lens[:num_reqs].tolist()
+    for name in ("seq_lens_cpu_upper_bound", "seq_lens_cpu"):  # the second name in older releases
+        lens = getattr(common, name, None)
+        if lens is not None:
+            return lens[:num_reqs].tolist()
+    raise RuntimeError("vLLM gave the attention backend no host copy of the sequence lengths")

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step's token counts in releases that do not ask the platform for forward context fields.
+
+There they are read from the data-parallel metadata of the forward context, when the first MoE layer of a forward asks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vllm_ascend_patch.seams.step_context import FIELD, ForwardTokens, forward_context_fields
+
+
+def forward_tokens(context: Any, rows: int) -> ForwardTokens:
+    """The counts for ``context``, a forward context of vLLM; made once per forward.
+
+    Args:
+        rows: rows of the layer's input; they are the step's tokens where there is no data parallelism.
+    """
+    known = vars(context).get(FIELD)
+    if known is None:
+        across_dp = _tokens_across_dp(context.dp_metadata)
+        known = forward_context_fields(
+            num_tokens=rows if across_dp is None else int(across_dp[_dp_rank()]),
+            num_tokens_across_dp=across_dp,
+            ubatch_slices=getattr(context, "ubatch_slices", None),
+            cudagraph_runtime_mode=getattr(context, "cudagraph_runtime_mode", None),
+            dp_rank=_dp_rank(),
+        )[FIELD]
+        setattr(context, FIELD, known)
+    return known
+
+
+def _tokens_across_dp(metadata: Any) -> torch.Tensor | None:
+    """int ``[dp size]`` on the CPU; the oldest releases keep running sums."""
+    if metadata is None:
+        return None
+    counts = getattr(metadata, "num_tokens_across_dp_cpu", None)
+    if counts is None:
+        sums = metadata.cu_tokens_across_dp_cpu
+        counts = torch.diff(sums, prepend=sums.new_zeros(1))
+    return counts
+
+
+def _dp_rank() -> int:
+    from vllm.distributed.parallel_state import get_dp_group
+
+    return get_dp_group().rank_in_group
