@@ -7,7 +7,7 @@ collectives; nothing here knows any operator.
 
 from typing import TYPE_CHECKING
 
-from . import extension
+from .extension import load
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ def alias_cpu(tensor: "torch.Tensor") -> "torch.Tensor":
     Writing to either is seen by the other, and the memory lives as long as one of them does. A CPU tensor is
     returned as it is.
     """
-    return extension.load().alias_cpu(tensor)
+    return load().alias_cpu(tensor)
 
 
 def to_device(tensor: "torch.Tensor", device: "torch.device | str | int") -> "torch.Tensor":

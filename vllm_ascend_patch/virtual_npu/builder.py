@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -180,7 +181,6 @@ def _compile(target: Path, wheels: Wheels) -> None:
 
 def _objects(compile_command: Sequence[str], work: Path, wheels: Wheels) -> list[Path]:
     """Compile the C++ sources, except those whose object an earlier build left behind: a changed file costs one file."""
-    headers = b"".join(path.read_bytes() for path in _source_files() if path.suffix == ".h")
     common = [*compile_command, json.dumps(asdict(wheels), sort_keys=True)]
     kept = cache_directory() / "objects"
     kept.mkdir(exist_ok=True)
@@ -188,7 +188,7 @@ def _objects(compile_command: Sequence[str], work: Path, wheels: Wheels) -> list
     commands: list[list[str]] = []
     missing: dict[Path, Path] = {}
     for source in sorted((SOURCES / "torch").glob("*.cpp")):
-        digest = hashlib.sha256("\0".join(common).encode() + headers + source.read_bytes()).hexdigest()
+        digest = hashlib.sha256("\0".join(common).encode() + _with_headers(source)).hexdigest()
         wanted.append(kept / f"{source.stem}-{digest[:16]}.o")
         if not wanted[-1].exists():
             missing[work / f"{source.stem}.o"] = wanted[-1]
@@ -197,6 +197,19 @@ def _objects(compile_command: Sequence[str], work: Path, wheels: Wheels) -> list
     for built, target in missing.items():
         built.rename(target)
     return wanted
+
+
+def _with_headers(source: Path) -> bytes:
+    """The contents of `source` and of every file of ours that it includes, in a fixed order."""
+    found: dict[Path, bytes] = {}
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in found and path.exists():
+            found[path] = path.read_bytes()
+            names = re.findall(rb'^#include "([^"]+)"', found[path], re.MULTILINE)
+            waiting += [path.parent / name.decode() for name in names]
+    return b"".join(found[path] for path in sorted(found))
 
 
 def _run(command: Sequence[str]) -> None:

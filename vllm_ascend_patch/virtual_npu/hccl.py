@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from . import extension
+from .extension import load
 
 #: The longest communicator name that operators taking one accept (HCCL: 127 characters and the terminator).
 MAX_NAME = 127
@@ -66,7 +66,7 @@ def _create(options: Any, pg_options: Any) -> Any:
     name = _communicator_name(store, rank, options.group_id)
     global_ranks = list(options.global_ranks_in_group) or list(range(size))
     known_options = pg_options if isinstance(pg_options, torch._C._distributed_c10d.Backend.Options) else None
-    backend = extension.load().ProcessGroupHCCL(
+    backend = load().ProcessGroupHCCL(
         links=links,
         rank=rank,
         size=size,

@@ -182,18 +182,22 @@ EXPORT int aclsysGetCANNVersion(int package, char *version) {
 /* Core counts are nominal: 24 cube cores with two vector cores each. Nothing that is simulated depends on them. */
 enum { CUBE_CORES = 24, VECTOR_CORES = 48 };
 
-static int64_t core_count(int attribute) {
+enum { L2_BYTES = 192 << 20 };
+
+static int64_t device_attribute(int attribute) {
     switch (attribute) {
         case 1: return 6;             /* ACL_DEV_ATTR_AICPU_CORE_NUM */
         case 101: return CUBE_CORES;  /* ACL_DEV_ATTR_AICORE_CORE_NUM */
         case 102: return CUBE_CORES;  /* ACL_DEV_ATTR_CUBE_CORE_NUM */
         case 201: return VECTOR_CORES; /* ACL_DEV_ATTR_VECTOR_CORE_NUM */
+        case 301: return (int64_t)virtual_machine()->memory; /* ACL_DEV_ATTR_TOTAL_GLOBAL_MEM_SIZE */
+        case 302: return L2_BYTES;                           /* ACL_DEV_ATTR_L2_CACHE_SIZE */
         default: return -1;
     }
 }
 
 EXPORT int aclrtGetDeviceInfo(uint32_t device, int attribute, int64_t *value) {
-    *value = core_count(attribute);
+    *value = device_attribute(attribute);
     if (*value < 0)
         return virtual_error(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "the virtual NPU has no device attribute %d", attribute);
     return check_device((int)device);
@@ -201,7 +205,7 @@ EXPORT int aclrtGetDeviceInfo(uint32_t device, int attribute, int64_t *value) {
 
 /* aclDeviceInfo: 0 AI cores, 1 vector cores, 2 bytes of L2. */
 EXPORT int aclGetDeviceCapability(uint32_t device, int info, int64_t *value) {
-    *value = info == 0 ? CUBE_CORES : info == 1 ? VECTOR_CORES : info == 2 ? 192 << 20 : 0;
+    *value = info == 0 ? CUBE_CORES : info == 1 ? VECTOR_CORES : info == 2 ? L2_BYTES : 0;
     return check_device((int)device);
 }
 

@@ -7,15 +7,18 @@
 
 #include "virtual_cann.h"
 
+/* Not 207000, "feature not supported": torch_npu takes that for an old driver, warns once and goes on. */
+enum { UNSUPPORTED_CODE = 107000 /* ACL_ERROR_RT_PARAM_INVALID */ };
+
 #define UNSUPPORTED(name)                                                                                             \
     EXPORT int name(void);                                                                                            \
     EXPORT int name(void) {                                                                                           \
-        return virtual_error(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "the virtual NPU does not support %s", #name);         \
+        return virtual_error(UNSUPPORTED_CODE, "the virtual NPU does not support %s", #name);         \
     }
 
 /* Compiled operators. Descriptors are built before the operator's name is known; the execution names it. */
 EXPORT int aclopCompileAndExecute(const char *operator_type) {
-    return virtual_error(ACL_ERROR_RT_FEATURE_NOT_SUPPORT, "the virtual NPU has no kernel for the operator %s",
+    return virtual_error(UNSUPPORTED_CODE, "the virtual NPU has no kernel for the operator %s",
                          operator_type);
 }
 

@@ -10,10 +10,12 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
+#include <mutex>
 #include <unordered_set>
 
 #include "alias.h"
 #include "allocator.h"
+#include "pages.h"
 #include "random.h"
 
 namespace virtual_npu {
@@ -53,18 +55,24 @@ const std::unordered_set<std::string> kLeftToTorchNPU = {
 };
 
 // Operators that accept host tensors next to device tensors on an NPU too, whatever the number of dimensions: copies,
-// indices and the lengths of packed sequences.
+// indices, and the batch sizes of packed sequences, which live on the host.
 const std::unordered_set<std::string> kTakesHostTensors = {
     "_copy_from",
     "_foreach_copy_",
     "_index_put_impl_",
     "_pack_padded_sequence",
+    "_pad_packed_sequence",
     "copy_",
+    "gru.data",
     "index",
     "index_put",
     "index_put_",
+    "lstm.data",
     "unsafe_index",
 };
+
+// The operator whose second result, the batch sizes, stays on the host.
+constexpr const char* kPackSequence = "aten::_pack_padded_sequence";
 
 // What the schema of an operator says about a call.
 struct Plan {
@@ -74,6 +82,8 @@ struct Plan {
   bool draws_from_default = false;
   bool takes_host_tensors = false;
   bool has_kernel = false;
+  bool is_zero = false;
+  bool packs_sequence = false;
   std::vector<bool> written;
 
   explicit Plan(const c10::OperatorHandle& op) {
@@ -95,7 +105,11 @@ struct Plan {
     }
     draws_from_default = generator < 0 && op.hasTag(at::Tag::nondeterministic_seeded);
     const std::string& name = op.operator_name().name;
-    takes_host_tensors = kTakesHostTensors.count(name.substr(name.rfind(':') + 1)) != 0;
+    const std::string short_name = name.substr(name.rfind(':') + 1);
+    takes_host_tensors = kTakesHostTensors.count(short_name) != 0 ||
+        kTakesHostTensors.count(short_name + "." + op.operator_name().overload_name) != 0;
+    is_zero = short_name == "zero_";
+    packs_sequence = name == kPackSequence;
     has_kernel = op.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU);
   }
 };
@@ -149,9 +163,7 @@ std::string argument_of(const c10::OperatorHandle& op, size_t index) {
 class Kernel final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
-    if (C10_UNLIKELY(plan_ == nullptr)) {
-      plan_ = std::make_unique<Plan>(op); // races build the same plan under the interpreter lock or not at all
-    }
+    std::call_once(planned_, [&] { plan_ = std::make_unique<Plan>(op); });
     const Plan& plan = *plan_;
     TORCH_CHECK_NOT_IMPLEMENTED(
         plan.has_kernel,
@@ -161,6 +173,9 @@ class Kernel final : public c10::OperatorKernel {
     const size_t count = op.schema().arguments().size();
     const size_t first = stack->size() - count;
     std::optional<c10::Device> tensors_on = check_devices(op, plan, *stack, first, count);
+    if (plan.is_zero && zero_pages((*stack)[first].toTensor())) {
+      return;
+    }
     c10::Device result_device = tensors_on.value_or(c10::Device(kNPU, 0));
     if (plan.device >= 0) {
       IValue& argument = (*stack)[first + plan.device];
@@ -206,8 +221,9 @@ class Kernel final : public c10::OperatorKernel {
       for_each_tensor((*stack)[i], [&](const at::Tensor& tensor) { aliases.expect(tensor); });
     }
     for (size_t i = first_result; i < stack->size(); ++i) {
+      const bool on_host = !results_on_npu || (plan.packs_sequence && i > first_result);
       replace_tensors((*stack)[i], [&](const at::Tensor& tensor) {
-        return results_on_npu ? aliases.wrap(tensor, result_device) : tensor;
+        return on_host ? tensor : aliases.wrap(tensor, result_device);
       });
     }
   }
@@ -262,6 +278,7 @@ class Kernel final : public c10::OperatorKernel {
     return true;
   }
 
+  std::once_flag planned_;
   std::unique_ptr<Plan> plan_;
 };
 
@@ -272,6 +289,16 @@ class AutogradKernel final : public c10::OperatorKernel {
     op.getComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU).callBoxed(op, keys, stack);
   }
 };
+
+// PyTorch's own definition, so that the memory is zeroed by the device's zero_.
+at::Tensor zeros(
+    c10::SymIntArrayRef size,
+    std::optional<at::ScalarType> dtype,
+    std::optional<at::Layout> layout,
+    std::optional<at::Device> device,
+    std::optional<bool> pin_memory) {
+  return at::empty_symint(size, dtype, layout, device, pin_memory, std::nullopt).zero_();
+}
 
 bool is_left_to_torch_npu(const c10::OperatorName& name) {
   return kLeftToTorchNPU.count(name.name.substr(name.name.rfind(':') + 1)) != 0;
@@ -304,6 +331,11 @@ std::vector<std::string> install_kernels() {
       continue;
     }
     const std::string full_name = toString(name);
+    if (full_name == "aten::zeros") {
+      device->impl("zeros", TORCH_FN(zeros));
+      replaced.push_back(full_name);
+      continue;
+    }
     if (op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1)) {
       device->impl(full_name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>()));
       replaced.push_back(full_name);
