@@ -9,7 +9,7 @@ from vllm_ascend_patch.patching.compare import compare
 from vllm_ascend_patch.patching.record import Record
 from vllm_ascend_patch.seams import declarations, examination, records
 
-SHIPPED = [
+SHIPPED = (
     "0.10.0",
     "0.10.1.1",
     "0.10.2",
@@ -36,7 +36,7 @@ SHIPPED = [
     "0.31.0",
     "0.32.0",
     "0.33.0",
-]
+)
 PATCHES = declarations.patches()
 CASES = [
     (patch, release) for patch in PATCHES for release in records.STORE.releases() if records.covers(patch, release)
