@@ -140,8 +140,6 @@ def quant_matmul(
     if pertoken_scale is not None:
         require_dtype(op, "pertoken_scale", pertoken_scale, (torch.float32,))
         require_shape(op, "pertoken_scale", pertoken_scale, (rows,))
-        if dtype == torch.float16:
-            require_dtype(op, "scale for float16 output with pertoken_scale", scale, (torch.float32,))
     if bias is not None:
         require_dtype(op, f"bias for {short(dtype)} output", bias, biases)
         if bias.dim() != 1:
