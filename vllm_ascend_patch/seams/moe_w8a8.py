@@ -17,12 +17,15 @@ from vllm.model_executor.utils import replace_parameter
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.seams.moe_method import NPUExperts, activation_name, check_supported, keep_runtime
 
+# Kept here, because the module's own name for it is this file's class once the patch is applied.
+_ORIGINAL: Any = upstream.CompressedTensorsW8A8Int8MoEMethod
+
 
 class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMethod):
     """Experts in int8; results in the model's dtype."""
 
     def __init__(self, weight_quant: Any, input_quant: Any, moe: Any, layer_name: str | None = None) -> None:
-        super(upstream.CompressedTensorsW8A8Int8MoEMethod, self).__init__(
+        super(_ORIGINAL, self).__init__(
             moe
         )  # not upstream's own constructor: it selects a CUDA kernel
         self.weight_quant = weight_quant
