@@ -37,7 +37,7 @@ def run_engine(tmp_path: Path) -> Callable[..., Any]:
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
         assert lines, f"no result\n{done.stdout[-6000:]}"
-        return json.loads(lines[-1].removeprefix("RESULT "))
+        return {**json.loads(lines[-1].removeprefix("RESULT ")), "log": done.stdout}
 
     return run
 

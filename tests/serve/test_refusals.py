@@ -20,11 +20,16 @@ pytestmark = pytest.mark.serve
 
 
 def refused(
-    checkpoint: Path, tmp_path: Path, devices: int = 1, environment: dict[str, str] | None = None, **changes: Any
+    checkpoint: Path,
+    tmp_path: Path,
+    devices: int = 1,
+    soc: str = "A2",
+    environment: dict[str, str] | None = None,
+    **changes: Any,
 ) -> str:
     """Run the engine script with ``changes``; return what it printed. It must fail, and leave no process."""
     job = {"model": str(checkpoint), "tp": 1, "dp": 1, "ep": False, "prompts": [[5]], "max_tokens": 2, **changes}
-    done = run_script([sys.executable, str(SCRIPT)], json.dumps(job), devices, tmp_path, environment=environment)
+    done = run_script([sys.executable, str(SCRIPT)], json.dumps(job), devices, tmp_path, soc, environment=environment)
     assert done.returncode != 0, done.stdout[-3000:]
     left = [p for p in psutil.process_iter(["cmdline"]) if str(checkpoint) in " ".join(p.info["cmdline"] or [])]
     assert not left

@@ -63,6 +63,18 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 
+# Not one of the families above: hidden size 1024, the smallest that the dispatch/combine operators take on A3.
+WIDE: dict[str, PretrainedConfig] = {
+    "mixtral_wide": MixtralConfig(
+        **_COMMON | {"hidden_size": 1024, "num_hidden_layers": 2},
+        head_dim=32,
+        intermediate_size=64,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+    )
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -78,7 +90,7 @@ def make(family: str, folder: Path) -> Path:
     if (path / "config.json").exists():
         return path
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config((CONFIGS | WIDE)[family], dtype=torch.float32)
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -64,7 +64,9 @@ def first_token_cases(twin: Path, count: int) -> list[Case]:
     generator = torch.Generator().manual_seed(23)
     cases: list[Case] = []
     while len(cases) < count:
-        prompt = torch.randint(3, VOCABULARY, (int(torch.randint(1, 40, (), generator=generator)),), generator=generator)
+        prompt = torch.randint(
+            3, VOCABULARY, (int(torch.randint(1, 40, (), generator=generator)),), generator=generator
+        )
         best = model(prompt.unsqueeze(0)).logits[0, -1].topk(2)
         if best.values[0] - best.values[1] >= MARGIN:
             cases.append(Case(prompt.tolist(), [int(best.indices[0])]))
