@@ -57,7 +57,7 @@ def locate(what: str | None, release: str | None = None) -> Upstream:
 
 
 def _release_in_name(name: str) -> str | None:
-    """The version in ``vllm-0.32.0.tar.gz`` or ``vllm-0.32.0-cp38-abi3-...whl``."""
+    """The version in ``vllm-X.Y.Z.tar.gz`` or ``vllm-X.Y.Z-cp38-abi3-...whl``."""
     parts = name.removesuffix(".tar.gz").removesuffix(".zip").split("-")
     try:
         return Version(parts[1]).public if len(parts) > 1 else None

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that run with the installed vLLM, one per argument, and print one JSON object. No test lives here.
+
+Importing this module imports nothing of the package, so that a process can prove that nobody touched vLLM.
+"""
+
+import contextlib
+import importlib
+import json
+import sys
+from typing import Any
+
+
+def raw(target: str) -> Any:
+    """The object in the ``__dict__`` of the target's owner, or of the base that defines it."""
+    module, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    places = owner.__mro__ if isinstance(owner, type) else (owner,)
+    return next(vars(place)[name] for place in places if name in vars(place))
+
+
+def marked(value: Any) -> str | None:
+    """The id of the patch that put the object there."""
+    for inner in (value, getattr(value, "__func__", None), getattr(value, "fget", None)):
+        mark = getattr(inner, "__patch_id__", None)
+        if mark is not None:
+            return str(mark)
+    return None
+
+
+def untouched(targets: list[str]) -> dict[str, Any]:
+    """Load every target, then all plugins, and compare the identity of every target."""
+    import vllm.plugins
+
+    loaded = {}
+    for target in targets:
+        with contextlib.suppress(ImportError):  # a module that this machine cannot import cannot be touched either
+            loaded[target] = raw(target)
+    vllm.plugins.plugins_loaded = False
+    vllm.plugins.load_general_plugins()
+    from vllm.platforms import current_platform
+
+    return {
+        "platform": type(current_platform).__module__,
+        "imported": sorted(
+            name for name in sys.modules if name.startswith("vllm_ascend_patch") and name != "vllm_ascend_patch_entry"
+        ),
+        "loaded": len(loaded),
+        "changed": [target for target, before in loaded.items() if raw(target) is not before],
+        "marked": [target for target, before in loaded.items() if marked(before)],
+    }
+
+
+def applied(targets: list[str]) -> dict[str, Any]:
+    """Load every target of an armed process, report the states, revert, and look for what is left."""
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    for target in targets:
+        importlib.import_module(target.partition(":")[0])
+    import vllm_ascend_patch
+
+    rows = {row.patch.id: {"state": str(row.state), "reason": row.reason} for row in vllm_ascend_patch.status()}
+    originals = {}
+    for row in vllm_ascend_patch.status():
+        if row.state == "applied" and row.patch.kind != "add":
+            originals[row.patch.target] = vllm_ascend_patch.get_original(row.patch.target)
+    vllm_ascend_patch.revert()
+    left = [target for target in originals if marked(raw(target))]
+    lost = [target for target, before in originals.items() if vllm_ascend_patch.get_original(target) is not before]
+    return {"rows": rows, "left": left, "lost": lost}
+
+
+if __name__ == "__main__":
+    action = {"untouched": untouched, "applied": applied}[sys.argv[1]]
+    print("RESULT " + json.dumps(action(sys.argv[2:])))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The installed vLLM: untouched when nobody asks, patched everywhere when somebody does, whole again after revert."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.patching.conftest import ROOT, clean_environment
+from vllm_ascend_patch.seams import declarations, examination, records
+
+SCRIPT = str(Path(__file__).with_name("real_vllm.py"))
+RELEASE = examination.installed_release()
+PATCHES = [patch for patch in declarations.patches() if RELEASE is not None and records.covers(patch, RELEASE)]
+TARGETS = sorted({patch.target for patch in PATCHES if patch.kind != "add"})
+
+pytestmark = [
+    pytest.mark.skipif(RELEASE is None or records.STORE.get(RELEASE) is None, reason="no recorded vLLM is installed"),
+    pytest.mark.timeout(400),
+]
+
+
+def run(command: list[str], **variables: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [*command, *TARGETS],
+        capture_output=True,
+        text=True,
+        env=clean_environment(**variables),
+        cwd=ROOT,
+        timeout=380,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    return result
+
+
+def test_nothing_is_touched_without_the_variable_and_the_import() -> None:
+    outcome = run([sys.executable, SCRIPT, "untouched"])
+    assert not outcome["platform"].startswith("vllm_ascend_patch")
+    assert outcome["imported"] == []
+    assert outcome["changed"] == outcome["marked"] == []
+    assert outcome["loaded"] > len(TARGETS) / 2
+
+
+def test_with_the_variable_every_patch_is_applied_and_revert_undoes_it(virtual_npu: list[str]) -> None:
+    outcome = run([*virtual_npu, SCRIPT, "applied"], VLLM_ASCEND_PATCH="1")
+    wrong = {
+        patch.id: outcome["rows"][patch.id]
+        for patch in PATCHES
+        if outcome["rows"][patch.id]["state"] != ("applied" if patch.default else "disabled")
+    }
+    assert not wrong
+    assert outcome["left"] == outcome["lost"] == []
