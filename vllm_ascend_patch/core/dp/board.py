@@ -13,6 +13,7 @@ import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -62,6 +63,17 @@ class PeerView:
     host: str
     pid: int
 
+    def process_gone(self) -> bool:
+        """Whether its process has ended, as far as this machine can tell: only for a rank on the same host, and only as
+        evidence next to another sign (containers that share a host name need not share process ids)."""
+        if self.host != socket.gethostname() or not self.pid:
+            return False
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return True
+        return state in "ZX"
+
     def describe(self) -> str:
         text = (
             f"rank {self.rank} (pid {self.pid} on {self.host}), last seen in phase '{self.phase}' of step {self.posted}"
@@ -70,6 +82,8 @@ class PeerView:
             return f"{text}, failed: {self.reason}"
         if self.status == STATUS_LEFT:
             return f"{text}, shut down"
+        if self.process_gone():
+            return f"{text}, its process is gone"
         return f"{text} ({self.phase_seconds:.1f} s in it), silent for {self.silent_seconds:.1f} s"
 
 

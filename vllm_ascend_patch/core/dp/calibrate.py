@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 ROUNDS = 40
 WARM_UP_ROUNDS = 10
 HOST_WORK_SECONDS = 300e-6
-"""Host work between post and wait: a small batch's input preparation (about 0.3 ms on vLLM 0.32.0 on a server CPU)."""
+"""Host work between post and wait: a small batch's input preparation (about 0.3 ms in stock vLLM on a server CPU)."""
 
 _LATE_SECONDS = 0.05
 

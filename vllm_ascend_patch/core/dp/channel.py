@@ -86,8 +86,12 @@ class DPChannel:
         self._outstanding = Posted(vector, sequence, handle, end)
         return self._outstanding
 
-    def wait(self, posted: Posted) -> StepAgreement:
+    def wait(self, posted: Posted, early: bool = True) -> StepAgreement:
         """Wait for all ranks' vectors of this step and decide.
+
+        Args:
+            posted: what `post` returned.
+            early: whether there was host work between post and wait; for the trace.
 
         Raises:
             RankMissingError, RankFailedError: see `Watchdog.check`.
@@ -121,6 +125,7 @@ class DPChannel:
                 {
                     "step": posted.sequence,
                     "kind": agreement.kind.name.lower(),
+                    "early": early,
                     "hidden_us": round((start - posted.posted_ns) / 1e3, 1),
                     "tokens": agreement.active_tokens[rank],
                     "padded": agreement.padded_tokens[rank],
@@ -135,7 +140,7 @@ class DPChannel:
 
     def sync(self, vector: StepVector) -> StepAgreement:
         """Post and wait at once, for forwards without host work to hide behind."""
-        return self.wait(self.post(vector))
+        return self.wait(self.post(vector), early=False)
 
     def abandon(self, seconds: float = 1.0) -> None:
         """After an exception between post and wait: let the collective end if the others still join it, so that its buffers

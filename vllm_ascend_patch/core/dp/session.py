@@ -11,6 +11,7 @@ translate their framework's calls into these:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -19,6 +20,8 @@ from .agreement import StepAgreement
 from .channel import DPChannel, Posted
 from .errors import DPSyncError, VoteChangedError
 from .vector import DraftPlan, DraftVote, GraphMode, StepKind, StepVector
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +122,12 @@ class DPSession:
 
     def abandon(self, error: BaseException) -> None:
         """The step failed on this rank between its announcement and its end: tell the others, let go of the collective."""
-        if self.channel.watchdog is not None:
-            self.channel.watchdog.report_failure(f"{type(error).__name__}: {error}")
+        watchdog = self.channel.watchdog
+        if watchdog is not None:
+            if not isinstance(error, DPSyncError):  # those name their cause themselves
+                for peer in watchdog.ended_peers():
+                    logger.critical("rank %d failed in step %d; %s", self.rank, self.channel.posted, peer.describe())
+            watchdog.report_failure(f"{type(error).__name__}: {error}")
         pending, self._pending = self._pending, None
         if pending is not None:
             self.channel.abandon()

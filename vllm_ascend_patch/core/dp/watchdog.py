@@ -130,21 +130,26 @@ class Watchdog:
     def explain(self, error: Exception) -> DPSyncError:
         """Turn a broken transport (a closed socket) into an error that names the rank behind it.
 
-        A dead process is recognised by its missing heartbeat, so this takes a few intervals.
+        A dead process on this host is seen at once, one on another host by its missing heartbeat, a few intervals later.
         """
         limit = 3.5 * self.interval
         deadline = time.monotonic() + limit + self.interval
         suspects: list[PeerView] = []
         while time.monotonic() < deadline and not suspects:
             peers = self.board.peers()
-            suspects = [p for p in peers if p.status != STATUS_ALIVE] or [p for p in peers if p.silent_seconds > limit]
-            time.sleep(min(0.1, self.interval / 2))
+            suspects = _ended(peers) or [p for p in peers if p.silent_seconds > limit]
+            if not suspects:
+                time.sleep(min(0.1, self.interval / 2))
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         named = "; ".join(p.describe() for p in suspects) or (
             "no rank is silent: " + "; ".join(p.describe() for p in self.board.peers())
         )
         kind = RankFailedError if any(p.status == STATUS_FAILED for p in suspects) else RankMissingError
         return kind(f"data-parallel step {self.progress.posted}: the transport broke ({cause}). Behind it: {named}")
+
+    def ended_peers(self) -> list[PeerView]:
+        """Ranks that are known to have failed, left or died. For naming a cause next to another error."""
+        return _ended(self.board.peers())
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -171,10 +176,13 @@ class Watchdog:
         now = time.monotonic()
         if self._trouble_since is None:
             self._trouble_since = now
-            logger.critical("rank %d cannot go on: %s", self.board.rank, error)
+            if stuck:  # an idle rank may be on its own way out, as when all ranks shut down
+                logger.critical("rank %d cannot go on: %s", self.board.rank, error)
         elif now - self._trouble_since > self._grace:
+            if not stuck:
+                logger.critical("rank %d cannot go on: %s", self.board.rank, error)
             logger.critical(
-                "rank %d: main thread still in phase '%s' after %.0f s of grace; ending the process with code %d",
+                "rank %d: still in phase '%s' after %.0f s of grace; ending the process with code %d",
                 self.board.rank,
                 self.progress.phase,
                 self._grace,
@@ -213,7 +221,9 @@ class Watchdog:
         if stuck < self.timeout or self.progress.phase == "wait":  # `check` judges waiting
             return None
         progress = self.progress
-        where = f"rank {self.board.rank} has been in phase '{progress.phase}' of step {progress.posted} for {stuck:.0f} s"
+        where = (
+            f"rank {self.board.rank} has been in phase '{progress.phase}' of step {progress.posted} for {stuck:.0f} s"
+        )
         behind = [p for p in self.board.peers() if p.posted < self.progress.posted]
         if behind:
             return RankMissingError(f"{where}; behind it: " + "; ".join(p.describe() for p in behind))
@@ -253,6 +263,10 @@ class Watchdog:
     def _board_age(self) -> str:
         age = time.monotonic() - self._last_read
         return f" (board last read {age:.1f} s ago)" if age > 5 * self.interval else ""
+
+
+def _ended(peers: list[PeerView]) -> list[PeerView]:
+    return [p for p in peers if p.status != STATUS_ALIVE] or [p for p in peers if p.process_gone()]
 
 
 class _LeftError(RankMissingError):

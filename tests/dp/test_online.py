@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm serve` with data parallelism, from outside: one request, bursts, one again, idleness, a killed worker, and two
+servers in a row on the same ports. Answers are the oracle's; no server outlives its test."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from demo.server import Server, free_port
+
+from .processes import under_virtual_npu
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(1500)]
+
+START_SECONDS = 500.0
+WATCHDOG_SECONDS = 15.0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("online")
+    result = under_virtual_npu("-m", "tests.dp.checkpoint", str(folder), "qwen3_moe", timeout=400)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("CHECKPOINT ")]
+    assert lines, result.stderr[-3000:]
+    return json.loads(lines[-1].removeprefix("CHECKPOINT "))
+
+
+@pytest.fixture(scope="module")
+def ports() -> dict[str, int]:
+    return {"http": free_port(), "rpc": free_port(), "master": free_port()}
+
+
+def serve(checkpoint: dict[str, Any], ports: dict[str, int], folder: Path, size: int, **extra: str) -> Server:
+    arguments = [
+        *(
+            "--port",
+            str(ports["http"]),
+            "--data-parallel-size",
+            str(size),
+            "--data-parallel-rpc-port",
+            str(ports["rpc"]),
+        ),
+        *("--enable-expert-parallel", "--skip-tokenizer-init", "--dtype", "float16", "--enforce-eager"),
+        *("--max-model-len", "512", "--max-num-seqs", "8", "--max-num-batched-tokens", "128"),
+        *("--gpu-memory-utilization", "0.3", "--api-server-count", "1"),
+    ]
+    environment = {
+        "VLLM_ASCEND_PATCH": "1",
+        "VLLM_ASCEND_PATCH_DP_SYNC": "cpu",
+        "VLLM_ASCEND_PATCH_DP_TIMEOUT": str(WATCHDOG_SECONDS),
+        "VLLM_DP_MASTER_PORT": str(ports["master"]),
+        "OMP_NUM_THREADS": "1",
+        **extra,
+    }
+    server = Server(checkpoint["path"], arguments, environment, folder / "server.log", devices=size)
+    server.port, server.url = ports["http"], f"http://127.0.0.1:{ports['http']}"  # the last --port counts
+    return server
+
+
+def answer(server: Server, prompt: list[int], tokens: int) -> list[int]:
+    body = {
+        "model": server_model(server),
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "detokenize": False,
+        "return_token_ids": True,
+    }
+    reply = requests.post(f"{server.url}/v1/completions", json=body, timeout=120)
+    assert reply.ok, f"{reply.status_code}: {reply.text[:500]}\n{server.log_tail()}"
+    return reply.json()["choices"][0]["token_ids"]
+
+
+def server_model(server: Server) -> str:
+    return requests.get(f"{server.url}/v1/models", timeout=10).json()["data"][0]["id"]
+
+
+def ask(server: Server, checkpoint: dict[str, Any], index: int) -> None:
+    case = checkpoint["cases"][index]
+    assert answer(server, case["prompt"], len(case["answer"])) == case["answer"], f"case {index}"
+
+
+def burst(server: Server, checkpoint: dict[str, Any], count: int) -> None:
+    indices = [i % len(checkpoint["cases"]) for i in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(lambda index: ask(server, checkpoint, index), indices))
+
+
+def conversation(server: Server, checkpoint: dict[str, Any], size: int, idle: float) -> None:
+    ask(server, checkpoint, 0)
+    burst(server, checkpoint, 4 * size)
+    burst(server, checkpoint, size - 1)
+    ask(server, checkpoint, 3)
+    time.sleep(idle)
+    ask(server, checkpoint, 1)
+
+
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=["dp2", "dp4"])
+def size(request: pytest.FixtureRequest) -> Iterator[int]:
+    return request.param
+
+
+def test_a_server_answers_alone_in_bursts_and_after_idling(
+    size: int, checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
+) -> None:
+    idle = float(os.environ.get("DP_ONLINE_IDLE_SECONDS", "5" if size == 2 else "60"))
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    with serve(checkpoint, ports, tmp_path, size, PROMETHEUS_MULTIPROC_DIR=str(metrics)) as server:
+        server.wait_until_ready(START_SECONDS)
+        conversation(server, checkpoint, size, idle)
+        text = requests.get(f"{server.url}/metrics", timeout=20).text
+    counted = {int(rank): float(value) for rank, value in _counters(text, "steps")}
+    assert sorted(counted) == list(range(size)), f"every rank's counters are on vLLM's endpoint: {counted}"
+    assert len(set(counted.values())) == 1, f"all ranks ran the same steps: {counted}"
+    collectives = {int(rank): float(value) for rank, value in _counters(text, "collectives")}
+    assert collectives == counted, "one collective per step"
+    assert not server.leftovers()
+
+
+def test_a_second_server_on_the_same_ports_whose_worker_is_killed(
+    checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
+) -> None:
+    with serve(checkpoint, ports, tmp_path, 2) as server:
+        server.wait_until_ready(START_SECONDS)
+        ask(server, checkpoint, 0)
+        victim = _worker(server, rank=1)
+        others = [p for p in server.family() if p.pid != victim.pid]
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(answer, server, checkpoint["cases"][0]["prompt"], 400)
+            time.sleep(2)  # in the middle of decoding
+            victim.send_signal(signal.SIGKILL)
+            start = time.monotonic()
+            code = server.process.wait(4 * WATCHDOG_SECONDS)
+            assert pending.exception() is not None, "the request could not be answered"
+        assert code != 0, "a server that lost a rank must not end as if all were well"
+        assert time.monotonic() - start < 4 * WATCHDOG_SECONDS
+        _, left = psutil.wait_procs(others, timeout=2 * WATCHDOG_SECONDS)
+        assert not left, f"survivors are still there: {left}"
+        log = server.log.read_text(errors="replace")
+        assert re.search(r"rank 1 \(pid", log), "no survivor named the rank that died\n" + server.log_tail(80)
+
+
+def _counters(text: str, name: str) -> list[tuple[str, str]]:
+    return re.findall(rf'^vllm_ascend_patch_dp_{name}_total{{dp_rank="(\d+)"}} (\S+)$', text, re.MULTILINE)
+
+
+def _worker(server: Server, rank: int) -> psutil.Process:
+    """The worker process of a data-parallel rank, by the pid it logged at start-up."""
+    found = re.findall(rf"\(Worker_DP{rank}\S* pid=(\d+)\)", server.log.read_text(errors="replace"))
+    assert found, server.log_tail()
+    return psutil.Process(int(found[-1]))
