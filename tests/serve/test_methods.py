@@ -83,7 +83,7 @@ def test_a_forced_method_that_breaks_a_limit_is_refused_with_the_limit(
         soc="A3",
         environment={"VLLM_ASCEND_PATCH_MOE_COMM": "mc2"},
     )
-    assert "the MoE communication method mc2 was forced, but hidden size is 64" in output
+    assert "the MoE communication method mc2 was forced, but hidden size on A3 (operators v2) is 64" in output
 
 
 def test_an_hccl_window_that_is_too_small_is_refused_with_the_size_to_set(
