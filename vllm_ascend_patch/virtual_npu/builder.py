@@ -174,25 +174,36 @@ def _compile(target: Path, wheels: Wheels) -> None:
     cxx_flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=_virtual_npu"]
     cxx_flags += [flag for path in includes for flag in ("-isystem", str(path))]
     link = [str(runtime), f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
-    inputs = _objects([cxx_compiler, *cxx_flags], objects, wheels)
+    inputs = _objects([cxx_compiler, *cxx_flags], _binding_flags(torch), objects, wheels)
     _run([cxx_compiler, "-shared", "-o", str(target / EXTENSION), *map(str, inputs), *link])
     shutil.rmtree(objects)
 
 
-def _objects(compile_command: Sequence[str], work: Path, wheels: Wheels) -> list[Path]:
+def _binding_flags(torch: Path) -> list[str]:
+    """What makes Python bindings of this compiler find the types of those in the torch wheel.
+
+    Older pybind11 keeps types of compilers with different ABI numbers apart, although these are compatible.
+    """
+    library = (torch / "lib" / "libtorch_python.so").read_bytes()
+    match = re.search(rb"__pybind11_internals_v\d+_gcc_libstdcpp(_cxxabi\d+)__", library)
+    return [] if match is None else [f'-DPYBIND11_BUILD_ABI="{match[1].decode()}"']
+
+
+def _objects(compile_command: Sequence[str], binding_flags: Sequence[str], work: Path, wheels: Wheels) -> list[Path]:
     """Compile the C++ sources, except those whose object an earlier build left behind: a changed file costs one file."""
-    common = [*compile_command, json.dumps(asdict(wheels), sort_keys=True)]
+    identity = json.dumps(asdict(wheels), sort_keys=True)
     kept = cache_directory() / "objects"
     kept.mkdir(exist_ok=True)
     wanted: list[Path] = []
     commands: list[list[str]] = []
     missing: dict[Path, Path] = {}
     for source in sorted((SOURCES / "torch").glob("*.cpp")):
-        digest = hashlib.sha256("\0".join(common).encode() + _with_headers(source)).hexdigest()
+        command = [*compile_command, *(binding_flags if source.name == "module.cpp" else [])]
+        digest = hashlib.sha256("\0".join([*command, identity]).encode() + _with_headers(source)).hexdigest()
         wanted.append(kept / f"{source.stem}-{digest[:16]}.o")
         if not wanted[-1].exists():
             missing[work / f"{source.stem}.o"] = wanted[-1]
-            commands.append([*compile_command, "-c", str(source), "-o", str(work / f"{source.stem}.o")])
+            commands.append([*command, "-c", str(source), "-o", str(work / f"{source.stem}.o")])
     _run_all(commands)
     for built, target in missing.items():
         built.rename(target)

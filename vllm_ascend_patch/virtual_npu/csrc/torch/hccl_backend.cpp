@@ -145,7 +145,7 @@ class HcclBackend::CollectiveWork final : public c10d::Work {
     wait(kNoTimeout);
   }
 
-  void blockCurrentStream() override {
+  void blockCurrentStream() { // overrides from PyTorch 2.8 on
     wait(kNoTimeout);
   }
 
@@ -582,7 +582,7 @@ WorkPtr HcclBackend::reduce_scatter_tensor_coalesced(
     jobs.push_back(reduce_scatter_job(
         outputs[i], values.numel() == 0 ? Tensors(size_, values) : values.chunk(size_), options.reduceOp));
   }
-  return call(c10d::OpType::REDUCE_SCATTER_TENSOR_COALESCED, options, outputs, [jobs](Milliseconds timeout) {
+  return call(c10d::OpType::COALESCED, options, outputs, [jobs](Milliseconds timeout) {
     for (const Job& job : jobs) {
       job(timeout);
     }

@@ -33,7 +33,6 @@ class HcclBackend final : public c10d::Backend {
   const std::string getBackendName() const override { return "hccl"; }
   const std::string& communicator() const { return communicator_; }
   c10::intrusive_ptr<Options> options() const { return options_; }
-  void setTimeout(Milliseconds timeout) override { timeout_ = timeout; }
   void set_timeout(Milliseconds timeout) { timeout_ = timeout; }
   bool closed() const { return closed_; }
 
@@ -92,7 +91,11 @@ class HcclBackend final : public c10d::Backend {
   // Run `job` after everything that was called before: in this thread and to its end, or in the group's own thread.
   template <typename CallOptions>
   WorkPtr call(c10d::OpType type, const CallOptions& options, Tensors outputs, Job job) {
-    return call(type, options.timeout, options.asyncOp, std::move(outputs), std::move(job));
+    bool async = true; // PyTorch 2.7 does not say; waiting for the group's thread is right for both
+    if constexpr (requires { options.asyncOp; }) {
+      async = options.asyncOp;
+    }
+    return call(type, options.timeout, async, std::move(outputs), std::move(job));
   }
   WorkPtr call(c10d::OpType type, Milliseconds timeout, bool async, Tensors outputs, Job job);
   void serve();

@@ -285,8 +285,8 @@ class Kernel final : public c10::OperatorKernel {
 // For operators whose autograd kernel torch_npu replaced by one that calls operators of its own: PyTorch's own formula.
 class AutogradKernel final : public c10::OperatorKernel {
  public:
-  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
-    op.getComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU).callBoxed(op, keys, stack);
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+    op.callBoxedForDispatchKey(c10::DispatchKey::AutogradCPU, *stack);
   }
 };
 
