@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix: run vLLM releases one after the other on (virtual) NPUs, keep a result file, print a line per release.
+
+    scripts/matrix.sh                      every release, every configuration
+    scripts/matrix.sh 0.33.0 0.12.0        some releases
+    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, dp2 or tp2dp2
+
+Results are merged into the result file; the README table and the doctor's words are made from it (``table.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+for _folder in (_ROOT, _ROOT / "scripts"):
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))
+
+from matrix import releases, runner, sources, table  # noqa: E402
+from matrix.configurations import CONFIGURATIONS  # noqa: E402
+
+RESULTS = _ROOT / "docs" / "matrix.json"
+
+
+def main() -> int:
+    options = _options()
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    cache = Path(options.folder).expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    wanted = options.releases or list(reversed(releases.RELEASES))
+    bad = 0
+    for number, release in enumerate(wanted, 1):
+        start = time.monotonic()
+        records = run_release(release, options.only, cache, options.seconds)
+        known = results.setdefault(release, {"packages": [], "runs": {}})
+        known["packages"] = list(releases.packages(release))
+        known["runs"] |= records
+        RESULTS.write_text(json.dumps(dict(sorted(results.items(), key=table.order)), indent=1) + "\n")
+        bad += any(record["outcome"] not in ("works", "refused") for record in records.values())
+        line = ", ".join(_words(record) for record in records.values())
+        print(f"[{number}/{len(wanted)}] vLLM {release}: {line} ({time.monotonic() - start:.0f} s)", flush=True)
+        if not options.keep:
+            sources.remove(release, cache)
+    table.write(results, _ROOT)
+    return 1 if bad else 0
+
+
+def run_release(release: str, only: list[str], cache: Path, seconds: float) -> dict[str, dict[str, Any]]:
+    """Every configuration of one release; the record of each by the configuration's key."""
+    from tests.serve import tiny_models
+
+    unpacked = sources.unpack(release, cache)
+    packages = sources.overlay(releases.packages(release), cache)
+    paths = [unpacked, packages] if packages else [unpacked]
+    records = {}
+    for key in only:
+        configuration = CONFIGURATIONS[key]
+        model = tiny_models.make(configuration.family, cache / "models")
+        cases = [case.__dict__ for case in tiny_models.cases(model)]
+        log = Path(tempfile.gettempdir()) / f"matrix-{release}-{key}.log"
+        records[key] = runner.run(configuration, paths, model, cases, tiny_models.NEW_TOKENS, seconds, log)
+        if records[key]["outcome"] in ("works", "refused"):
+            log.unlink()
+        else:
+            print(f"    {release}, {configuration.name}: {records[key].get('why')} (log: {log})", flush=True)
+    return records
+
+
+def _words(record: dict[str, Any]) -> str:
+    return f"{record['configuration']} {record['outcome']}"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="matrix.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("releases", nargs="*", metavar="RELEASE", help="default: every release, newest first")
+    parser.add_argument(
+        "--only", action="append", choices=list(CONFIGURATIONS), help="run this configuration; may be repeated"
+    )
+    parser.add_argument("--seconds", type=float, default=420, help="time limit of one engine (default 420)")
+    parser.add_argument("--keep", action="store_true", help="keep the unpacked sources")
+    parser.add_argument(
+        "--folder", default="~/.cache/vllm_ascend_patch/matrix", help="where sources and models are unpacked"
+    )
+    options = parser.parse_args()
+    unknown = sorted(set(options.releases) - set(releases.RELEASES))
+    if unknown:
+        parser.error(f"not a release of the matrix: {', '.join(unknown)}; known: {', '.join(releases.RELEASES)}")
+    options.only = options.only or list(CONFIGURATIONS)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

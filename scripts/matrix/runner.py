@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one configuration of one release in processes of its own, watched, and returns a plain record of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from demo.server import npu_command
+
+from .configurations import Configuration, judge, patches, traced
+
+_SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "serve" / "engine_script.py"
+_REFUSALS = ("PatchRefused", "NoDevice", "AppliedTooLate", "EnvError")
+
+
+def run(
+    configuration: Configuration,
+    paths: list[Path],
+    model: Path,
+    cases: list[dict[str, Any]],
+    max_tokens: int,
+    seconds: float,
+    log: Path,
+) -> dict[str, Any]:
+    """Run the engine and judge it: ``outcome`` is ``works``, ``refused``, ``wrong``, ``fails`` or ``hangs``.
+
+    Args:
+        paths: folders for ``PYTHONPATH``, the release's sources first.
+        cases: prompts with the oracle's answers.
+        log: file that takes the engine's output.
+    """
+    job = configuration.job(model, [case["prompt"] for case in cases], max_tokens)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+        environment = {
+            **clean,
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "OMP_NUM_THREADS": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_ASCEND_PATCH_TRACE": str(trace),
+            **configuration.environment,
+        }
+        command = npu_command(
+            [sys.executable, str(_SCRIPT)], configuration.tp * configuration.dp, configuration.soc, "2GiB"
+        )
+        returncode = _watched(command, json.dumps(job), environment, seconds, log)
+        summary = traced(trace)
+    record: dict[str, Any] = {"configuration": configuration.name, "seconds": round(time.monotonic() - start, 1)}
+    text = log.read_text(errors="replace")
+    lines = [line for line in text.splitlines() if line.startswith("RESULT ")]
+    if returncode is None:
+        return {**record, "outcome": "hangs", "why": f"no result within {seconds:.0f} s"}
+    if not lines:
+        why = last_error(text)
+        refused = any(name in why for name in _REFUSALS)
+        return {**record, "outcome": "refused" if refused else "fails", "why": why}
+    result = json.loads(lines[-1].removeprefix("RESULT "))
+    problems = judge(result, [case["answer"] for case in cases])
+    record |= {"outcome": "wrong" if problems else "works", "patches": patches(result), **summary}
+    return {**record, "why": "; ".join(problems)} if problems else record
+
+
+def _watched(command: list[str], text: str, environment: dict[str, str], seconds: float, log: Path) -> int | None:
+    """The exit code of ``command``, or None when it was killed after ``seconds``; its whole session is gone afterwards."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=environment,
+        )
+    try:
+        process.communicate(text, timeout=seconds)
+        return process.returncode
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def last_error(text: str) -> str:
+    """The first line of the log's last Python error that is not about another process having ended."""
+    found = "no output"
+    for line in text.splitlines():
+        bare = line.split("]: ", 1)[-1].split(") ERROR", 1)[-1].strip()
+        name, colon, rest = bare.partition(": ")
+        last = name.rsplit(".", 1)[-1].rsplit(" ", 1)[-1]
+        if colon and rest and last[:1].isupper() and last.endswith(("Error", "Refused", "Device", "Late", "Exception")):
+            if "Engine core" in rest or "WorkerProc" in rest or "See stack trace" in rest:
+                continue
+            found = f"{last}: {rest}"
+    return found[:600]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vLLM release that does not exist yet is refused, and the refusal says which patch, where, and what changed.
+
+The next release is synthetic: the installed sources with one edit, under a version that has no record.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vllm_ascend_patch.patching.source import DirectoryTree, SourceTree
+from vllm_ascend_patch.patching.verdict import Finding, Verdict
+from vllm_ascend_patch.seams import declarations, examination, records
+
+RUNNER = "v1/worker/gpu_model_runner.py"
+DP = "v1/worker/dp_utils.py"
+PATCHES = {patch.id: patch for patch in declarations.patches()}
+
+
+@pytest.fixture
+def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
+    """``next_release(patch id, {file: edit})``: the guard's verdict on that patch, were the edited vLLM installed."""
+    installed = examination.installed_tree()
+    release = examination.installed_release()
+    assert installed is not None
+    assert release is not None
+    major, minor, patch_level, *_ = (*release.split("."), "0")
+    unreleased = f"{major}.{minor}.{int(patch_level) + 90}"  # closest to the installed release's own record
+
+    def examine(patch_id: str, edits: dict[str, Callable[[str], str]]) -> Verdict:
+        root = tmp_path / "vllm"
+        shutil.copytree(Path(installed.origin), root, ignore=lambda folder, names: _all_but_python(folder, names))
+        for name, edit in edits.items():
+            file = root / name
+            before = file.read_text() if file.exists() else ""
+            after = edit(before)
+            assert after != before, f"the edit of {name} changed nothing: the synthetic release is out of date"
+            file.write_text(after)
+        monkeypatch.setattr(examination, "installed_tree", lambda: _tree(root))
+        monkeypatch.setattr(examination, "installed_release", lambda: unreleased)
+        monkeypatch.setattr(examination, "_verdicts", {})
+        examination._reader.cache_clear()
+        try:
+            return examination.examine(PATCHES[patch_id])
+        finally:
+            examination._reader.cache_clear()
+
+    return examine
+
+
+def _tree(root: Path) -> SourceTree:
+    return DirectoryTree(records.PACKAGE, root)
+
+
+def _all_but_python(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if not name.endswith(".py") and not Path(folder, name).is_dir()}
+
+
+def test_an_unknown_release_is_refused_even_when_nothing_that_matters_changed(
+    next_release: Callable[..., Verdict],
+) -> None:
+    verdict = next_release("dp-all-reduce", {DP: lambda text: text + "\n# next\n"})
+    assert verdict.refuses
+    assert "there is no record of this release" in verdict.line
+    assert "VLLM_ASCEND_PATCH_STRICT=warn" in verdict.line
+
+
+def test_a_renamed_argument_is_named(next_release: Callable[..., Verdict]) -> None:
+    verdict = next_release(
+        "dp-prepare-inputs",
+        {RUNNER: lambda text: _in_definition(text, "_prepare_inputs", "scheduler_output", "schedule")},
+    )
+    assert verdict.refuses
+    assert "dp-prepare-inputs" in verdict.line
+    assert "parameter 'scheduler_output' is gone" in verdict.line
+
+
+def test_a_moved_function_is_named_with_its_new_place(next_release: Callable[..., Verdict]) -> None:
+    def moved(text: str) -> str:
+        return text.replace("def _run_ar(", "def _run_all_reduce(").replace(" _run_ar(", " _run_all_reduce(")
+
+    verdict = next_release("dp-all-reduce", {DP: moved})
+    assert verdict.refuses
+    assert "_run_ar" in verdict.line
+    assert "vllm.v1.worker.dp_utils" in verdict.line
+
+
+def test_an_added_row_in_the_sync_is_noticed(next_release: Callable[..., Verdict]) -> None:
+    def with_a_row(text: str) -> str:
+        return _in_definition(text, "_run_ar", "parallel_config", "wants_something_new: bool, parallel_config")
+
+    verdict = next_release("dp-all-reduce", {DP: with_a_row})
+    assert verdict.refuses
+    assert verdict.finding in (Finding.UNKNOWN, Finding.DRIFTED)
+    assert "dp-all-reduce" in verdict.line
+
+
+def _in_definition(text: str, function: str, old: str, new: str) -> str:
+    """Replace the first ``old`` in the parameters of ``function``."""
+    start = text.index(f"def {function}(")
+    end = text.index(") ->", start)
+    return text[:start] + text[start:end].replace(old, new, 1) + text[end:]
