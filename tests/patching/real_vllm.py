@@ -4,7 +4,6 @@
 Importing this module imports nothing of the package, so that a process can prove that nobody touched vLLM.
 """
 
-import contextlib
 import importlib
 import json
 import sys
@@ -35,10 +34,12 @@ def untouched(targets: list[str]) -> dict[str, Any]:
     """Load every target, then all plugins, and compare the identity of every target."""
     import vllm.plugins
 
-    loaded = {}
+    loaded, failed = {}, {}
     for target in targets:
-        with contextlib.suppress(ImportError):  # a module that this machine cannot import cannot be touched either
+        try:
             loaded[target] = raw(target)
+        except Exception as error:
+            failed[target] = repr(error)
     vllm.plugins.plugins_loaded = False
     vllm.plugins.load_general_plugins()
     from vllm.platforms import current_platform
@@ -49,6 +50,7 @@ def untouched(targets: list[str]) -> dict[str, Any]:
             name for name in sys.modules if name.startswith("vllm_ascend_patch") and name != "vllm_ascend_patch_entry"
         ),
         "loaded": len(loaded),
+        "failed": failed,
         "changed": [target for target, before in loaded.items() if raw(target) is not before],
         "marked": [target for target, before in loaded.items() if marked(before)],
     }
