@@ -62,7 +62,7 @@ def _stopped(rank: int, size: int) -> None:
     _steps(session, 3)
     if rank == 0:  # alive, with a heartbeat, but it never comes to the next step
         session.channel.progress.enter("between steps", blocking=False)
-        time.sleep(1.5 * TIMEOUT)
+        time.sleep(4 * TIMEOUT)
         return
     _steps(session, 1)
 

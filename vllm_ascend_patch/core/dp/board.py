@@ -50,6 +50,7 @@ class PeerView:
 
     Attributes:
         silent_seconds: since its record last changed, on this reader's clock.
+        process_gone: its process ran on this host, was seen alive, and has ended.
         phase_seconds: how long it had been in its phase when it last wrote.
     """
 
@@ -62,17 +63,7 @@ class PeerView:
     silent_seconds: float
     host: str
     pid: int
-
-    def process_gone(self) -> bool:
-        """Whether its process has ended, as far as this machine can tell: only for a rank on the same host, and only as
-        evidence next to another sign (containers that share a host name need not share process ids)."""
-        if self.host != socket.gethostname() or not self.pid:
-            return False
-        try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (OSError, IndexError):
-            return True
-        return state in "ZX"
+    process_gone: bool = False
 
     def describe(self) -> str:
         text = (
@@ -82,7 +73,7 @@ class PeerView:
             return f"{text}, failed: {self.reason}"
         if self.status == STATUS_LEFT:
             return f"{text}, shut down"
-        if self.process_gone():
+        if self.process_gone:
             return f"{text}, its process is gone"
         return f"{text} ({self.phase_seconds:.1f} s in it), silent for {self.silent_seconds:.1f} s"
 
@@ -105,6 +96,7 @@ class Board:
         self._records: list[dict] = [{} for _ in range(size)]
         self._beat = 0
         self._host, self._pid = socket.gethostname(), os.getpid()
+        self._seen_alive: set[tuple[int, int]] = set()
 
     def write(self, progress: Progress, status: str = STATUS_ALIVE, reason: str = "") -> None:
         """Publish this rank's record. Raises what the store raises when its host is gone."""
@@ -145,13 +137,33 @@ class Board:
             silent_seconds=time.monotonic() - self._changed[rank],
             host=record.get("host", "?"),
             pid=record.get("pid", 0),
+            process_gone=self._process_gone(rank, record),
         )
 
     def peers(self) -> list[PeerView]:
         return [self.peer(rank) for rank in range(self.size) if rank != self.rank]
 
+    def _process_gone(self, rank: int, record: dict) -> bool:
+        """Containers may share a host name without sharing process ids, so a process counts as ended only if this one saw
+        it alive before."""
+        pid = record.get("pid", 0)
+        if not pid or record.get("host") != self._host:
+            return False
+        if _process_runs(pid):
+            self._seen_alive.add((rank, pid))
+            return False
+        return (rank, pid) in self._seen_alive
+
     def _read_present(self) -> list[bytes]:
         return [self._store.get(key) if self._store.check([key]) else b"" for key in self._keys]
+
+
+def _process_runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in "ZX"
 
 
 def private_store(store: dist.Store, prefix: str, timeout: timedelta) -> dist.Store:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 EXIT_CODE = 75
 """What the process ends with when its main thread is stuck behind a missing rank (EX_TEMPFAIL of sysexits.h)."""
 
+_TICK = 0.2
+"""Seconds between looks at the processes of ranks on this host; their end is noticed without any heartbeat."""
+
 STALL_FACTOR = 5
 """All ranks in the same phase of the same step for this many timeouts: stuck together, nobody is missing."""
 
@@ -154,8 +157,13 @@ class Watchdog:
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stop.wait(self.interval):
-            if self._store_error is None:  # a lost store does not come back, and each try would log a stack trace
+        next_beat = 0.0
+        while not self._stop.wait(min(self.interval, _TICK)):
+            now = time.monotonic()
+            if (
+                now >= next_beat and self._store_error is None
+            ):  # a lost store does not come back, and each try would log a stack trace
+                next_beat = now + self.interval
                 self._write(None, "")
                 self._read()
             if self._stop.is_set():
@@ -193,10 +201,16 @@ class Watchdog:
 
     def _find_trouble(self) -> DPSyncError | None:
         peers = self.board.peers()
+        if any(p.status == STATUS_ALIVE and p.process_gone for p in peers):
+            self._read()  # it may have written why just before it ended
+            peers = self.board.peers()
         failed = [p for p in peers if p.status == STATUS_FAILED]
         if failed:
             return RankFailedError("; ".join(p.describe() for p in failed))
         left = [p for p in peers if p.status == STATUS_LEFT]
+        gone = [p for p in peers if p.status == STATUS_ALIVE and p.process_gone]
+        if gone:
+            return RankMissingError("; ".join(p.describe() for p in gone))
         if self._store_error is not None and not left:
             return RankMissingError(
                 f"lost the rendezvous store, which lives in the process of the first rank: {self._store_error}. "
@@ -266,7 +280,7 @@ class Watchdog:
 
 
 def _ended(peers: list[PeerView]) -> list[PeerView]:
-    return [p for p in peers if p.status != STATUS_ALIVE] or [p for p in peers if p.process_gone()]
+    return [p for p in peers if p.status != STATUS_ALIVE] or [p for p in peers if p.process_gone]
 
 
 class _LeftError(RankMissingError):

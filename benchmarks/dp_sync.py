@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What a step waits for data-parallel metadata: the step vector against upstream's untouched code, in one run, in real
+engine steps.
+
+    python -m vllm_ascend_patch virtual-npu --devices 8 -- python benchmarks/dp_sync.py --ranks 2 4 8
+
+An engine per number of ranks; blocks of requests alternate between the two variants. "balanced": the same work on every
+rank; "unbalanced": requests of very different lengths, fewer than ranks at the end. Times are host times in microseconds of
+steps with real work. "exposed" is everything that the step pays: for upstream the call of its all-reduce, for the step
+vector computing and posting the vote plus what is left to wait. On simulated devices this says what the host pays, nothing
+about a device. Two processes per rank: on fewer cores than that, waits measure the operating system's scheduler.
+"""
+
+from __future__ import annotations
+
+import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+for _path in (ROOT, ROOT / "scripts"):
+    sys.path.insert(0, str(_path))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+VARIANTS = ("upstream", "ours")
+
+
+def tiny_model(folder: Path) -> str:
+    """A two-layer MoE configuration; weights are random, since only times are of interest."""
+    from transformers import Qwen3MoeConfig
+
+    configuration = Qwen3MoeConfig(
+        architectures=["Qwen3MoeForCausalLM"],
+        vocab_size=512,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=128,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+    )
+    configuration.save_pretrained(folder)
+    return str(folder)
+
+
+async def measure(ranks: int, model: str, blocks: int, tokens: int, folder: str) -> None:
+    """Run one engine and let every rank write what it measured below `folder`."""
+    from vllm import SamplingParams
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model=model,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype="float16",
+            enforce_eager=True,
+            data_parallel_size=ranks,
+            enable_expert_parallel=True,
+            max_model_len=512,
+            max_num_seqs=8,
+            max_num_batched_tokens=128,
+            gpu_memory_utilization=0.3,
+            worker_extension_cls="benchmarks.dp_sync_worker.TimedWorker",
+        )
+    )
+    names = iter(range(10**9))
+
+    async def generate(length: int, count: int) -> None:
+        parameters = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False)
+        prompt = {"prompt_token_ids": [3 + i % 400 for i in range(length)]}
+        async for _ in engine.generate(prompt, parameters, str(next(names))):
+            pass
+
+    scenarios = {
+        "balanced": [(8, tokens)] * (4 * ranks),
+        "unbalanced": [(5 + 60 * (i % 4), tokens // (1 + i % 5)) for i in range(3 * ranks - 1)],
+    }
+    try:
+        await generate(4, 4)
+        for block in range(blocks):
+            for scenario, requests in scenarios.items():
+                for variant in VARIANTS if block % 2 else VARIANTS[::-1]:
+                    await asyncio.sleep(1.5)  # the last wave of dummy steps has ended
+                    await engine.collective_rpc("begin_block", args=(variant,))
+                    await asyncio.gather(*(generate(*request) for request in requests))
+                    await asyncio.sleep(1.5)
+                    await engine.collective_rpc("end_block", args=(variant, scenario, folder))
+    finally:
+        engine.shutdown()
+
+
+def collect(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """All ranks' measurements by (scenario, variant)."""
+    merged: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted(folder.glob("rank*.jsonl")):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            cell = merged.setdefault(
+                (line["scenario"], line["variant"]),
+                {"waits": [], "posts": [], "preparations": [], "calls": 0, "bytes": line["bytes"]},
+            )
+            for key in ("waits", "posts", "preparations"):
+                cell[key] += line[key]
+            cell["calls"] += line["calls"]
+    return merged
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def report(ranks: int, merged: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per scenario."""
+    rows = []
+    for scenario in ("balanced", "unbalanced"):
+        upstream, ours = merged[(scenario, "upstream")], merged[(scenario, "ours")]
+        exposed = [w + p for w, p in zip(ours["waits"], ours["posts"], strict=False)]
+        prepared = statistics.median(ours["preparations"]) - statistics.median(ours["posts"])
+        rows.append(
+            {
+                "ranks": ranks,
+                "scenario": scenario,
+                "steps": len(ours["waits"]),
+                "upstream_p50": percentile(upstream["waits"], 0.5),
+                "upstream_p99": percentile(upstream["waits"], 0.99),
+                "wait_p50": percentile(ours["waits"], 0.5),
+                "wait_p99": percentile(ours["waits"], 0.99),
+                "post_p50": percentile(ours["posts"], 0.5),
+                "exposed_p50": percentile(exposed, 0.5),
+                "wait_ratio": percentile(ours["waits"], 0.5) / percentile(upstream["waits"], 0.5),
+                "exposed_ratio": percentile(exposed, 0.5) / percentile(upstream["waits"], 0.5),
+                "hidden_share": prepared / (prepared + percentile(ours["waits"], 0.5)),
+                "upstream_collectives": upstream["calls"],
+                "upstream_bytes": upstream["bytes"],
+                "ours_collectives": ours["calls"],
+                "ours_bytes": ours["bytes"],
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=130)
+    times = Table(title="Wait for data-parallel metadata per step, microseconds of host time")
+    for column in (
+        "ranks",
+        "scenario",
+        "steps",
+        "upstream p50",
+        "p99",
+        "ours: wait p50",
+        "p99",
+        "vote+post p50",
+        "wait ratio",
+        "exposed ratio",
+        "hidden",
+    ):
+        times.add_column(column, justify="right")
+    for row in rows:
+        times.add_row(
+            *(str(row[k]) for k in ("ranks", "scenario", "steps")),
+            *(f"{row[k]:.0f}" for k in ("upstream_p50", "upstream_p99", "wait_p50", "wait_p99", "post_p50")),
+            f"{row['wait_ratio']:.2f}",
+            f"{row['exposed_ratio']:.2f}",
+            f"{row['hidden_share']:.0%}",
+        )
+    console.print(times)
+    counts = Table(
+        title="Collectives per forward (real and dummy; drafters: upstream up to two more each step, ours none)"
+    )
+    for column in ("ranks", "scenario", "variant", "calls", "bytes per call"):
+        counts.add_column(column, justify="right")
+    for row in rows:
+        for variant in VARIANTS:
+            counts.add_row(
+                str(row["ranks"]),
+                row["scenario"],
+                variant,
+                str(row[f"{variant}_collectives"]),
+                str(row[f"{variant}_bytes"]),
+            )
+    console.print(counts)
+    console.print(f"{os.cpu_count()} cores; ratios are of medians; exposed = vote + post + wait")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2], help="data-parallel sizes")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks per scenario and variant")
+    parser.add_argument(
+        "--tokens", type=int, default=40, help="tokens that a request of the balanced scenario generates"
+    )
+    parser.add_argument("--json", type=Path, help="also write the rows into this file")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        model = tiny_model(Path(temporary, "model"))
+        for ranks in arguments.ranks:
+            folder = Path(temporary, str(ranks))
+            folder.mkdir()
+            asyncio.run(measure(ranks, model, arguments.blocks, arguments.tokens, str(folder)))
+            rows += report(ranks, collect(folder))
+    show(rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

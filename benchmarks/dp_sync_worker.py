@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's half of `dp_sync.py`: times the data-parallel sync inside real engine steps, ours and upstream's in turn.
+
+Without a session the seams call upstream's untouched functions, so switching means taking the session away, which is done
+only while no step runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.worker import dp_utils
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from vllm_ascend_patch.core.dp import current
+from vllm_ascend_patch.seams import dp_sync, prepare_inputs
+
+
+class _Clock:
+    """Durations in microseconds of the steps of one block. Only steps of real work count; dummy steps have nothing to hide
+    behind and are the same in both variants."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.posts: list[float] = []
+        self.preparations: list[float] = []
+        self.calls = 0
+        self._real = False
+
+    def install(self) -> None:
+        prepare, all_reduce, own_vote = GPUModelRunner._prepare_inputs, dp_utils._run_ar, prepare_inputs.own_vote
+
+        def timed_prepare(runner: Any, *args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            result = prepare(runner, *args, **kwargs)
+            self.preparations.append((time.perf_counter() - start) * 1e6)
+            self._real = True
+            return result
+
+        def timed_all_reduce(*args: Any, **kwargs: Any) -> Any:
+            if dp_sync._capturing:
+                return all_reduce(*args, **kwargs)
+            self.calls += 1
+            start = time.perf_counter()
+            result = all_reduce(*args, **kwargs)
+            if self._real:
+                self.waits.append((time.perf_counter() - start) * 1e6)
+            self._real = False
+            return result
+
+        def timed_vote(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            vote = own_vote(*args, **kwargs)
+            session = current.current_session()
+            assert session is not None
+            announce = session.announce
+
+            def timed_announce(*inner: Any, **inner_kwargs: Any) -> None:
+                session.announce = announce  # type: ignore[method-assign]
+                announce(*inner, **inner_kwargs)
+                self.posts.append((time.perf_counter() - start) * 1e6)
+
+            session.announce = timed_announce  # type: ignore[method-assign]
+            return vote
+
+        GPUModelRunner._prepare_inputs = timed_prepare  # type: ignore[method-assign]
+        dp_utils._run_ar = timed_all_reduce
+        prepare_inputs.own_vote = timed_vote
+
+    def take(self) -> dict[str, Any]:
+        """What was measured since the last call."""
+        taken = {"waits": self.waits, "posts": self.posts, "preparations": self.preparations, "calls": self.calls}
+        self.waits, self.posts, self.preparations, self.calls = [], [], [], 0
+        return taken
+
+
+_clock: _Clock | None = None
+_session: Any = None
+
+
+class TimedWorker:
+    """Methods that `collective_rpc` reaches on every rank."""
+
+    rank: int
+    parallel_config: Any
+
+    def begin_block(self, variant: str) -> None:
+        """Use `variant` ("ours" or "upstream") from the next step on. No step may be running."""
+        global _clock, _session
+        if _clock is None:
+            _clock, _session = _Clock(), current._session
+            _clock.install()
+        current._session = _session if variant == "ours" else None
+        _clock.take()
+
+    def end_block(self, variant: str, scenario: str, folder: str) -> None:
+        """Append what was measured to this rank's file."""
+        assert _clock is not None
+        measured = _clock.take()
+        rank = self.parallel_config.data_parallel_rank
+        bytes_per_call = (
+            _session.channel.transport.payload_bytes
+            if variant == "ours"
+            else 16 * self.parallel_config.data_parallel_size  # four int32 rows
+        )
+        line = {"variant": variant, "scenario": scenario, "rank": rank, "bytes": bytes_per_call, **measured}
+        with Path(folder, f"rank{rank}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
