@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from .audit import Recorder
 from .world import Operators
 
 
@@ -194,8 +196,12 @@ def broken(
     batches: list[int] | None = None,
     hidden: int = 64,
     a2: bool = True,
+    version: int = 2,
 ) -> None:
-    """A legal dispatch and combine, with changes on some ranks (``-1``: on all)."""
+    """A legal dispatch and combine, with changes on some ranks (``-1``: on all).
+
+    ``version`` 12 is a dispatch of version 2 followed by a combine of version 1.
+    """
     batch, experts, k = (batches or [4] * size)[rank], 4 * size, 2
     weights = weights_of(rank, batch, k)
     arguments: dict[str, Any] = {
@@ -206,16 +212,17 @@ def broken(
         "ep_rank_id": rank,
         "moe_expert_num": experts,
         "expert_scales": weights if a2 else None,
-        "comm_alg": "",
     }
     arguments |= changes.get(-1, {}) | changes.get(rank, {})
     if arguments.pop("absent", False):
         return
-    outputs = ops.dispatch(**arguments)
+    first = arguments.pop("version", version)
+    outputs = (ops.dispatch_v1 if first == 1 else ops.dispatch)(**arguments)
+    assist = "assist_info_for_combine" if version == 2 else "expand_idx"
     back: dict[str, Any] = {
         "expand_x": torch.zeros(outputs[0].shape, dtype=torch.bfloat16),
         "expert_ids": arguments["expert_ids"],
-        "assist_info_for_combine": outputs[2],
+        assist: outputs[2],
         "ep_send_counts": outputs[4],
         "expert_scales": weights,
         "expand_scales": outputs[6] if a2 else None,
@@ -225,14 +232,24 @@ def broken(
     if spoil.pop("absent", False):
         return
     if spoil.pop("changed assist", False):
-        back["assist_info_for_combine"] = outputs[2] + 1
+        back[assist] = outputs[2] + 1
     if spoil.pop("other ids", False):
         back["expert_ids"] = ids_of(rank, batch, experts, k, 5)
-    ops.combine(**(back | spoil))
+    (ops.combine if version == 2 else ops.combine_v1)(**(back | spoil))
 
 
-def broken_many(ops: Operators, rank: int, size: int, cases: list[dict[str, Any]]) -> list[str | None]:
-    """``broken`` once per case; what each call of this rank ended with."""
+def ep_modules() -> list[ModuleType]:
+    """The modules of dispatch and combine that check arguments."""
+    from vllm_ascend_patch.virtual_npu.kernels import combine, dispatch, ep_common, ep_exchange, ep_limits
+
+    return [combine, dispatch, ep_common, ep_exchange, ep_limits]
+
+
+def broken_many(
+    ops: Operators, rank: int, size: int, cases: list[dict[str, Any]]
+) -> tuple[list[str | None], set[tuple[str, int]]]:
+    """``broken`` once per case: what each call of this rank ended with, and which checks failed."""
+    recorder = Recorder(ep_modules(), setattr)
     errors: list[str | None] = []
     for case in cases:
         try:
@@ -241,4 +258,21 @@ def broken_many(ops: Operators, rank: int, size: int, cases: list[dict[str, Any]
             errors.append(f"{type(error).__name__}: {error}")
         else:
             errors.append(None)
-    return errors
+    return errors, recorder.failed
+
+
+def version_1(ops: Operators, rank: int, size: int) -> tuple[list[str | None], set[tuple[str, int]]]:
+    """A round trip of version 1, then what it refuses."""
+    round_trip(ops, rank, size, batches=[2] * size, hidden=7168, a2=False, version=1, calls=1)
+    legal: dict[str, Any] = {"changes": {}, "hidden": 7168, "a2": False, "version": 1}
+    mask = {"x_active_mask": torch.ones(4, dtype=torch.bool)}
+    return broken_many(
+        ops,
+        rank,
+        size,
+        [
+            legal,
+            legal | {"combine_changes": {-1: {"changed assist": True}}},
+            legal | {"changes": {-1: mask}},
+        ],
+    )

@@ -3,13 +3,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -33,18 +27,8 @@ from vllm_ascend_patch.virtual_npu.kernels import (
 )
 
 from . import broken_attention, broken_dense, broken_moe, test_attention, test_dense, test_matmul, test_routing
+from .audit import Recorder, never_tripped
 
-CHECKS = (
-    "require",
-    "require_absent",
-    "require_contiguous",
-    "require_dim",
-    "require_dtype",
-    "require_ids",
-    "require_shape",
-    "require_unique",
-    "unsupported",
-)
 MODULES = (
     activation,
     attention_math,
@@ -73,42 +57,8 @@ def test_the_remaining_limits() -> None:
                     legal.broken(changes)
 
 
-class Recorder:
-    """Wraps the checks in every kernel module and keeps the lines on which one failed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.failed: set[tuple[str, int]] = set()
-        for module in MODULES:
-            for name in CHECKS:
-                if hasattr(module, name):
-                    monkeypatch.setattr(module, name, self._wrap(getattr(module, name), name == "unsupported"))
-
-    def _wrap(self, check: Callable[..., Any], always: bool) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            frame = sys._getframe(1)
-            where = (frame.f_code.co_filename, frame.f_lineno)
-            try:
-                result = check(*args, **kwargs)
-            except RuntimeError:
-                self.failed.add(where)
-                raise
-            if always:
-                self.failed.add(where)
-            return result
-
-        return call
-
-
-def sites(module: ModuleType) -> Iterator[tuple[str, int, int, str]]:
-    """Every call of a check in a module: file, first and last line, text."""
-    file = inspect.getfile(module)
-    for node in ast.walk(ast.parse(Path(file).read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", None) in CHECKS:
-            yield file, node.lineno, node.end_lineno or node.lineno, ast.unparse(node)
-
-
 def test_every_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder(monkeypatch)
+    recorder = Recorder(MODULES, monkeypatch.setattr)
     test_the_remaining_limits()
     for name in test_attention.BROKEN:
         test_attention.test_limit(name)
@@ -119,10 +69,5 @@ def test_every_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
                 wants = inspect.signature(function).parameters
                 with pytest.MonkeyPatch.context() as patch:
                     function(*([patch] if "monkeypatch" in wants else []))
-    never = [
-        f"{Path(file).name}:{first}: {text[:110]}"
-        for module in MODULES
-        for file, first, last, text in sites(module)
-        if not any(f == file and first <= line <= last for f, line in recorder.failed)
-    ]
+    never = never_tripped(MODULES, recorder.failed)
     assert not never, "no test trips\n" + "\n".join(never)

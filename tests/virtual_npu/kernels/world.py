@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-PATIENCE = 90.0  # seconds until a world counts as hung
+PATIENCE = 200.0  # seconds until a world counts as hung
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _process(
     torch.set_num_threads(1)
     try:
         store = dist.FileStore(f"{folder}/store", size)
-        wait = timedelta(seconds=30)
+        wait = timedelta(seconds=120)
         if device:
             import torch_npu
 
@@ -125,7 +125,7 @@ def run(size: int, folder: Path, scenario: str, soc: str = "A2", **arguments: An
     """
     device = arguments.pop("device", False)
     before = {name: os.environ.get(name) for name in ("VIRTUAL_NPU_SOC", "HCCL_BUFFSIZE", "HCCL_EXEC_TIMEOUT")}
-    os.environ["HCCL_EXEC_TIMEOUT"] = str(arguments.pop("timeout", 20))
+    os.environ["HCCL_EXEC_TIMEOUT"] = str(arguments.pop("timeout", 60))
     os.environ["VIRTUAL_NPU_SOC"] = soc
     os.environ["HCCL_BUFFSIZE"] = str(arguments.pop("buffer_mb", 200))
     context = multiprocessing.get_context("spawn")

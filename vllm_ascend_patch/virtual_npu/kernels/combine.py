@@ -255,6 +255,9 @@ class _Combine:
         """This rank's arguments; returns the active routes and the rows received per (source rank, local expert)."""
         op, rows = self.op, self.rows
         require_dtype(op, "expand_x", rows, (torch.bfloat16, torch.float16))
+        if self.mask is not None:
+            hierarchy_a2 = sizes.soc == "A2" and sizes.algorithm == "hierarchy"
+            require(op, not hierarchy_a2, "x_active_mask must be None with hierarchy on A2", "a mask")
         check_sizes(sizes)
         require_dtype(op, "expert_scales", self.expert_scales, (torch.float32,))
         require_shape(op, "expert_scales", self.expert_scales, (sizes.batch, sizes.top_k))
@@ -278,9 +281,6 @@ class _Combine:
         if performance_info is not None:
             require_dtype(op, "performance_info", performance_info, (torch.int64,))
             require_shape(op, "performance_info", performance_info, (sizes.ranks,))
-        if self.mask is not None:
-            hierarchy_a2 = sizes.soc == "A2" and sizes.algorithm == "hierarchy"
-            require(op, not hierarchy_a2, "x_active_mask must be None with hierarchy on A2", "a mask")
         active = active_routes(
             op,
             self.expert_ids,

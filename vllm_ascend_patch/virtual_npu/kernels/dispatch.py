@@ -200,6 +200,10 @@ class _Dispatch:
         """This rank's arguments; returns the active routes."""
         op, version, soc_name, algorithm = self.op, self.version, sizes.soc, sizes.algorithm
         require_dtype(op, "x", self.x, (torch.bfloat16, torch.float16))
+        if self.mask is not None:
+            require(op, version == 2, "x_active_mask must be None in version 1", "a mask")
+            hierarchy_a2 = soc_name == "A2" and algorithm == "hierarchy"
+            require(op, not hierarchy_a2, "x_active_mask must be None with hierarchy on A2", "a mask")
         check_sizes(sizes)
         require_shape(op, "expert_ids", self.expert_ids, (sizes.batch, sizes.top_k))
         require(op, self.quant_mode in (0, 2), "quant_mode must be 0 or 2 on A2 and A3", self.quant_mode)
@@ -209,10 +213,6 @@ class _Dispatch:
             require(op, self.quant_mode == 2, "scales needs quant_mode 2", self.quant_mode)
             require_dtype(op, "scales", self.scales, (torch.float32,))
             require_shape(op, "scales", self.scales, (sizes.experts, sizes.hidden))
-        if self.mask is not None:
-            require(op, version == 2, "x_active_mask must be None in version 1", "a mask")
-            hierarchy_a2 = soc_name == "A2" and algorithm == "hierarchy"
-            require(op, not hierarchy_a2, "x_active_mask must be None with hierarchy on A2", "a mask")
         check_expert_scales(op, sizes, self.expert_scales)
         if performance_info is not None:
             require_dtype(op, "performance_info", performance_info, (torch.int64,))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from .ep_exchange import Agreement, Communicator, require_equal
-from .ep_limits import Sizes, check_sizes, check_window, window_megabytes
-from .limits import require, require_dim, require_dtype, require_ids, require_shape, soc, unsupported
+from .ep_limits import Sizes, check_window, window_megabytes
+from .limits import require, require_dtype, require_ids, require_shape, soc, unsupported
 
 MAX_NAME = 127
 
@@ -68,7 +68,6 @@ def active_routes(
     op: str, expert_ids: torch.Tensor, mask: torch.Tensor | None, experts: int, *, two_dimensional: bool
 ) -> torch.Tensor:
     """bool ``[BS, K]``: the routes that take part. Checks ids and mask."""
-    require_dim(op, "expert_ids", expert_ids, 2)
     require_dtype(op, "expert_ids", expert_ids, (torch.int32,))
     batch, k = expert_ids.shape
     active = torch.ones(batch, k, dtype=torch.bool)
@@ -89,8 +88,8 @@ def active_routes(
     twice = ids[:, 1:] == ids[:, :-1]
     if bool(twice.any()):
         row, column = torch.nonzero(twice)[0].tolist()
-        limit = "an expert must not occur twice in one row of expert_ids"
-        require(op, False, limit, f"expert {int(ids[row, column])} twice in row {row}")
+        expert = int(ids[row, column])
+        raise RuntimeError(f"{op}: an expert must not occur twice in one row of expert_ids, got {expert} in row {row}")
     return active
 
 
@@ -160,8 +159,3 @@ def check_agreement(sizes: Sizes, group: Group, agreement: Agreement) -> None:
         limit = f"global_bs with batch sizes {batches} must be the largest times EP, {wanted}"
         require(op, group.global_bs == wanted, limit, group.global_bs)
     check_window(sizes, largest, window_megabytes(op))
-
-
-def check_own_sizes(sizes: Sizes) -> None:
-    """The limits of one rank, in the order a reader expects: sizes first."""
-    check_sizes(sizes)
