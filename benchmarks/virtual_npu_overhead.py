@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the virtual NPU adds to an operator: microseconds on the device against the same call on the CPU.
+
+Run under the launcher, alone on the machine:
+`python -m vllm_ascend_patch virtual-npu -- python benchmarks/virtual_npu_overhead.py [--json FILE]`
+The mix is that of one decode step of a small model; the sizes are small so that the call, not the arithmetic, is measured.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+AIM = 15.0  # microseconds added per operator
+
+Call = Callable[[dict[str, torch.Tensor]], Any]
+
+#: One decode step's operators, as often as they appear in a layer.
+MIX: dict[str, tuple[int, Call]] = {
+    "embedding": (1, lambda t: F.embedding(t["ids"], t["table"])),
+    "linear": (4, lambda t: F.linear(t["x"], t["w"])),
+    "add": (2, lambda t: t["x"] + t["x"]),
+    "mul in place": (1, lambda t: t["y"].mul_(0.5)),
+    "rms norm": (2, lambda t: F.rms_norm(t["x"], (64,), t["scale"])),
+    "silu": (1, lambda t: F.silu(t["x"])),
+    "view and transpose": (3, lambda t: t["x"].view(8, 4, 16).transpose(0, 1)),
+    "contiguous": (1, lambda t: t["x"].t().contiguous()),
+    "bmm": (2, lambda t: torch.bmm(t["q"], t["k"])),
+    "softmax": (1, lambda t: t["x"].softmax(-1)),
+    "index copy": (2, lambda t: t["y"].index_copy_(0, t["rows"], t["x"])),
+    "gather": (1, lambda t: t["x"].index_select(0, t["rows"])),
+    "topk": (1, lambda t: torch.topk(t["x"], 2)),
+    "cast": (2, lambda t: t["x"].to(torch.bfloat16)),
+    "empty": (1, lambda t: torch.empty_like(t["x"])),
+}
+
+
+def tensors(device: str) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    return {
+        "x": make(8, 64),
+        "y": make(8, 64),
+        "w": make(64, 64),
+        "q": make(4, 8, 16),
+        "k": make(4, 16, 8),
+        "scale": make(64),
+        "table": make(100, 64),
+        "ids": torch.arange(8).to(device),
+        "rows": torch.arange(8).to(device),
+    }
+
+
+def microseconds(call: Call, arguments: dict[str, torch.Tensor], repeats: int, rounds: int) -> float:
+    """The median over `rounds` of the time of one call, after a warm-up round."""
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call(arguments)
+        times.append((time.perf_counter() - start) / repeats * 1e6)
+    return statistics.median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    rows = []
+    with torch.inference_mode():
+        on_cpu, on_npu = tensors("cpu"), tensors("npu")
+        for name, (count, call) in MIX.items():
+            cpu = microseconds(call, on_cpu, options.repeats, options.rounds)
+            npu = microseconds(call, on_npu, options.repeats, options.rounds)
+            rows.append({"operator": name, "per_step": count, "cpu_us": cpu, "npu_us": npu, "ratio": npu / cpu})
+    calls = sum(MIX[row["operator"]][0] for row in rows)
+    cpu_step = sum(row["cpu_us"] * row["per_step"] for row in rows)
+    npu_step = sum(row["npu_us"] * row["per_step"] for row in rows)
+    added = (npu_step - cpu_step) / calls
+
+    print(f"{'operator':<20}{'per step':>9}{'cpu us':>9}{'npu us':>9}{'ratio':>7}")
+    for row in rows:
+        print(
+            f"{row['operator']:<20}{row['per_step']:>9}{row['cpu_us']:>9.2f}{row['npu_us']:>9.2f}{row['ratio']:>7.2f}"
+        )
+    print(f"{'step':<20}{calls:>9}{cpu_step:>9.2f}{npu_step:>9.2f}{npu_step / cpu_step:>7.2f}")
+    print(f"added per operator: {added:.2f} us (aim: under {AIM:.0f} us)")
+    if options.json:
+        summary = {
+            "rows": rows,
+            "added_us_per_operator": added,
+            "ratio": npu_step / cpu_step,
+            "torch": torch.__version__,
+        }
+        options.json.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
