@@ -3,8 +3,8 @@
 """What patching costs: a call of a wrapped function against the bare one, and importing the package against importing
 wrapt alone.
 
-Calls: processor time, best of several runs of many calls, so that other load on the machine does not count. The wrap implementation is
-the smallest possible one (it calls the original), so the difference is the engine's part plus one Python call. Imports:
+Calls: processor time, best of several runs of many calls, so that other load on the machine does not count. The wrap
+implementation is the smallest possible one (it calls the original), so the difference is the engine's part plus one Python call. Imports:
 processor and wall time in fresh interpreters with cached bytecode, best of several.
 """
 
