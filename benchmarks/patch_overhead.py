@@ -4,8 +4,8 @@
 wrapt alone.
 
 Calls: processor time, best of several runs of many calls, so that other load on the machine does not count. The wrap
-implementation is the smallest possible one (it calls the original), so the difference is the engine's part plus one Python call. Imports:
-processor and wall time in fresh interpreters with cached bytecode, best of several.
+implementation is the smallest possible one (it calls the original), so the difference is the engine's part plus one
+Python call. Imports: processor and wall time in fresh interpreters with cached bytecode, best of several.
 """
 
 import argparse
