@@ -33,7 +33,16 @@ def chosen(log: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("method", "tp", "dp"), [("mc2", 1, 2), ("alltoall", 1, 2), ("mc2", 2, 1), ("alltoall", 2, 2), ("allgather", 2, 1)]
+    ("method", "tp", "dp"),
+    [
+        ("mc2", 2, 1),
+        pytest.param("mc2", 1, 2, marks=pytest.mark.slow),
+        pytest.param("mc2", 2, 2, marks=pytest.mark.slow),
+        ("alltoall", 1, 2),
+        pytest.param("alltoall", 2, 1, marks=pytest.mark.slow),
+        pytest.param("alltoall", 2, 2, marks=pytest.mark.slow),
+        pytest.param("allgather", 2, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_forced_method_gives_the_oracles_tokens(
     method: str, tp: int, dp: int, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
@@ -58,7 +67,7 @@ def test_the_method_changes_between_prompt_and_decoding_on_a3(
     assert chosen(result["log"]) == {"mc2", "alltoall"}
 
 
-@pytest.mark.parametrize(("dp", "method"), [(1, "auto"), (2, "mc2")])
+@pytest.mark.parametrize(("dp", "method"), [(1, "auto"), pytest.param(2, "mc2", marks=pytest.mark.slow)])
 def test_int8_weights_and_activations_keep_every_clear_choice_of_the_dequantised_model(
     dp: int, method: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -20,10 +20,18 @@ LAYOUTS = {
     "dp 2 with ep": (1, 2, True),
     "tp 2 x dp 2 with ep": (2, 2, True),
 }
+# The default run takes every family on one device and each other layout with one family; ``-m slow`` takes the rest.
+DEFAULT = {("qwen2_moe", "tp 2"), ("mixtral", "dp 2 with ep"), ("qwen3_moe", "tp 2 x dp 2 with ep")}
+COMBINATIONS = [
+    pytest.param(
+        family, layout, marks=[] if layout == "one device" or (family, layout) in DEFAULT else pytest.mark.slow
+    )
+    for family in tiny_models.CONFIGS
+    for layout in LAYOUTS
+]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", tiny_models.CONFIGS)
+@pytest.mark.parametrize(("family", "layout"), COMBINATIONS)
 def test_greedy_tokens_equal_transformers(
     family: str, layout: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
 ) -> None:
