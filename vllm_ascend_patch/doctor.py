@@ -138,10 +138,19 @@ def _entry_points() -> list[Check]:
     return checks
 
 
+def _arms_itself() -> bool:
+    """Whether the installed vLLM was built with our diffs."""
+    tree = examination.installed_tree()
+    source = tree.read(f"{records.PACKAGE}/__init__.py") if tree is not None else None
+    return source is not None and b"import vllm_ascend_patch" in source
+
+
 def _environment() -> list[Check]:
     checks = []
     if envs.switched_off():
         checks.append(Check("VLLM_ASCEND_PATCH", FAIL, "0: the patch set is switched off", "set it to 1"))
+    elif _arms_itself():
+        checks.append(Check("VLLM_ASCEND_PATCH", OK, "not needed: this vLLM was built with the diffs of patches/"))
     elif not envs.is_set(envs.PREFIX):
         advice = "set it to 1, or import vllm_ascend_patch before vllm"
         checks.append(

@@ -130,9 +130,7 @@ def test_a_vllm_patched_this_way_reports_every_patch_applied(
         pytest.skip("no vLLM with diffs is installed")
     tree: Any = examination.installed_tree()
     folder = tmp_path / "built"
-    shutil.copytree(
-        tree.origin, folder / records.PACKAGE, copy_function=os.symlink, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(tree.origin, folder / records.PACKAGE, copy_function=os.symlink)
     for module in [records.PACKAGE, *generator.target_modules(RELEASE)]:
         path = folder / (tree.locate(module) or "")
         real = path.resolve()

@@ -220,11 +220,15 @@ class PatchSet:
         """Examine the patches whose modules have not arrived yet, and record refusals before an import meets them."""
         strict = self._strict if isinstance(self._strict, str) else self._strict()
         for entry in self._entries.values():
-            if entry.state is State.ARMED and strict == "error":
-                verdict = self._examine(entry.patch)
-                if verdict.refuses:
-                    entry.state, entry.reason, entry.release = State.REFUSED, verdict.line, verdict.release
-                    entry.error = PatchRefused(verdict.line)
+            if entry.state is not State.ARMED:
+                continue
+            verdict = self._examine(entry.patch)
+            if verdict.finding is Finding.NOT_NEEDED:
+                entry.unhook()
+                entry.state, entry.reason, entry.release = State.NOT_NEEDED, verdict.line, verdict.release
+            elif verdict.refuses and strict == "error":
+                entry.state, entry.reason, entry.release = State.REFUSED, verdict.line, verdict.release
+                entry.error = PatchRefused(verdict.line)
 
     # applying and reverting
 
