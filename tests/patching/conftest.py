@@ -71,7 +71,12 @@ def run_python(source: str, *arguments: str, environment: dict[str, str] | None 
 
 @pytest.fixture(scope="session")
 def virtual_npu() -> list[str]:
-    """The command that puts a program on two simulated NPUs. Skips where the stand-in libraries cannot be compiled."""
+    """The command that puts a program on two simulated NPUs, built beforehand. Skips where there is no compiler."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler: the virtual NPU cannot be built here")
-    return [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu", "--devices", "2", "--", sys.executable]
+    command = [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu", "--devices", "2", "--", sys.executable]
+    built = subprocess.run(
+        [*command, "-c", "pass"], capture_output=True, text=True, env=clean_environment(), timeout=550, check=False
+    )
+    assert built.returncode == 0, f"the virtual NPU does not start:\n{built.stderr[-4000:]}"
+    return command

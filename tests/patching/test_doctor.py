@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor says whether a serve would work, and is right about it: every obstacle is found, named and given a
+remedy."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.patching.conftest import ROOT, clean_environment
+from vllm_ascend_patch import doctor
+from vllm_ascend_patch.patching.record import RecordStore
+from vllm_ascend_patch.seams import declarations, examination, records
+
+needs_vllm = pytest.mark.skipif(
+    records.STORE.get(examination.installed_release() or "0") is None, reason="no recorded vLLM is installed"
+)
+
+
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, env=clean_environment(**variables), cwd=ROOT, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Answer for the probe's process, which has its own test below."""
+    answer: dict[str, Any] = {"count": 2, "name": "Ascend910B1"}
+    monkeypatch.setattr(doctor, "_start_probe", lambda: None)
+    monkeypatch.setattr(doctor, "_finish_probe", lambda process: answer)
+    for name in [name for name in os.environ if name.startswith(("VLLM_", "ASCEND", "VIRTUAL_NPU", "HCCL_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VLLM_ASCEND_PATCH", "1")
+    return answer
+
+
+def checks(report: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in report["checks"]}
+
+
+@needs_vllm
+def test_a_machine_that_can_serve_passes(devices: Any) -> None:
+    report = doctor.collect()
+    failed = [check for check in report["checks"] if check["status"] == "fail"]
+    assert report["ok"], failed
+    states = {row["id"]: row["state"] for row in report["patches"]}
+    assert set(states) == {patch.id for patch in declarations.patches()}
+    assert set(states.values()) <= {"armed", "not needed", "disabled"}
+    assert "armed" in states.values()
+
+
+OBSTACLES = [
+    ("no device", {}, {"count": 0}, "NPU devices", "npu-smi"),
+    ("broken torch_npu", {}, {"count": 0, "error": "torch_npu cannot be imported: X"}, "NPU devices", "CANN"),
+    ("plugins", {"VLLM_PLUGINS": "ascend"}, None, "VLLM_PLUGINS", "add ascend_patch"),
+    ("switched off", {"VLLM_ASCEND_PATCH": "0"}, None, "VLLM_ASCEND_PATCH", "set it to 1"),
+    ("bad value", {"VLLM_ASCEND_PATCH_MOE_COMM": "mc3"}, None, "settings", ""),
+    ("bad id", {"VLLM_ASCEND_PATCH_DISABLE": "nothing"}, None, "settings", ""),
+    ("runner V2", {"VLLM_USE_V2_MODEL_RUNNER": "1"}, None, "VLLM_USE_V2_MODEL_RUNNER", "unset"),
+    ("target device", {"VLLM_TARGET_DEVICE": "cpu"}, None, "VLLM_TARGET_DEVICE", "unset"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "answer", "check", "advice"), OBSTACLES, ids=[case[0] for case in OBSTACLES]
+)
+def test_an_obstacle_is_found_and_given_a_remedy(
+    devices: Any, monkeypatch: Any, name: str, variables: dict[str, str], answer: Any, check: str, advice: str
+) -> None:
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    if answer is not None:
+        devices.clear()
+        devices.update(answer)
+    report = doctor.collect()
+    assert not report["ok"]
+    assert checks(report)[check]["status"] == "fail"
+    assert advice in checks(report)[check]["advice"]
+
+
+def test_a_rival_platform_is_found(devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "vllm_ascend-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm-ascend\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    report = doctor.collect()
+    assert not report["ok"]
+    assert "stands down" in checks(report)["vllm-ascend"]["found"]
+
+
+@needs_vllm
+def test_an_unrecorded_release_is_refused_by_name(
+    devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "STORE", RecordStore(tmp_path))
+    monkeypatch.setattr(examination, "_verdicts", {})
+    rows = {row.patch.id: row for row in doctor.patch_rows()}
+    refused = [row for row in rows.values() if row.state == "refused"]
+    assert refused
+    assert all(row.patch.id in row.reason and "VLLM_ASCEND_PATCH_STRICT" in row.reason for row in refused)
+
+
+@needs_vllm
+def test_disabled_patches_and_the_number_of_copies_are_shown(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = next(patch for patch in declarations.patches() if patch.default)
+    monkeypatch.setenv("VLLM_ASCEND_PATCH_DISABLE", one.id)
+    rows = {row["id"]: row for row in doctor.collect()["patches"]}
+    assert (rows[one.id]["state"], rows[one.id]["reason"]) == ("disabled", "named in VLLM_ASCEND_PATCH_DISABLE")
+    release = examination.installed_release()
+    for patch in declarations.patches():
+        if rows[patch.id]["state"] == "armed":
+            assert release is not None
+            known = records.STORE.get(release)
+            assert known is not None
+            assert rows[patch.id]["aliases"] == list(known.targets[patch.target].aliases)
+
+
+def test_the_command_is_plain_text_in_a_pipe_and_its_exit_code_says_it_all() -> None:
+    """Without CANN: the real probe fails, and says why."""
+    done = run([sys.executable, "-m", "vllm_ascend_patch", "doctor"])
+    if "NPU devices" in done.stdout and done.returncode == 0:
+        pytest.skip("there is an NPU here")
+    assert done.returncode == 1, done.stderr
+    assert "\x1b[" not in done.stdout
+    assert "A serve would not work here: NPU devices" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@needs_vllm
+def test_the_command_passes_on_simulated_npus(virtual_npu: list[str]) -> None:
+    done = run([*virtual_npu, "-m", "vllm_ascend_patch", "doctor", "--json"], VLLM_ASCEND_PATCH="1")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, [check for check in report["checks"] if check["status"] == "fail"]
+    assert report["ok"]
+    assert "2 x Ascend910" in checks(report)["NPU devices"]["found"]
+
+
+def test_collecting_takes_less_than_three_seconds_of_processor_time(devices: Any) -> None:
+    """The probe of torch_npu runs beside it."""
+    examination.forget()
+    examination._verdicts.clear()
+    start = time.process_time()
+    doctor.collect()
+    assert time.process_time() - start < 3
+
+
+def test_collecting_imports_neither_torch_nor_vllm() -> None:
+    program = (
+        "import os, sys; os.environ['VLLM_ASCEND_PATCH'] = '0'\n"
+        "from vllm_ascend_patch import doctor\n"
+        "doctor.collect()\n"
+        "assert not {'torch', 'torch_npu', 'vllm'} & set(sys.modules)"
+    )
+    done = run([sys.executable, "-c", program])
+    assert done.returncode == 0, done.stderr
+
+
+def test_starting_the_command_line_imports_no_torch() -> None:
+    program = "import sys; import vllm_ascend_patch.__main__; assert not {'torch', 'vllm', 'rich'} & set(sys.modules)"
+    done = run([sys.executable, "-c", program], VLLM_ASCEND_PATCH="0")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["upstream", "--help"], ["docs", "--help"]])
+def test_every_command_explains_itself(arguments: list[str]) -> None:
+    done = run([sys.executable, "-m", "vllm_ascend_patch", *arguments])
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
