@@ -7,7 +7,7 @@ Each refusal says what was found, what is supported and what to do. Only reads t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_npu
@@ -36,6 +36,7 @@ def check_config(vllm_config: VllmConfig) -> None:
     if vllm_config.model_config is None:
         return
     check_dtype(vllm_config.model_config.dtype)
+    _check_quantization(vllm_config.model_config)
     _check_attention(vllm_config)
 
 
@@ -64,6 +65,18 @@ def _check_parallel(vllm_config: VllmConfig) -> None:
             f"{ranks} ranks on this machine (tensor parallel x pipeline parallel {parallel.world_size}, local data "
             f"parallel {parallel.data_parallel_size_local or 1}) need {ranks} NPUs, but torch_npu sees {devices}. Lower "
             "--tensor-parallel-size or --data-parallel-size, or check ASCEND_RT_VISIBLE_DEVICES."
+        )
+
+
+def _check_quantization(model: Any) -> None:
+    from vllm_ascend_patch.seams import declarations, examination, records
+
+    release = examination.installed_release()
+    experts = next(patch for patch in declarations.patches() if patch.id == "moe-w8a8")
+    if model.quantization is not None and release is not None and not records.covers(experts, release):
+        raise ValueError(
+            f"quantisation {model.quantization!r} is not supported on Ascend NPUs with vLLM {release}: the int8 kernels "
+            f"of this port need vLLM {experts.releases}. Install such a release, or use the unquantised checkpoint."
         )
 
 

@@ -54,6 +54,9 @@ def _compilation(vllm_config: VllmConfig) -> None:
         _switch_off(compilation, "mode", upstream.CompilationMode.NONE, "torch.compile")
     else:
         _switch_off(compilation, "level", upstream.CompilationLevel.NO_COMPILATION, "torch.compile")
+        if vllm_config.model_config is not None:
+            # Otherwise these releases pad data-parallel ranks to one size, as if graphs were captured.
+            vllm_config.model_config.enforce_eager = True
     if hasattr(compilation, "cudagraph_mode"):
         _switch_off(compilation, "cudagraph_mode", upstream.CUDAGraphMode.NONE, "graph capture")
     else:

@@ -97,6 +97,16 @@ class NPUPlatform(Platform):
         return False
 
     @classmethod
+    def supports_v1(cls, model_config: Any) -> bool:
+        """Asked in releases that still have the V0 engine, which this port does not run on."""
+        return True
+
+    @classmethod
+    def is_async_output_supported(cls, enforce_eager: bool | None) -> bool:
+        """Asked in the same releases, of the V0 engine."""
+        return True
+
+    @classmethod
     def check_runner_kv_caches_multi_layer(cls) -> None:
         """The runner is upstream's own, which binds several attention layers of one index correctly."""
 

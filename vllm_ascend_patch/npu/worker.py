@@ -31,14 +31,15 @@ class NPUWorker(Worker):
     """Upstream's worker on ``npu:<index>``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        from vllm_ascend_patch.npu import int8_linear
         from vllm_ascend_patch.seams.moe_method import register_methods
+        from vllm_ascend_patch.seams.moe_selection import remember_config
 
         map_accelerator_names()
         map_cuda_names()
         register_methods()
-        int8_linear.register()
+        _register_int8_linear()
         super().__init__(*args, **kwargs)
+        remember_config(self.vllm_config)
 
     def init_device(self) -> None:
         """Bind the NPU, join the process groups, measure free memory, build the runner."""
@@ -123,6 +124,17 @@ class NPUWorker(Worker):
                 "the parallel sizes"
             )
         return index
+
+
+def _register_int8_linear() -> None:
+    """Where vLLM takes kernels from outside; in releases before that, quantised models are refused (config_check.py)."""
+    try:
+        from vllm.model_executor.kernels.linear import register_linear_kernel  # noqa: F401
+    except ImportError:
+        return
+    from vllm_ascend_patch.npu import int8_linear
+
+    int8_linear.register()
 
 
 def _no_kernel_warmup(worker: Worker) -> None:

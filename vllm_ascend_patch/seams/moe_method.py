@@ -121,7 +121,11 @@ def activation_name(activation: Any) -> str:
 
 def register_methods() -> None:
     """Register the classes with vLLM, once per process; called when a worker starts."""
-    from vllm.model_executor.custom_op import op_registry_oot
+    from vllm.model_executor import custom_op
 
-    if UnquantizedFusedMoEMethod.__name__ not in op_registry_oot:
+    # A module global in new releases, an attribute of the class in older ones.
+    registry = getattr(custom_op, "op_registry_oot", None)
+    if registry is None:
+        registry = custom_op.CustomOp.op_registry_oot
+    if UnquantizedFusedMoEMethod.__name__ not in registry:
         UnquantizedFusedMoEMethod.register_oot(NPUUnquantizedFusedMoEMethod, name=UnquantizedFusedMoEMethod.__name__)

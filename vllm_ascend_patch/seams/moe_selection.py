@@ -18,13 +18,12 @@ from vllm_ascend_patch.core.moe.soc import detect_soc, dispatch_operator_version
 from vllm_ascend_patch.core.moe.topology import Topology
 
 _selectors: list[MethodSelector] = []
+_worker_config: Any = None
 
 
 def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector:
     """The selector for a layer; raises ``MoELimitError`` when a forced method or ``HCCL_BUFFSIZE`` cannot work."""
-    from vllm.config import get_current_vllm_config
-
-    config = get_current_vllm_config()
+    config = _config()
     moe = layer.moe_config
     facts = MoEFacts(
         soc=detect_soc(),
@@ -41,6 +40,20 @@ def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector
         quantized=quantized,
     )
     return _selector(facts, _scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM)
+
+
+def remember_config(config: Any) -> None:
+    """The worker's configuration, for releases that load weights outside of any current one."""
+    global _worker_config
+    _worker_config = config
+
+
+def _config() -> Any:
+    import vllm.config
+
+    # Releases without this function make a default configuration where there is no current one.
+    current = getattr(vllm.config, "get_current_vllm_config_or_none", lambda: None)()
+    return current if current is not None and current.model_config is not None else _worker_config
 
 
 @cache
