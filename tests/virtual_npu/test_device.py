@@ -13,6 +13,7 @@ MIB = 1024**2
 
 
 def test_free_memory_falls_with_tensors_and_rises_when_they_go() -> None:
+    gc.collect()
     torch.npu.empty_cache()
     free, total = torch.npu.mem_get_info()
     kept = torch.empty(64 * MIB, dtype=torch.uint8, device="npu")

@@ -9,6 +9,7 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <mutex>
 #include <unordered_set>
@@ -73,6 +74,18 @@ const std::unordered_set<std::string> kTakesHostTensors = {
 
 // The operator whose second result, the batch sizes, stays on the host.
 constexpr const char* kPackSequence = "aten::_pack_padded_sequence";
+
+#if !(TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8)
+// PyTorch 2.7 has no public way to an operator's dispatch table. An explicit instantiation may name private members.
+auto& definition(const c10::OperatorHandle& op);
+template <auto Member>
+struct Expose {
+  friend auto& definition(const c10::OperatorHandle& op) {
+    return op.*Member;
+  }
+};
+template struct Expose<&c10::OperatorHandle::operatorDef_>;
+#endif
 
 // What the schema of an operator says about a call.
 struct Plan {
@@ -285,8 +298,13 @@ class Kernel final : public c10::OperatorKernel {
 // For operators whose autograd kernel torch_npu replaced by one that calls operators of its own: PyTorch's own formula.
 class AutogradKernel final : public c10::OperatorKernel {
  public:
-  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
-    op.callBoxedForDispatchKey(c10::DispatchKey::AutogradCPU, *stack);
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+    // The formula for the CPU, called with the keys of the NPU, goes on to the NPU's kernel.
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8
+    op.getComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU).callBoxed(op, keys, stack);
+#else
+    definition(op)->op.lookup(c10::DispatchKeySet(c10::DispatchKey::AutogradCPU)).callBoxed(op, keys, stack);
+#endif
   }
 };
 
