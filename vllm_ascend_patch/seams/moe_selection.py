@@ -72,7 +72,8 @@ def _scheduler_facts(config: Any) -> SchedulerFacts:
     scheduler, compilation = config.scheduler_config, config.compilation_config
     speculative = config.speculative_config
     drafts = (speculative.num_speculative_tokens or 0) if speculative is not None else 0
-    graphs = compilation.cudagraph_mode is not None and compilation.cudagraph_mode.name != "NONE"
+    graph_mode = getattr(compilation, "cudagraph_mode", None)  # the oldest releases have none
+    graphs = graph_mode is not None and graph_mode.name != "NONE"
     return SchedulerFacts(
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_num_seqs=scheduler.max_num_seqs,
