@@ -39,9 +39,7 @@ def summarise(trace: Path) -> StepSummary:
     transports = ", ".join(sorted({str(w.get("transport")) for w in waits}))
     collectives = "none: nothing was traced"
     if forwards:
-        collectives = (
-            f"{posts / len(forwards):.2f} ({posts} for {len(forwards)} forwards, transport {transports})"
-        )
+        collectives = f"{posts / len(forwards):.2f} ({posts} for {len(forwards)} forwards, transport {transports})"
     reasons = Counter((f["method"], f["reason"]) for f in forwards)
     methods = "\n".join(f"{method}: {count} forwards ({reason})" for (method, reason), count in reasons.most_common())
     return StepSummary(

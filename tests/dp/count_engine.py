@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Script: an asynchronous engine with data parallelism, driven through prefill, decode, mixed and idle steps; prints what
-each worker counted after each. Reads `{"model", "dp", "arguments"}` from standard input, ends with `RESULT <json>`."""
+each worker counted after each. Reads `{"model", "dp", "arguments"}` from a file, ends with `RESULT <json>`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if os.environ.get("COUNT_WITH_PATCH", "1") == "1":
 import asyncio
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams
@@ -69,4 +70,4 @@ async def drive(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(asyncio.run(drive(json.load(sys.stdin)))), flush=True)
+    print("RESULT " + json.dumps(asyncio.run(drive(json.loads(Path(sys.argv[1]).read_text())))), flush=True)

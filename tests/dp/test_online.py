@@ -21,7 +21,7 @@ from demo.server import Server, free_port
 
 from .processes import under_virtual_npu
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(1500)]
 
 START_SECONDS = 500.0
 WATCHDOG_SECONDS = 15.0
@@ -130,6 +130,7 @@ def test_a_server_answers_alone_in_bursts_and_after_idling(
     assert not server.leftovers()
 
 
+@pytest.mark.slow
 def test_a_second_server_on_the_same_ports_whose_worker_is_killed(
     checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
 ) -> None:
@@ -151,6 +152,29 @@ def test_a_second_server_on_the_same_ports_whose_worker_is_killed(
         assert not left, f"survivors are still there: {left}"
         log = server.log.read_text(errors="replace")
         assert re.search(r"rank 1 \(pid", log), "no survivor named the rank that died\n" + server.log_tail(80)
+
+
+@pytest.mark.slow
+def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
+    checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
+) -> None:
+    """vLLM's own supervision sees living processes, and the health check stays green: only the watchdog finds this."""
+    with serve(checkpoint, ports, tmp_path, 2) as server:
+        server.wait_until_ready(START_SECONDS)
+        ask(server, checkpoint, 0)
+        victim = _worker(server, rank=1)
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(answer, server, checkpoint["cases"][0]["prompt"], 400)
+            time.sleep(2)
+            victim.send_signal(signal.SIGSTOP)
+            try:
+                code = server.process.wait(6 * WATCHDOG_SECONDS)
+            finally:
+                victim.kill()
+            assert pending.exception() is not None
+        assert code != 0
+        log = server.log.read_text(errors="replace")
+        assert re.search(r"rank 1 \(pid", log), "no survivor named the rank that stopped\n" + server.log_tail(80)
 
 
 def _counters(text: str, name: str) -> list[tuple[str, str]]:

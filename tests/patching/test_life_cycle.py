@@ -91,7 +91,8 @@ def test_every_order_on_the_small_package(small: dict[tuple[str, ...], list[str]
     assert not wrong, next(iter(wrong.items()))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_order_on_the_installed_vllm(real: dict[tuple[str, ...], list[str]]) -> None:
     assert set(real) == set(orders())
     wrong = {order: (observed, expected(order)) for order, observed in real.items() if observed != expected(order)}

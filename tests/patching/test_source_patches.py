@@ -21,6 +21,8 @@ FOLDER = ROOT / "patches"
 RELEASES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
 RELEASE = examination.installed_release()
 
+pytestmark = pytest.mark.slow  # makes, applies and runs the diffs of every release
+
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:

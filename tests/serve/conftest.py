@@ -32,7 +32,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def run_engine(tmp_path: Path) -> Callable[..., Any]:
     """Run ``engine_script.py`` on NPUs; the result is what it reports. Fails with its output when it hangs or breaks."""
 
-    def run(job: dict[str, Any], devices: int, soc: str = "A2", seconds: float = 240, **environment: str) -> Any:
+    def run(job: dict[str, Any], devices: int, soc: str = "A2", seconds: float = 600, **environment: str) -> Any:
         done = run_script([sys.executable, str(SCRIPT)], json.dumps(job), devices, tmp_path, soc, seconds, environment)
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
@@ -48,7 +48,7 @@ def run_script(
     devices: int,
     folder: Path,
     soc: str = "A2",
-    seconds: float = 240,
+    seconds: float = 600,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` on NPUs in a session of its own, its output and errors together; kill all of it after ``seconds``."""

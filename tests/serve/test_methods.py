@@ -12,7 +12,7 @@ import pytest
 
 from . import tiny_models, w8a8_models
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 
 def job_for(checkpoint: Path, prompts: list[list[int]], max_tokens: int, tp: int = 1, dp: int = 2) -> dict[str, Any]:

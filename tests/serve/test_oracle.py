@@ -11,7 +11,7 @@ import pytest
 
 from . import tiny_models
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 # (tensor parallel, data parallel, expert parallel)
 LAYOUTS = {

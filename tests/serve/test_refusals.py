@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 from .conftest import SCRIPT, run_script
 from .tiny_models import CONFIGS
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 
 def refused(

@@ -25,9 +25,7 @@ class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMeth
     """Experts in int8; results in the model's dtype."""
 
     def __init__(self, weight_quant: Any, input_quant: Any, moe: Any, layer_name: str | None = None) -> None:
-        super(_ORIGINAL, self).__init__(
-            moe
-        )  # not upstream's own constructor: it selects a CUDA kernel
+        super(_ORIGINAL, self).__init__(moe)  # not upstream's own constructor: it selects a CUDA kernel
         self.weight_quant = weight_quant
         self.input_quant = input_quant
         self.static_input_scales = False
