@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -122,6 +123,8 @@ def fingerprint(vllm_config: Any) -> dict[str, str]:
         "speculation": f"{speculative.method} {speculative.num_speculative_tokens}" if speculative else None,
         "VLLM_ASCEND_PATCH_DP_SYNC": envs.VLLM_ASCEND_PATCH_DP_SYNC,
         "VLLM_ASCEND_PATCH_MOE_COMM": envs.VLLM_ASCEND_PATCH_MOE_COMM,
+        # Decides MC2's capacity, and the vendor wants one value on all ranks.
+        "HCCL_BUFFSIZE": os.environ.get("HCCL_BUFFSIZE"),
     }
     for package in ("vllm", "torch", "torch-npu"):
         settings[package] = _version(package)
