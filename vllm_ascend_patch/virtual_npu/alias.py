@@ -22,8 +22,19 @@ def alias_cpu(tensor: "torch.Tensor") -> "torch.Tensor":
     return load().alias_cpu(tensor)
 
 
+def borrow_cpu(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Like ``alias_cpu``, but the memory is not kept alive: for what a graph replays on memory of its pool."""
+    return load().borrow_cpu(tensor)
+
+
 def to_device(tensor: "torch.Tensor", device: "torch.device | str | int") -> "torch.Tensor":
-    """A new tensor on the NPU `device` with the values of the CPU tensor `tensor` (one copy, counted as device memory)."""
+    """A new tensor on the NPU `device` with the values of the CPU tensor `tensor` (one copy, counted as device memory).
+
+    The copy is made here and not put on a stream, so that a graph does not record it.
+    """
     import torch
 
-    return tensor.to(torch.device("npu", device) if isinstance(device, int) else torch.device(device))
+    target = torch.device("npu", device) if isinstance(device, int) else torch.device(device)
+    copied = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=target)
+    alias_cpu(copied).copy_(tensor)
+    return copied

@@ -174,6 +174,11 @@ def _compile(target: Path, wheels: Wheels) -> None:
     cxx_flags = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=_virtual_npu"]
     cxx_flags += [flag for path in includes for flag in ("-isystem", str(path))]
     link = [str(runtime), f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
+    link += [
+        f"-L{torch_npu / 'lib'}",
+        "-ltorch_npu",
+        "-Wl,--allow-shlib-undefined",
+    ]  # in the process before the extension
     inputs = _objects([cxx_compiler, *cxx_flags], _binding_flags(torch), objects, wheels)
     _run([cxx_compiler, "-shared", "-o", str(target / EXTENSION), *map(str, inputs), *link])
     shutil.rmtree(objects)

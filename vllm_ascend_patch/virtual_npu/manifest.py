@@ -96,6 +96,18 @@ ROWS: tuple[Row, ...] = (
         "W, D",
     ),
     Row(
+        (
+            "npu::_npu_fused_infer_attention_score_get_max_workspace",
+            "npu::_npu_fused_infer_attention_score_infer_output",
+            "npu::_npu_fused_infer_attention_score_v2_get_max_workspace",
+            "npu::_npu_fused_infer_attention_score_v2_infer_output",
+        ),
+        "layouts of version 1; allocate only",
+        "NTD layouts, rope inputs",
+        "-",
+        "W (signature). The workspace is nominal: the reference kernel uses none",
+    ),
+    Row(
         ("npu::npu_scatter_pa_kv_cache",),
         "ND and FRACTAL_NZ caches",
         "compressed caches (4-D keys)",

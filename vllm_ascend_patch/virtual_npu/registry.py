@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from . import graph
 from .alias import alias_cpu, to_device
+from .extension import load
 from .kernels.storage_format import is_base, is_nz
 from .kernels.table import (
     ATB_SCHEMAS,
@@ -52,6 +54,8 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
     host = HOST_ARGUMENTS.get(name, frozenset())
     nz, nd_only = NZ_ARGUMENTS.get(name, frozenset()), name in ND_OPERATORS
     shown = name.partition("::")[2]
+    written, returned = graph.written_arguments(name, schema), graph.returned_arguments(name, schema)
+    stream_on = load().GraphStream
 
     def run(*args: Any, **kwargs: Any) -> Any:
         given = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
@@ -79,10 +83,14 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
                 return [lower(argument, item) for item in value]
             return value
 
+        fresh: list[torch.Tensor] = []
+
         def lift(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 original = originals.get(id(value))
-                return to_device(value, device) if original is None else original
+                if original is None:
+                    fresh.append(to_device(value, device))
+                return fresh[-1] if original is None else original
             if isinstance(value, tuple | list):
                 return type(value)(lift(item) for item in value)
             return value
@@ -94,8 +102,18 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
                 found = sorted(map(str, devices))
                 raise RuntimeError(f"{shown}: Expected all tensors to be on the same device, got {found}")
             device = next(iter(devices), torch.device("npu"))
-            result = kernel(*(lowered[a] for a in positional), **{a: lowered[a] for a in keywords})
-            return lift(result)
+
+            def compute() -> tuple[Any, list[torch.Tensor]]:
+                result = lift(kernel(*(lowered[a] for a in positional), **{a: lowered[a] for a in keywords}))
+                return result, fresh
+
+            stream = stream_on(device.index or 0)
+            if stream.runs:
+                return compute()[0]
+            call = {a: given[a] for a in (*positional, *keywords)}
+            if stream.updates:
+                return graph.update(stream, name, kernel, call, len(positional), returned)
+            return graph.capture(stream, name, kernel, call, len(positional), written, compute)
 
     return functools.update_wrapper(run, kernel)
 

@@ -10,9 +10,9 @@ import torch
 
 from vllm_ascend_patch.virtual_npu.kernels.fused_infer_attention import (
     fused_infer_attention_score,
-    fused_infer_attention_score_out,
     fused_infer_attention_score_v2,
 )
+from vllm_ascend_patch.virtual_npu.kernels.fused_infer_out import fused_infer_attention_score_out
 
 from .broken_calls import Legal, Table, half, i32, zeros
 
@@ -142,12 +142,12 @@ def _other_forms() -> Iterator[Table]:
             num_heads=2,
             input_layout="BSND",
             softmax_lse_flag=True,
-            attention_out=half(1, 3, 2, 16),
-            softmax_lse=zeros(1, 2, 3, 1),
+            out=[half(1, 3, 2, 16), zeros(1, 2, 3, 1)],
         ),
         [
-            ({"attention_out": half(1, 3, 2, 8)}, "attention_out must have shape"),
-            ({"attention_out": zeros(1, 3, 2, 16)}, "attention_out must be torch.float16"),
-            ({"softmax_lse": zeros(1)}, "softmax_lse must have shape"),
+            ({"out": [half(1, 3, 2, 8), zeros(1, 2, 3, 1)]}, r"out.0. must have shape"),
+            ({"out": [zeros(1, 3, 2, 16), zeros(1, 2, 3, 1)]}, r"out.0. must be torch.float16"),
+            ({"out": [half(1, 3, 2, 16), zeros(1)]}, r"out.1. must have shape"),
+            ({"out": [half(1, 3, 2, 16)]}, "out must be the attention output and the log-sum-exp"),
         ],
     )

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from vllm_ascend_patch.virtual_npu.kernels.fused_infer_attention import (
     fused_infer_attention_score,
-    fused_infer_attention_score_out,
     fused_infer_attention_score_v2,
 )
+from vllm_ascend_patch.virtual_npu.kernels.fused_infer_out import fused_infer_attention_score_out
 from vllm_ascend_patch.virtual_npu.kernels.paged_attention import paged_attention
 
 from .reference import assert_close, attention_row, f64
@@ -277,7 +277,7 @@ def test_the_out_form_writes_its_arguments() -> None:
     tensors = [tensor.unsqueeze(0) for tensor in (case.q[0], case.k[0], case.v[0])]
     want, _ = fused_infer_attention_score(*tensors, **arguments)
     out = torch.empty_like(want)
-    result, _ = fused_infer_attention_score_out(*tensors, attention_out=out, softmax_lse=torch.empty(0), **arguments)
+    result, _ = fused_infer_attention_score_out(*tensors, out=[out, torch.empty(0)], **arguments)
     assert result is out
     assert torch.equal(out, want)
 

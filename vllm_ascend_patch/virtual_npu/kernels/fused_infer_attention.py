@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``npu_fused_infer_attention_score`` (v1, v2 and their ``.out`` forms): layouts and the walk over requests.
+"""``npu_fused_infer_attention_score`` (v1 and v2): layouts and the walk over requests.
 
-The rules about arguments live in fused_infer_rules.py, the arithmetic in attention_math.py.
+The rules about arguments live in fused_infer_rules.py, the arithmetic in attention_math.py, the ``.out`` forms in
+fused_infer_out.py.
 """
 
 from __future__ import annotations
@@ -227,40 +228,3 @@ def fused_infer_attention_score_v2(
         require_shape(op, "learnable_sink", learnable_sink, (num_query_heads,))
         call = replace(call, sink=learnable_sink)
     return _run(call)
-
-
-def fused_infer_attention_score_out(
-    *tensors: torch.Tensor,
-    workspace: torch.Tensor | None = None,
-    attention_out: torch.Tensor,
-    softmax_lse: torch.Tensor,
-    **arguments: object,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``.out`` form of version 1: the results are written into the given tensors; the workspace is not needed."""
-    return _into(fused_infer_attention_score(*tensors, **arguments), attention_out, softmax_lse)  # type: ignore[arg-type]
-
-
-def fused_infer_attention_score_v2_out(
-    *tensors: torch.Tensor,
-    workspace: torch.Tensor | None = None,
-    attention_out: torch.Tensor,
-    softmax_lse: torch.Tensor,
-    **arguments: object,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ``.out`` form of version 2."""
-    return _into(fused_infer_attention_score_v2(*tensors, **arguments), attention_out, softmax_lse)  # type: ignore[arg-type]
-
-
-def _into(
-    results: tuple[torch.Tensor, torch.Tensor], attention_out: torch.Tensor, softmax_lse: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    op = "npu_fused_infer_attention_score.out"
-    require_shape(op, "attention_out", attention_out, results[0].shape)
-    require(
-        op, attention_out.dtype == results[0].dtype, f"attention_out must be {results[0].dtype}", attention_out.dtype
-    )
-    attention_out.copy_(results[0])
-    if results[1].numel():
-        require_shape(op, "softmax_lse", softmax_lse, results[1].shape)
-        softmax_lse.copy_(results[1])
-    return attention_out, softmax_lse

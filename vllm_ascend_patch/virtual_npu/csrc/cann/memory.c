@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "virtual_cann.h"
+#include "virtual_graph.h"
 
 enum { HOST = -1 };
 
@@ -193,30 +194,50 @@ EXPORT int aclrtGetMemUsageInfo(int32_t device, memory_usage *usage, size_t capa
 
 /* Copies -------------------------------------------------------------------------------------------------------- */
 
-EXPORT int aclrtMemcpy(void *destination, size_t capacity, const void *source, size_t count, int kind) {
-    (void)kind;
+static int copy(void *destination, size_t capacity, const void *source, size_t count) {
     if (count > capacity)
         return virtual_error(ACL_ERROR_RT_PARAM_INVALID, "a copy of %zu bytes does not fit into %zu", count, capacity);
     if (count) memmove(destination, source, count);
     return ACL_SUCCESS;
 }
 
+EXPORT int aclrtMemcpy(void *destination, size_t capacity, const void *source, size_t count, int kind) {
+    (void)kind;
+    int code = virtual_capture_refuses("aclrtMemcpy", NULL);
+    return code ? code : copy(destination, capacity, source, count);
+}
+
+typedef struct {
+    void *destination;
+    const void *source;
+    size_t count;
+} graph_copy;
+
+static int run_copy(void *payload) {
+    const graph_copy *call = payload;
+    return copy(call->destination, call->count, call->source, call->count);
+}
+
 EXPORT int aclrtMemcpyAsync(void *destination, size_t capacity, const void *source, size_t count, int kind, void *stream) {
-    (void)stream;
-    return aclrtMemcpy(destination, capacity, source, count, kind);
+    (void)kind;
+    if (virtual_graph_state(stream) != VIRTUAL_STREAM_CAPTURES || count > capacity)
+        return copy(destination, capacity, source, count);
+    graph_copy *call = malloc(sizeof *call);
+    if (!call) return virtual_error(ACL_ERROR_RT_MEMORY_ALLOCATION, "the host is out of memory");
+    *call = (graph_copy){destination, source, count};
+    return virtual_graph_add(stream, &(virtual_call){"aclrtMemcpyAsync", run_copy, free, call});
 }
 
 EXPORT int aclrtMemcpyAsyncWithCondition(void *destination, size_t capacity, const void *source, size_t count, int kind,
                                          void *stream) {
-    (void)stream;
-    return aclrtMemcpy(destination, capacity, source, count, kind);
+    return aclrtMemcpyAsync(destination, capacity, source, count, kind, stream);
 }
 
 EXPORT int aclrtMemcpyBatch(void **destinations, size_t *capacities, void **sources, size_t *sizes, size_t batches,
                             void *attributes, size_t *indexes, size_t attribute_count, size_t *failed) {
     (void)attributes, (void)indexes, (void)attribute_count;
     for (size_t i = 0; i < batches; ++i) {
-        int code = aclrtMemcpy(destinations[i], capacities[i], sources[i], sizes[i], 0);
+        int code = copy(destinations[i], capacities[i], sources[i], sizes[i]);
         if (code) {
             if (failed) *failed = i;
             return code;
@@ -227,7 +248,8 @@ EXPORT int aclrtMemcpyBatch(void **destinations, size_t *capacities, void **sour
 
 EXPORT int aclrtMemcpyBatchAsync(void **destinations, size_t *capacities, void **sources, size_t *sizes, size_t batches,
                                  void *attributes, size_t *indexes, size_t attribute_count, size_t *failed, void *stream) {
-    (void)stream;
+    int refused = virtual_capture_refuses("aclrtMemcpyBatchAsync", stream);
+    if (refused) return refused;
     return aclrtMemcpyBatch(destinations, capacities, sources, sizes, batches, attributes, indexes, attribute_count, failed);
 }
 
@@ -239,14 +261,9 @@ EXPORT int aclrtMemset(void *pointer, size_t capacity, int32_t value, size_t cou
 }
 
 EXPORT int aclrtMemsetAsync(void *pointer, size_t capacity, int32_t value, size_t count, void *stream) {
-    (void)stream;
+    int refused = virtual_capture_refuses("aclrtMemsetAsync", stream); /* torch's operators fill with kernels */
+    if (refused) return refused;
     return aclrtMemset(pointer, capacity, value, count);
-}
-
-EXPORT int aclrtValueWrite(uint64_t *address, uint64_t value, uint32_t flag, void *stream) {
-    (void)flag, (void)stream;
-    __atomic_store_n(address, value, __ATOMIC_SEQ_CST);
-    return ACL_SUCCESS;
 }
 
 /* Virtual memory: address ranges, into which counted physical memory is mapped ---------------------------------- */

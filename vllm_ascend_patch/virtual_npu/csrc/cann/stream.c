@@ -1,21 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Streams and events of a device whose work completes at once: whatever was put on a stream is done, so waiting never
- * blocks, every query answers "complete", and an event holds the host's time at which it was recorded.
+ * blocks, every query answers "complete", and an event holds the host's time at which it was recorded. While a stream is
+ * captured (graph.c), what is put on it is recorded instead, and waiting for it is an error.
  */
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "virtual_cann.h"
+#include "virtual_graph.h"
 
-typedef struct {
-    int32_t id;
-    uint32_t overflow_switch;
-} virtual_stream;
+enum { ACL_EVENT_EXTERNAL = 0x20 }; /* acl/acl_rt.h: its records and waits become calls of a graph */
 
 typedef struct {
     uint64_t microseconds; /* when it was last recorded, on the monotonic clock */
+    uint32_t capture;      /* the capture in which it was last recorded, 0 for none */
+    bool external;
+    bool reset; /* reset and not recorded since */
 } virtual_event;
 
 static int32_t next_stream = 1;
@@ -54,9 +56,8 @@ EXPORT int aclrtStreamGetId(void *stream, int32_t *id) {
 }
 
 EXPORT int aclrtStreamQuery(void *stream, int *status) {
-    (void)stream;
     *status = 0; /* ACL_STREAM_STATUS_COMPLETE */
-    return ACL_SUCCESS;
+    return virtual_capture_refuses("aclrtStreamQuery", stream);
 }
 
 EXPORT int aclrtSetStreamOverflowSwitch(void *stream, uint32_t flag) {
@@ -75,19 +76,27 @@ EXPORT int aclrtGetStreamOverflowSwitch(void *stream, uint32_t *flag) {
 
 NOTHING_TO_DO(aclrtSetStreamAttribute)
 NOTHING_TO_DO(aclrtSetStreamFailureMode)
-NOTHING_TO_DO(aclrtStreamWaitEvent)
 NOTHING_TO_DO(aclrtSubscribeReport)
-NOTHING_TO_DO(aclrtSynchronizeDevice)
-NOTHING_TO_DO(aclrtSynchronizeDeviceWithTimeout)
-NOTHING_TO_DO(aclrtSynchronizeEvent)
-NOTHING_TO_DO(aclrtSynchronizeStream)
-NOTHING_TO_DO(aclrtSynchronizeStreamWithTimeout)
 NOTHING_TO_DO(aclrtUnSubscribeReport)
 
+EXPORT int aclrtSynchronizeDevice(void) { return virtual_capture_refuses("aclrtSynchronizeDevice", NULL); }
+
+EXPORT int aclrtSynchronizeDeviceWithTimeout(int32_t timeout) {
+    (void)timeout;
+    return aclrtSynchronizeDevice();
+}
+
+EXPORT int aclrtSynchronizeStream(void *stream) { return virtual_capture_refuses("aclrtSynchronizeStream", stream); }
+
+EXPORT int aclrtSynchronizeStreamWithTimeout(void *stream, int32_t timeout) {
+    (void)timeout;
+    return aclrtSynchronizeStream(stream);
+}
+
 EXPORT int aclrtCreateEventExWithFlag(void **event, uint32_t flag) {
-    (void)flag;
     virtual_event *created = calloc(1, sizeof *created);
     if (!created) return virtual_error(ACL_ERROR_RT_MEMORY_ALLOCATION, "the host is out of memory");
+    created->external = flag & ACL_EVENT_EXTERNAL;
     *event = created;
     return ACL_SUCCESS;
 }
@@ -101,21 +110,61 @@ EXPORT int aclrtDestroyEvent(void *event) {
     return ACL_SUCCESS;
 }
 
-EXPORT int aclrtRecordEvent(virtual_event *event, void *stream) {
-    (void)stream;
+/* What is put on a stream: done at once, or recorded as a call of the graph that the stream is captured into. */
+static int put(void *stream, const char *name, int (*run)(void *), void *argument) {
+    if (virtual_graph_state(stream) != VIRTUAL_STREAM_CAPTURES) return run(argument);
+    return virtual_graph_add(stream, &(virtual_call){name, run, NULL, argument});
+}
+
+static int record_now(void *argument) {
+    virtual_event *event = argument;
     event->microseconds = now();
+    event->capture = 0;
+    event->reset = false;
+    return ACL_SUCCESS;
+}
+
+static int reset_now(void *argument) {
+    ((virtual_event *)argument)->reset = true;
+    return ACL_SUCCESS;
+}
+
+/* Work completes at once, so a stream that would wait for what the host does next waits for ever. */
+static int waits_for_ever(void) {
+    return virtual_graph_error("the stream waits for an external event that nothing has recorded since it was reset; update the "
+                               "graph's task groups and record their events before the replay");
+}
+
+static int wait_now(void *argument) { return ((virtual_event *)argument)->reset ? waits_for_ever() : ACL_SUCCESS; }
+
+EXPORT int aclrtRecordEvent(virtual_event *event, void *stream) {
+    if (event->external) return put(stream, "record of an external event", record_now, event);
+    record_now(event);
+    event->capture = virtual_capture_of(stream);
     return ACL_SUCCESS;
 }
 
 EXPORT int aclrtResetEvent(virtual_event *event, void *stream) {
-    (void)event, (void)stream;
+    return event->external ? put(stream, "reset of an external event", reset_now, event) : ACL_SUCCESS;
+}
+
+EXPORT int aclrtStreamWaitEvent(virtual_stream *stream, virtual_event *event) {
+    if (event->external) return put(stream, "wait for an external event", wait_now, event);
+    if (stream && virtual_capture_is_active(event->capture)) return virtual_capture_join(stream, event->capture);
     return ACL_SUCCESS;
 }
 
-EXPORT int aclrtQueryEventStatus(virtual_event *event, int *status) {
-    (void)event;
+static int refuse_captured(const char *function, const virtual_event *event) {
+    if (!virtual_capture_is_active(event->capture)) return ACL_SUCCESS;
+    return virtual_error(ACL_ERROR_RT_EVENT_CAPTURED, "%s: the event was recorded on a stream that is captured into a graph",
+                         function);
+}
+
+EXPORT int aclrtSynchronizeEvent(const virtual_event *event) { return refuse_captured("aclrtSynchronizeEvent", event); }
+
+EXPORT int aclrtQueryEventStatus(const virtual_event *event, int *status) {
     *status = 1; /* ACL_EVENT_RECORDED_STATUS_COMPLETE */
-    return ACL_SUCCESS;
+    return refuse_captured("aclrtQueryEventStatus", event);
 }
 
 EXPORT int aclrtQueryEventWaitStatus(virtual_event *event, int *status) {
@@ -136,17 +185,75 @@ EXPORT int aclrtEventGetTimestamp(virtual_event *event, uint64_t *timestamp) {
     return ACL_SUCCESS;
 }
 
-/* Host callbacks run in the caller's thread, at once. */
-EXPORT int aclrtLaunchHostFunc(void *stream, void (*function)(void *), void *argument) {
-    (void)stream;
-    function(argument);
+/* Words of device memory that a stream writes or waits for; torch_npu's external events are such words. */
+typedef struct {
+    uint64_t *address, value;
+    uint32_t condition;
+} word;
+
+static int write_word(void *payload) {
+    const word *call = payload;
+    __atomic_store_n(call->address, call->value, __ATOMIC_SEQ_CST);
     return ACL_SUCCESS;
 }
 
-EXPORT int aclrtLaunchCallback(void (*function)(void *), void *argument, int block, void *stream) {
-    (void)block, (void)stream;
-    function(argument);
+static int wait_for_word(void *payload) {
+    const word *call = payload;
+    const uint64_t found = __atomic_load_n(call->address, __ATOMIC_SEQ_CST);
+    bool holds = false;
+    switch (call->condition) { /* acl/acl_rt.h: ACL_VALUE_WAIT_* */
+        case 0: holds = (int64_t)(found - call->value) >= 0; break;
+        case 1: holds = found == call->value; break;
+        case 2: holds = (found & call->value) != 0; break;
+        case 3: holds = ~(found | call->value) != 0; break;
+        default: return virtual_graph_error("aclrtValueWait knows the conditions 0 to 3");
+    }
+    return holds ? ACL_SUCCESS : waits_for_ever();
+}
+
+static int put_word(void *stream, const char *name, int (*run)(void *), word call) {
+    if (virtual_graph_state(stream) != VIRTUAL_STREAM_CAPTURES) return run(&call);
+    word *kept = malloc(sizeof *kept);
+    if (!kept) return virtual_error(ACL_ERROR_RT_MEMORY_ALLOCATION, "the host is out of memory");
+    *kept = call;
+    return virtual_graph_add(stream, &(virtual_call){name, run, free, kept});
+}
+
+EXPORT int aclrtValueWrite(uint64_t *address, uint64_t value, uint32_t flag, void *stream) {
+    (void)flag;
+    return put_word(stream, "aclrtValueWrite", write_word, (word){address, value, 0});
+}
+
+EXPORT int aclrtValueWait(uint64_t *address, uint64_t value, uint32_t flag, void *stream) {
+    return put_word(stream, "aclrtValueWait", wait_for_word, (word){address, value, flag});
+}
+
+/* Host callbacks run in the caller's thread, at once, or at every replay. */
+typedef struct {
+    void (*function)(void *);
+    void *argument;
+} callback;
+
+static int run_callback(void *payload) {
+    const callback *call = payload;
+    call->function(call->argument);
     return ACL_SUCCESS;
+}
+
+EXPORT int aclrtLaunchHostFunc(void *stream, void (*function)(void *), void *argument) {
+    if (virtual_graph_state(stream) != VIRTUAL_STREAM_CAPTURES) {
+        function(argument);
+        return ACL_SUCCESS;
+    }
+    callback *call = malloc(sizeof *call);
+    if (!call) return virtual_error(ACL_ERROR_RT_MEMORY_ALLOCATION, "the host is out of memory");
+    *call = (callback){function, argument};
+    return virtual_graph_add(stream, &(virtual_call){"host callback", run_callback, free, call});
+}
+
+EXPORT int aclrtLaunchCallback(void (*function)(void *), void *argument, int block, void *stream) {
+    (void)block;
+    return aclrtLaunchHostFunc(stream, function, argument);
 }
 
 /* A thread that serves callbacks asks in a loop; there never is one left to serve. */

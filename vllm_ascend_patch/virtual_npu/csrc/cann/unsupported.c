@@ -99,34 +99,12 @@ UNSUPPORTED(aclrtIpcOpenEventHandle)
 UNSUPPORTED(aclrtMemExportToShareableHandle)
 UNSUPPORTED(aclrtMemImportFromShareableHandle)
 UNSUPPORTED(aclrtMemSetPidToShareableHandle)
-UNSUPPORTED(aclrtValueWait)
 
-/* Graph capture. The queries must answer, since torch asks them outside of captures too. */
-UNSUPPORTED(aclmdlRICaptureBegin)
-UNSUPPORTED(aclmdlRICaptureEnd)
-UNSUPPORTED(aclmdlRICaptureTaskGrpBegin)
-UNSUPPORTED(aclmdlRICaptureTaskGrpEnd)
-UNSUPPORTED(aclmdlRICaptureTaskUpdateBegin)
-UNSUPPORTED(aclmdlRICaptureTaskUpdateEnd)
-UNSUPPORTED(aclmdlRIDebugJsonPrint)
-UNSUPPORTED(aclmdlRIDebugPrint)
-UNSUPPORTED(aclmdlRIDestroy)
-UNSUPPORTED(aclmdlRIExecuteAsync)
-
-EXPORT int aclmdlRICaptureGetInfo(void *stream, int *status, void **model) {
-    (void)stream;
-    *status = 0; /* ACL_MODEL_RI_CAPTURE_STATUS_NONE */
-    if (model) *model = NULL;
-    return ACL_SUCCESS;
-}
-
-EXPORT int aclmdlRICaptureThreadExchangeMode(int *mode) {
-    static __thread int current;
-    int previous = current;
-    current = *mode;
-    *mode = previous;
-    return ACL_SUCCESS;
-}
+/* Conditional nodes of graphs. */
+UNSUPPORTED(aclmdlRIAddCondTask)
+UNSUPPORTED(aclmdlRICaptureToModelRIBegin)
+UNSUPPORTED(aclmdlRICondHandleCreate)
+UNSUPPORTED(aclmdlRICondHandleGetCondPtr)
 
 /* The collectives of CANN. torch.distributed's backend "hccl" does not come here: it runs over gloo. */
 UNSUPPORTED(HcclAllGather)

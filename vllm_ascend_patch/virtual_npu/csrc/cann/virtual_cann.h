@@ -18,8 +18,16 @@ enum {
     ACL_ERROR_RT_PARAM_INVALID = 107000,
     ACL_ERROR_RT_INVALID_DEVICEID = 107001,
     ACL_ERROR_RT_CONTEXT_NULL = 107002,
+    ACL_ERROR_RT_CAPTURE_DEPENDENCY = 107024,
+    ACL_ERROR_RT_MODEL_CAPTURED = 107026,
+    ACL_ERROR_RT_STREAM_CAPTURED = 107027,
+    ACL_ERROR_RT_EVENT_CAPTURED = 107028,
+    ACL_ERROR_RT_STREAM_NOT_CAPTURED = 107029,
+    ACL_ERROR_RT_CAPTURE_MODE_NOT_SUPPORT = 107030,
+    ACL_ERROR_RT_STREAM_CAPTURE_UNMATCHED = 107036,
     ACL_ERROR_RT_FEATURE_NOT_SUPPORT = 207000,
     ACL_ERROR_RT_MEMORY_ALLOCATION = 207001,
+    ACL_ERROR_RT_STREAM_CAPTURE_INVALIDATED = 507903,
 };
 
 #define EXPORT __attribute__((visibility("default")))
@@ -36,6 +44,27 @@ const virtual_profile *virtual_machine(void);
 
 /* Record `format` as the message of the most recent error of this thread and return `code`. */
 int virtual_error(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+typedef struct {
+    int32_t id;
+    uint32_t overflow_switch;
+    uint32_t capture;           /* number of the capture it takes part in or took part in; see graph.c */
+    struct task_group *updates; /* the task group whose calls are being replaced on it */
+} virtual_stream;
+
+/* graph.c: whether `stream` takes part in a capture that is under way, and that capture's number (0: none). */
+uint32_t virtual_capture_of(const virtual_stream *stream);
+bool virtual_capture_is_active(uint32_t capture);
+
+/* graph.c: `stream` takes part in `capture` from now on, since it waits for an event of it. */
+int virtual_capture_join(virtual_stream *stream, uint32_t capture);
+
+/* graph.c: an error that names `function` if it waits for a stream that is captured (stream given), or is not allowed in
+ * this thread while a capture is under way (stream NULL). Such a call ends the capture without a graph. */
+int virtual_capture_refuses(const char *function, virtual_stream *stream);
+
+/* runtime.c, public: the message of this thread's most recent error, or NULL. */
+const char *aclGetRecentErrMsg(void);
 
 /* The device of this thread, 0 when none was set, as torch_npu expects after its lazy initialisation. */
 int virtual_device(void);

@@ -8,6 +8,8 @@
 #include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
 
+#include <algorithm>
+
 #include "allocator.h"
 #include "torch_npu/csrc/core/NPUStorageImpl.h"
 
@@ -81,6 +83,19 @@ at::Tensor owning_alias(const at::Tensor& tensor) {
   alias.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
       c10::DataPtr(npu->mutable_data(), npu, &release_storage, c10::DeviceType::CPU));
   return alias;
+}
+
+at::Tensor borrowed_alias(const at::Tensor& tensor) {
+  if (tensor.device().is_cpu()) {
+    return tensor.detach();
+  }
+  AliasTable table;
+  return table.alias(tensor.detach());
+}
+
+bool AliasTable::has_storage_of(const at::Tensor& cpu) const {
+  const c10::StorageImpl* storage = cpu.has_storage() ? cpu.storage().unsafeGetStorageImpl() : nullptr;
+  return std::any_of(storages_.begin(), storages_.end(), [&](const auto& known) { return known.cpu.get() == storage; });
 }
 
 c10::intrusive_ptr<c10::StorageImpl> AliasTable::alias_storage(const c10::Storage& npu) {

@@ -15,6 +15,9 @@ inline constexpr c10::DeviceType kNPU = c10::DeviceType::PrivateUse1;
 // A CPU tensor over the memory of `tensor` (on a host or an NPU) that keeps the memory alive.
 at::Tensor owning_alias(const at::Tensor& tensor);
 
+// The same without keeping the memory alive: for calls that a graph replays on memory that its pool owns.
+at::Tensor borrowed_alias(const at::Tensor& tensor);
+
 // The aliases made for one operator call, with the way back.
 class AliasTable {
  public:
@@ -32,7 +35,8 @@ class AliasTable {
   // storage if it shares an alias's memory, else a new tensor that takes over the memory.
   at::Tensor wrap(const at::Tensor& result, c10::Device device);
 
-  bool empty() const { return tensors_.empty(); }
+  // Whether `cpu` lies in the memory of an argument, as an alias or a view of one.
+  bool has_storage_of(const at::Tensor& cpu) const;
 
  private:
   struct AliasedStorage {

@@ -1,22 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// See hccl_backend.h.
+// See hccl_backend.h: the life of a group, the order of its calls, and messages between two ranks.
 #include "hccl_backend.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <cstdlib>
-#include <numeric>
 
 #include "alias.h"
-#include "hccl_reduce.h"
 
 namespace virtual_npu {
 namespace {
-
-// Up to this size an all-reduce sends everything to everyone; above it, ranks reduce a share each and gather the shares.
-constexpr int64_t kAllToAllBytes = 64 * 1024;
 
 // HCCL's own limit, in seconds, for ranks to arrive and finish, if it is shorter than the group's.
 Milliseconds limited(Milliseconds timeout) {
@@ -30,177 +25,22 @@ const at::Tensor& single(const Tensors& tensors) {
   return tensors.front();
 }
 
-std::string type_of(const at::Tensor& tensor) {
-  return c10::toString(tensor.scalar_type());
-}
-
-// `tensor` as a flat host tensor over the same memory.
-at::Tensor flat(const at::Tensor& tensor) {
-  return bytes_of(tensor).view(tensor.scalar_type());
-}
-
-at::Tensor rows_like(const at::Tensor& flat, int64_t rows, int64_t columns) {
-  return at::empty({rows, columns}, flat.options());
-}
-
-// Byte views of the rows of a matrix or of consecutive pieces of a flat tensor.
-Tensors bytes_of_rows(const at::Tensor& rows) {
-  Tensors parts;
-  for (int64_t i = 0; i < rows.size(0); ++i) {
-    parts.push_back(bytes_of(rows[i]));
-  }
-  return parts;
-}
-
-Tensors bytes_of_pieces(const at::Tensor& flat, const std::vector<int64_t>& lengths) {
-  Tensors parts;
-  int64_t start = 0;
-  for (const int64_t length : lengths) {
-    parts.push_back(bytes_of(flat.narrow(0, start, length)));
-    start += length;
-  }
-  return parts;
-}
-
-Tensors bytes_of_all(const Tensors& tensors) {
-  Tensors parts;
-  parts.reserve(tensors.size());
+// The stream on which the caller sees these tensors change; without tensors, the current device's. None for host tensors.
+GraphStream stream_of(const Tensors& tensors) {
   for (const at::Tensor& tensor : tensors) {
-    parts.push_back(bytes_of(tensor));
+    if (tensor.device().type() == kNPU) {
+      return GraphStream(tensor.device());
+    }
   }
-  return parts;
+  return tensors.empty() ? GraphStream(c10::impl::getDeviceGuardImpl(kNPU)->getDevice()) : GraphStream();
 }
 
-// Elements per rank from `splits` (along the first dimension; empty: equal parts).
-std::vector<int64_t> split_lengths(const at::Tensor& tensor, const std::vector<int64_t>& splits, int size, const char* what) {
-  const int64_t rows = tensor.dim() == 0 ? 1 : tensor.size(0);
-  if (splits.empty()) {
-    TORCH_CHECK(
-        rows % size == 0, "Tensor's dim 0 does not divide equally across group size: ", what, " has ", rows, " rows for ",
-        size, " ranks");
-    return std::vector<int64_t>(size, tensor.numel() / size);
+void refuse_in_graph(const Tensors& tensors, const char* call) {
+  const GraphStream graph = stream_of(tensors);
+  if (!graph.runs()) {
+    graph.refuse(call, "messages between two ranks are not supported there");
   }
-  TORCH_CHECK(
-      static_cast<int>(splits.size()) == size, "Number of tensor splits not equal to group size: ", what, " has ",
-      splits.size(), " splits for ", size, " ranks");
-  const int64_t sum = std::accumulate(splits.begin(), splits.end(), int64_t{0});
-  TORCH_CHECK(
-      sum == rows, "Split sizes doesn't match total dim 0 size: the splits of ", what, " sum to ", sum, ", it has ", rows,
-      " rows");
-  const int64_t row = rows == 0 ? 0 : tensor.numel() / rows;
-  std::vector<int64_t> lengths;
-  for (const int64_t split : splits) {
-    TORCH_CHECK(split >= 0, "a split of ", what, " is negative: ", split);
-    lengths.push_back(split * row);
-  }
-  return lengths;
 }
-
-void check_same_type(const at::Tensor& a, const at::Tensor& b) {
-  TORCH_CHECK(
-      a.scalar_type() == b.scalar_type(), "hccl needs one data type for input and output, not ", b.scalar_type(), " and ",
-      a.scalar_type());
-}
-
-} // namespace
-
-class HcclBackend::CollectiveWork final : public c10d::Work {
- public:
-  CollectiveWork(int rank, c10d::OpType type, Tensors outputs, Milliseconds timeout)
-      : Work(rank, type),
-        outputs_(std::move(outputs)),
-        timeout_(timeout),
-        future_(c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()))) {}
-
-  void complete(std::exception_ptr error) {
-    if (error) {
-      future_->setErrorIfNeeded(error);
-    } else {
-      future_->markCompleted(c10::IValue(outputs_));
-    }
-    finish(std::move(error));
-  }
-
-  bool wait(Milliseconds timeout) override {
-    std::unique_lock<std::mutex> lock(mutex_);
-    // The exchange itself ends within its own time limit; the margin lets its better message arrive first.
-    const Milliseconds limit = timeout == kNoTimeout ? timeout_ + Milliseconds(10000) : timeout;
-    TORCH_CHECK_WITH(
-        DistBackendError,
-        cv_.wait_for(lock, limit, [&] { return completed_; }),
-        "hccl ",
-        c10d::opTypeToString(opType_),
-        " on rank ",
-        rank_,
-        " was not finished within ",
-        static_cast<double>(limit.count()) / 1000.0,
-        " s");
-    if (exception_) {
-      std::rethrow_exception(exception_);
-    }
-    return true;
-  }
-
-  void synchronize() override {
-    wait(kNoTimeout);
-  }
-
-  void blockCurrentStream() { // overrides from PyTorch 2.8 on
-    wait(kNoTimeout);
-  }
-
-  std::vector<at::Tensor> result() override {
-    return outputs_;
-  }
-
-  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    return future_;
-  }
-
- private:
-  const Tensors outputs_;
-  const Milliseconds timeout_;
-  const c10::intrusive_ptr<c10::ivalue::Future> future_;
-};
-
-namespace {
-
-// Several works that count as one.
-class CoalescedWork final : public c10d::Work {
- public:
-  CoalescedWork(int rank, std::vector<WorkPtr> works)
-      : Work(rank, c10d::OpType::COALESCED), works_(std::move(works)) {}
-
-  bool isCompleted() override {
-    return std::all_of(works_.begin(), works_.end(), [](const WorkPtr& work) { return work->isCompleted(); });
-  }
-
-  bool wait(Milliseconds timeout) override {
-    for (const WorkPtr& work : works_) {
-      work->wait(timeout);
-    }
-    return true;
-  }
-
-  std::vector<at::Tensor> result() override {
-    Tensors all;
-    for (const WorkPtr& work : works_) {
-      const Tensors some = work->result();
-      all.insert(all.end(), some.begin(), some.end());
-    }
-    return all;
-  }
-
-  c10::intrusive_ptr<c10::ivalue::Future> getFuture() override {
-    wait(kNoTimeout);
-    auto future = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
-    future->markCompleted(c10::IValue(result()));
-    return future;
-  }
-
- private:
-  const std::vector<WorkPtr> works_;
-};
 
 } // namespace
 
@@ -244,6 +84,11 @@ void HcclBackend::abort() {
 
 WorkPtr HcclBackend::call(c10d::OpType type, Milliseconds timeout, bool async, Tensors outputs, Job job) {
   timeout = limited(timeout == c10d::kUnsetTimeout ? timeout_ : timeout);
+  const GraphStream graph = stream_of(outputs);
+  if (!graph.runs()) {
+    record(graph, type, timeout, outputs, job);
+    async = false;
+  }
   auto work = c10::make_intrusive<CollectiveWork>(rank_, type, std::move(outputs), timeout);
   ++sequence_;
   const auto run = [work, job = std::move(job), timeout] {
@@ -269,6 +114,14 @@ WorkPtr HcclBackend::call(c10d::OpType type, Milliseconds timeout, bool async, T
     }
     return work;
   }
+  lock.unlock();
+  run_in_turn(run);
+  work->wait(timeout); // raises what went wrong
+  return work;
+}
+
+void HcclBackend::run_in_turn(const std::function<void()>& run) {
+  std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait(lock, [&] { return (queue_.empty() && !running_) || closed_; });
   running_ = true;
   lock.unlock();
@@ -276,9 +129,35 @@ WorkPtr HcclBackend::call(c10d::OpType type, Milliseconds timeout, bool async, T
   lock.lock();
   running_ = false;
   changed_.notify_all();
-  lock.unlock();
-  work->wait(timeout); // raises what went wrong
-  return work;
+}
+
+void HcclBackend::record(
+    const GraphStream& graph, c10d::OpType type, Milliseconds timeout, const Tensors& outputs, const Job& job) {
+  const std::string name = "hccl " + c10d::opTypeToString(type);
+  if (graph.updates() || coalescing_ || outputs.empty()) {
+    graph.refuse(name, outputs.empty() ? "the host waits for it" : "only single collectives of a capture are supported");
+  }
+  for (const at::Tensor& output : outputs) {
+    graph.save(output);
+  }
+  const auto self = c10::weak_intrusive_ptr<HcclBackend>(c10::intrusive_ptr<HcclBackend>::reclaim_copy(this));
+  graph.add(name, [self, job, timeout] {
+    const auto backend = self.lock();
+    TORCH_CHECK(backend && !backend->closed_, "the process group was shut down");
+    ++backend->sequence_;
+    std::exception_ptr error;
+    backend->run_in_turn([&] {
+      try {
+        const at::AutoDispatchBelowADInplaceOrView below_autograd;
+        job(timeout);
+      } catch (...) {
+        error = std::current_exception();
+      }
+    });
+    if (error) {
+      std::rethrow_exception(error);
+    }
+  });
 }
 
 void HcclBackend::serve() {
@@ -312,320 +191,10 @@ WorkPtr HcclBackend::endCoalescing() {
   return c10::make_intrusive<CoalescedWork>(rank_, std::move(works));
 }
 
-// Collectives ---------------------------------------------------------------------------------------------------------
-
-WorkPtr HcclBackend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) {
-  const at::Tensor tensor = single(tensors);
-  const auto root = static_cast<int>(options.rootRank);
-  const at::Tensor bytes = bytes_of(tensor);
-  return call(c10d::OpType::BROADCAST, options, tensors, [=, this, type = type_of(tensor)](Milliseconds timeout) {
-    Tensors sends(size_), recvs(size_);
-    if (rank_ == root) {
-      sends.assign(size_, bytes);
-    } else {
-      recvs[root] = bytes;
-    }
-    wire_->exchange(c10::str("broadcast(", type, ", from group rank ", root, ")"), sends, recvs, timeout);
-  });
-}
-
-HcclBackend::Job HcclBackend::allreduce_job(const at::Tensor& tensor, const c10d::ReduceOp& op) const {
-  const std::string name = c10::str("all_reduce(", type_of(tensor), ", ", reduce_name(op, tensor.scalar_type()), ")");
-  return [=, this, values = flat(tensor), mine = bytes_of(tensor)](Milliseconds timeout) {
-    const int64_t count = values.numel();
-    if (mine.numel() <= kAllToAllBytes || count < size_) {
-      const at::Tensor rows = rows_like(values, size_, count);
-      wire_->exchange(name, Tensors(size_, mine), bytes_of_rows(rows), timeout);
-      values.copy_(reduce_rows(rows, op));
-      return;
-    }
-    std::vector<int64_t> shares(size_, count / size_);
-    for (int64_t i = 0; i < count % size_; ++i) {
-      ++shares[i];
-    }
-    const at::Tensor rows = rows_like(values, size_, shares[rank_]);
-    wire_->exchange(name, bytes_of_pieces(values, shares), bytes_of_rows(rows), timeout);
-    const at::Tensor share = reduce_rows(rows, op);
-    wire_->exchange(name, Tensors(size_, bytes_of(share)), bytes_of_pieces(values, shares), timeout);
-  };
-}
-
-WorkPtr HcclBackend::allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) {
-  return call(c10d::OpType::ALLREDUCE, options, tensors, allreduce_job(single(tensors), options.reduceOp));
-}
-
-WorkPtr HcclBackend::allreduce_coalesced(Tensors& tensors, const c10d::AllreduceCoalescedOptions& options) {
-  std::vector<Job> jobs;
-  for (const at::Tensor& tensor : tensors) {
-    jobs.push_back(allreduce_job(tensor, options.reduceOp));
-  }
-  return call(c10d::OpType::ALLREDUCE_COALESCED, options, tensors, [jobs](Milliseconds timeout) {
-    for (const Job& job : jobs) {
-      job(timeout);
-    }
-  });
-}
-
-WorkPtr HcclBackend::reduce(Tensors& tensors, const c10d::ReduceOptions& options) {
-  const at::Tensor tensor = single(tensors);
-  const auto root = static_cast<int>(options.rootRank);
-  const c10d::ReduceOp op = options.reduceOp;
-  const std::string name = c10::str(
-      "reduce(", type_of(tensor), ", ", reduce_name(op, tensor.scalar_type()), ", to group rank ", root, ")");
-  return call(
-      c10d::OpType::REDUCE, options, tensors,
-      [=, this, values = flat(tensor), mine = bytes_of(tensor)](Milliseconds timeout) {
-        Tensors sends(size_), recvs(size_);
-        sends[root] = mine;
-        at::Tensor rows;
-        if (rank_ == root) {
-          rows = rows_like(values, size_, values.numel());
-          recvs = bytes_of_rows(rows);
-        }
-        wire_->exchange(name, sends, recvs, timeout);
-        if (rank_ == root) {
-          values.copy_(reduce_rows(rows, op));
-        }
-      });
-}
-
-HcclBackend::Job HcclBackend::allgather_job(const std::string& name, Tensors outputs, const at::Tensor& input) const {
-  TORCH_CHECK(
-      static_cast<int>(outputs.size()) == size_, "hccl ", name, " needs ", size_, " output tensors, one per rank, not ",
-      outputs.size());
-  for (const at::Tensor& output : outputs) {
-    check_same_type(output, input);
-  }
-  return [=, this, call = c10::str(name, "(", type_of(input), ")"), mine = bytes_of(input),
-          parts = bytes_of_all(outputs)](Milliseconds timeout) {
-    wire_->exchange(call, Tensors(size_, mine), parts, timeout);
-  };
-}
-
-WorkPtr HcclBackend::allgather(
-    std::vector<Tensors>& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  TORCH_CHECK(outputs.size() == 1, "hccl takes one list of output tensors, not ", outputs.size());
-  return call(
-      c10d::OpType::ALLGATHER, options, outputs.front(), allgather_job("all_gather", outputs.front(), single(inputs)));
-}
-
-WorkPtr HcclBackend::_allgather_base(at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) {
-  TORCH_CHECK(
-      output.numel() == input.numel() * size_,
-      "output tensor size must be equal to world_size times input tensor size: ", output.numel(), " is not ", size_,
-      " times ", input.numel());
-  const Tensors parts = flat(output).chunk(size_);
-  return call(
-      c10d::OpType::_ALLGATHER_BASE, options, {output},
-      allgather_job("all_gather_into_tensor", output.numel() == 0 ? Tensors(size_, flat(output)) : parts, input));
-}
-
-WorkPtr HcclBackend::allgather_uneven(
-    const at::Tensor& output, const at::Tensor& input, std::vector<int64_t> output_splits) {
-  Tensors parts;
-  const at::Tensor values = flat(output);
-  int64_t start = 0;
-  for (const int64_t length : split_lengths(output, output_splits, size_, "the output")) {
-    parts.push_back(values.narrow(0, start, length));
-    start += length;
-  }
-  return call(
-      c10d::OpType::_ALLGATHER_BASE, c10d::AllgatherOptions(), {output},
-      allgather_job("all_gather_into_tensor_uneven", parts, input));
-}
-
-WorkPtr HcclBackend::allgather_coalesced(
-    std::vector<Tensors>& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  // outputs[rank][i] receives inputs[i] of that rank.
-  std::vector<Job> jobs;
-  Tensors all;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    Tensors parts;
-    for (const Tensors& of_rank : outputs) {
-      TORCH_CHECK(of_rank.size() == inputs.size(), "hccl all_gather_coalesced needs an output per rank and input");
-      parts.push_back(of_rank[i]);
-    }
-    all.insert(all.end(), parts.begin(), parts.end());
-    jobs.push_back(allgather_job("all_gather_coalesced", parts, inputs[i]));
-  }
-  return call(c10d::OpType::ALLGATHER_COALESCED, options, all, [jobs](Milliseconds timeout) {
-    for (const Job& job : jobs) {
-      job(timeout);
-    }
-  });
-}
-
-WorkPtr HcclBackend::allgather_into_tensor_coalesced(
-    Tensors& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
-  TORCH_CHECK(outputs.size() == inputs.size(), "hccl needs as many outputs as inputs");
-  std::vector<Job> jobs;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    TORCH_CHECK(outputs[i].numel() == inputs[i].numel() * size_, "output ", i, " must have world_size times input ", i);
-    const at::Tensor values = flat(outputs[i]);
-    jobs.push_back(allgather_job(
-        "all_gather_into_tensor_coalesced", values.numel() == 0 ? Tensors(size_, values) : values.chunk(size_), inputs[i]));
-  }
-  return call(c10d::OpType::COALESCED, options, outputs, [jobs](Milliseconds timeout) {
-    for (const Job& job : jobs) {
-      job(timeout);
-    }
-  });
-}
-
-WorkPtr HcclBackend::gather(
-    std::vector<Tensors>& outputs, Tensors& inputs, const c10d::GatherOptions& options) {
-  const at::Tensor input = single(inputs);
-  const auto root = static_cast<int>(options.rootRank);
-  Tensors results;
-  if (rank_ == root) {
-    TORCH_CHECK(
-        outputs.size() == 1 && static_cast<int>(outputs.front().size()) == size_, "hccl gather needs a list of ", size_,
-        " output tensors on the destination rank");
-    results = outputs.front();
-  }
-  return call(
-      c10d::OpType::GATHER, options, results,
-      [=, this, mine = bytes_of(input), parts = bytes_of_all(results), type = type_of(input)](Milliseconds timeout) {
-        Tensors sends(size_);
-        sends[root] = mine;
-        wire_->exchange(
-            c10::str("gather(", type, ", to group rank ", root, ")"), sends, rank_ == root ? parts : Tensors(size_),
-            timeout);
-      });
-}
-
-WorkPtr HcclBackend::scatter(
-    Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ScatterOptions& options) {
-  const at::Tensor output = single(outputs);
-  const auto root = static_cast<int>(options.rootRank);
-  Tensors sources;
-  if (rank_ == root) {
-    TORCH_CHECK(
-        inputs.size() == 1 && static_cast<int>(inputs.front().size()) == size_, "hccl scatter needs a list of ", size_,
-        " input tensors on the source rank");
-    sources = inputs.front();
-  }
-  return call(
-      c10d::OpType::SCATTER, options, outputs,
-      [=, this, mine = bytes_of(output), parts = bytes_of_all(sources), type = type_of(output)](Milliseconds timeout) {
-        Tensors recvs(size_);
-        recvs[root] = mine;
-        wire_->exchange(
-            c10::str("scatter(", type, ", from group rank ", root, ")"), rank_ == root ? parts : Tensors(size_), recvs,
-            timeout);
-      });
-}
-
-HcclBackend::Job HcclBackend::reduce_scatter_job(
-    const at::Tensor& output, Tensors inputs, const c10d::ReduceOp& op) const {
-  TORCH_CHECK(
-      static_cast<int>(inputs.size()) == size_, "hccl reduce_scatter needs ", size_, " input tensors, one per rank, not ",
-      inputs.size());
-  for (const at::Tensor& input : inputs) {
-    check_same_type(output, input);
-  }
-  TORCH_CHECK(
-      inputs[rank_].numel() == output.numel(), "hccl reduce_scatter: the output has ", output.numel(),
-      " elements, this rank's input ", inputs[rank_].numel());
-  const std::string name =
-      c10::str("reduce_scatter(", type_of(output), ", ", reduce_name(op, output.scalar_type()), ")");
-  return [=, this, result = flat(output), parts = bytes_of_all(inputs)](Milliseconds timeout) {
-    const at::Tensor rows = rows_like(result, size_, result.numel());
-    wire_->exchange(name, parts, bytes_of_rows(rows), timeout);
-    result.copy_(reduce_rows(rows, op));
-  };
-}
-
-WorkPtr HcclBackend::reduce_scatter(
-    Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ReduceScatterOptions& options) {
-  TORCH_CHECK(inputs.size() == 1, "hccl takes one list of input tensors, not ", inputs.size());
-  return call(
-      c10d::OpType::REDUCE_SCATTER, options, outputs,
-      reduce_scatter_job(single(outputs), inputs.front(), options.reduceOp));
-}
-
-WorkPtr HcclBackend::_reduce_scatter_base(
-    at::Tensor& output, at::Tensor& input, const c10d::ReduceScatterOptions& options) {
-  TORCH_CHECK(
-      input.numel() == output.numel() * size_,
-      "input tensor must be the same size as output size times world size: ", input.numel(), " is not ", size_, " times ",
-      output.numel());
-  const at::Tensor values = flat(input);
-  return call(
-      c10d::OpType::_REDUCE_SCATTER_BASE, options, {output},
-      reduce_scatter_job(output, values.numel() == 0 ? Tensors(size_, values) : values.chunk(size_), options.reduceOp));
-}
-
-WorkPtr HcclBackend::reduce_scatter_uneven(
-    const at::Tensor& output,
-    const at::Tensor& input,
-    std::vector<int64_t> input_splits,
-    const c10d::ReduceScatterOptions& options) {
-  Tensors parts;
-  const at::Tensor values = flat(input);
-  int64_t start = 0;
-  for (const int64_t length : split_lengths(input, input_splits, size_, "the input")) {
-    parts.push_back(values.narrow(0, start, length));
-    start += length;
-  }
-  return call(
-      c10d::OpType::_REDUCE_SCATTER_BASE, options, {output}, reduce_scatter_job(output, parts, options.reduceOp));
-}
-
-WorkPtr HcclBackend::reduce_scatter_tensor_coalesced(
-    Tensors& outputs, Tensors& inputs, const c10d::ReduceScatterOptions& options) {
-  TORCH_CHECK(outputs.size() == inputs.size(), "hccl needs as many outputs as inputs");
-  std::vector<Job> jobs;
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    TORCH_CHECK(inputs[i].numel() == outputs[i].numel() * size_, "input ", i, " must have world_size times output ", i);
-    const at::Tensor values = flat(inputs[i]);
-    jobs.push_back(reduce_scatter_job(
-        outputs[i], values.numel() == 0 ? Tensors(size_, values) : values.chunk(size_), options.reduceOp));
-  }
-  return call(c10d::OpType::COALESCED, options, outputs, [jobs](Milliseconds timeout) {
-    for (const Job& job : jobs) {
-      job(timeout);
-    }
-  });
-}
-
-WorkPtr HcclBackend::alltoall_base(
-    at::Tensor& output,
-    at::Tensor& input,
-    std::vector<int64_t>& output_splits,
-    std::vector<int64_t>& input_splits,
-    const c10d::AllToAllOptions& options) {
-  check_same_type(output, input);
-  const Tensors sends = bytes_of_pieces(flat(input), split_lengths(input, input_splits, size_, "the input"));
-  const Tensors recvs = bytes_of_pieces(flat(output), split_lengths(output, output_splits, size_, "the output"));
-  return call(
-      c10d::OpType::ALLTOALL_BASE, options, {output}, [=, this, type = type_of(input)](Milliseconds timeout) {
-        wire_->exchange(c10::str("all_to_all_single(", type, ")"), sends, recvs, timeout);
-      });
-}
-
-WorkPtr HcclBackend::alltoall(Tensors& outputs, Tensors& inputs, const c10d::AllToAllOptions& options) {
-  TORCH_CHECK(
-      static_cast<int>(outputs.size()) == size_ && static_cast<int>(inputs.size()) == size_,
-      "hccl all_to_all needs ", size_, " inputs and outputs, one per rank, not ", inputs.size(), " and ", outputs.size());
-  check_same_type(outputs.front(), inputs.front());
-  const Tensors sends = bytes_of_all(inputs);
-  const Tensors recvs = bytes_of_all(outputs);
-  return call(
-      c10d::OpType::ALLTOALL, options, outputs, [=, this, type = type_of(inputs.front())](Milliseconds timeout) {
-        wire_->exchange(c10::str("all_to_all(", type, ")"), sends, recvs, timeout);
-      });
-}
-
-WorkPtr HcclBackend::barrier(const c10d::BarrierOptions& options) {
-  return call(c10d::OpType::BARRIER, options, {}, [this](Milliseconds timeout) {
-    wire_->exchange("barrier()", Tensors(size_), Tensors(size_), timeout);
-  });
-}
-
 // Messages ------------------------------------------------------------------------------------------------------------
 
 WorkPtr HcclBackend::send(Tensors& tensors, int destination, int tag) {
+  refuse_in_graph(tensors, "hccl send");
   WorkPtr work = wire_->send(single(tensors), destination, tag, limited(timeout_));
   if (coalescing_) {
     coalescing_->push_back(work);
@@ -634,6 +203,7 @@ WorkPtr HcclBackend::send(Tensors& tensors, int destination, int tag) {
 }
 
 WorkPtr HcclBackend::recv(Tensors& tensors, int source, int tag) {
+  refuse_in_graph(tensors, "hccl recv");
   WorkPtr work = wire_->recv(single(tensors), source, tag, limited(timeout_));
   if (coalescing_) {
     coalescing_->push_back(work);
@@ -642,6 +212,7 @@ WorkPtr HcclBackend::recv(Tensors& tensors, int source, int tag) {
 }
 
 WorkPtr HcclBackend::recvAnysource(Tensors& tensors, int tag) {
+  refuse_in_graph(tensors, "hccl recv");
   return wire_->recv(single(tensors), -1, tag, limited(timeout_));
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The process group behind torch.distributed's backend "hccl": collectives made of exchanges of bytes, in the order in
-// which they were called, finished when they are waited for. How bytes travel is in hccl_wire.h.
+// which they were called, finished when they are waited for. The collectives are in hccl_collectives.cpp; how bytes travel is
+// in hccl_wire.h.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -11,12 +12,11 @@
 #include <functional>
 #include <thread>
 
+#include "graph.h"
 #include "hccl_wire.h"
+#include "hccl_work.h"
 
 namespace virtual_npu {
-
-using Tensors = std::vector<at::Tensor>;
-using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
 class HcclBackend final : public c10d::Backend {
  public:
@@ -85,7 +85,6 @@ class HcclBackend final : public c10d::Backend {
   void shutdown() override { abort(); }
 
  private:
-  class CollectiveWork;
   using Job = std::function<void(Milliseconds timeout)>;
 
   // Run `job` after everything that was called before: in this thread and to its end, or in the group's own thread.
@@ -99,6 +98,11 @@ class HcclBackend final : public c10d::Backend {
   }
   WorkPtr call(c10d::OpType type, Milliseconds timeout, bool async, Tensors outputs, Job job);
   void serve();
+  void run_in_turn(const std::function<void()>& run);
+
+  // The call happens on a stream that is captured: `job` runs again at every replay of the graph.
+  void record(
+      const GraphStream& graph, c10d::OpType type, Milliseconds timeout, const Tensors& outputs, const Job& job);
 
   Job allreduce_job(const at::Tensor& tensor, const c10d::ReduceOp& op) const;
   Job allgather_job(const std::string& name, Tensors outputs, const at::Tensor& input) const;

@@ -14,6 +14,7 @@
 #include <cstring>
 
 #include "alias.h"
+#include "graph.h"
 
 namespace virtual_npu {
 namespace {
@@ -77,7 +78,8 @@ std::string seconds(Milliseconds timeout) {
 at::Tensor bytes_of(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.layout() == c10::kStrided, "hccl moves dense tensors only, not ", tensor.layout());
   TORCH_CHECK(tensor.is_non_overlapping_and_dense(), "Tensors must be contiguous");
-  const at::Tensor host = owning_alias(tensor);
+  const bool replayed = tensor.device().type() == kNPU && !GraphStream(tensor.device()).runs();
+  const at::Tensor host = replayed ? borrowed_alias(tensor) : owning_alias(tensor);
   const auto item = static_cast<int64_t>(tensor.element_size());
   at::Tensor bytes = at::detail::make_tensor<c10::TensorImpl>(
       c10::Storage(host.storage()), c10::DispatchKeySet(c10::DispatchKey::CPU), caffe2::TypeMeta::Make<uint8_t>());

@@ -18,8 +18,8 @@ namespace virtual_npu {
 using Milliseconds = std::chrono::milliseconds;
 using Deadline = std::chrono::steady_clock::time_point;
 
-// The bytes of `tensor`, on a host or an NPU, as a flat uint8 tensor over the same memory, which it keeps alive. Raises if
-// the elements are not one block of memory.
+// The bytes of `tensor`, on a host or an NPU, as a flat uint8 tensor over the same memory, which it keeps alive except
+// in a graph. Raises if the elements are not one block of memory.
 at::Tensor bytes_of(const at::Tensor& tensor);
 
 class Wire : public std::enable_shared_from_this<Wire> {

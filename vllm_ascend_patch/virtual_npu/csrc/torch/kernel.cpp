@@ -3,6 +3,7 @@
 // See kernel.h.
 #include "kernel.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/enum_tag.h>
@@ -16,6 +17,7 @@
 
 #include "alias.h"
 #include "allocator.h"
+#include "graph_call.h"
 #include "pages.h"
 #include "random.h"
 
@@ -97,6 +99,10 @@ struct Plan {
   bool has_kernel = false;
   bool is_zero = false;
   bool packs_sequence = false;
+  bool copies = false;
+  bool takes_indices = false;
+  bool needs_host = false;
+  bool only_views = false;
   std::vector<bool> written;
 
   explicit Plan(const c10::OperatorHandle& op) {
@@ -123,6 +129,11 @@ struct Plan {
         kTakesHostTensors.count(short_name + "." + op.operator_name().overload_name) != 0;
     is_zero = short_name == "zero_";
     packs_sequence = name == kPackSequence;
+    copies = short_name == "copy_" || short_name == "_copy_from";
+    takes_indices = short_name.rfind("index", 0) == 0 || short_name.rfind("_index_put", 0) == 0;
+    needs_host = op.hasTag(at::Tag::data_dependent_output) ||
+        (op.hasTag(at::Tag::dynamic_output_shape) && !takes_indices);
+    only_views = op.hasTag(at::Tag::inplace_view);
     has_kernel = op.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU);
   }
 };
@@ -186,9 +197,6 @@ class Kernel final : public c10::OperatorKernel {
     const size_t count = op.schema().arguments().size();
     const size_t first = stack->size() - count;
     std::optional<c10::Device> tensors_on = check_devices(op, plan, *stack, first, count);
-    if (plan.is_zero && zero_pages((*stack)[first].toTensor())) {
-      return;
-    }
     c10::Device result_device = tensors_on.value_or(c10::Device(kNPU, 0));
     if (plan.device >= 0) {
       IValue& argument = (*stack)[first + plan.device];
@@ -210,19 +218,50 @@ class Kernel final : public c10::OperatorKernel {
       result_device = c10::Device(kNPU, c10::impl::getDeviceGuardImpl(kNPU)->getDevice().index());
     }
 
+    const GraphStream graph(guarded);
+    if (graph.runs() && plan.is_zero && zero_pages((*stack)[first].toTensor())) {
+      return;
+    }
+    std::optional<Stack> originals;
+    if (!graph.runs() && !plan.only_views) {
+      refuse_host_work(graph, op, plan, *stack, first, results_on_npu);
+      originals.emplace(stack->begin() + static_cast<std::ptrdiff_t>(first), stack->end());
+    }
+
     AliasTable aliases;
     for (size_t i = first; i < stack->size(); ++i) {
       replace_tensors((*stack)[i], [&](const at::Tensor& tensor) { return on_npu(tensor) ? aliases.alias(tensor) : tensor; });
     }
+    std::optional<GraphCall> recorded;
+    if (originals) {
+      recorded.emplace(
+          op, Stack(stack->begin() + static_cast<std::ptrdiff_t>(first), stack->end()), plan.written, aliases);
+      if (plan.generator >= 0 || plan.draws_from_default) {
+        const auto given = plan.generator < 0 ? std::nullopt : (*stack)[first + plan.generator].toOptional<at::Generator>();
+        recorded->draws(plan.generator, captured_seed(given, guarded));
+      }
+      if (graph.updates() || recorded->largest_write() > kLargestSave) {
+        if (const auto results = recorded->results_among(*originals)) {
+          torch::jit::drop(*stack, count);
+          stack->insert(stack->end(), results->begin(), results->end());
+          std::move(*recorded).commit(graph);
+          return;
+        }
+        if (graph.updates()) {
+          graph.refuse(toString(op.operator_name()), "its result would be new memory; call the out= form");
+        }
+      }
+      recorded->save_writes(graph);
+    }
     if (plan.generator >= 0) {
       IValue& argument = (*stack)[first + plan.generator];
-      argument = cpu_generator(argument.toOptional<at::Generator>(), guarded);
+      argument = recorded ? at::detail::createCPUGenerator() : cpu_generator(argument.toOptional<at::Generator>(), guarded);
     }
 
     {
       const at::AutoDispatchBelowADInplaceOrView below_autograd;
       const AllocateOnDevice allocate(results_on_npu);
-      const BorrowedDefaultGenerator generator(plan.draws_from_default, guarded);
+      const BorrowedDefaultGenerator generator(plan.draws_from_default && !recorded, guarded);
       op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
     }
 
@@ -233,15 +272,56 @@ class Kernel final : public c10::OperatorKernel {
     for (size_t i = first_result; i < stack->size(); ++i) {
       for_each_tensor((*stack)[i], [&](const at::Tensor& tensor) { aliases.expect(tensor); });
     }
+    const std::vector<at::Tensor> on_aliases = recorded ? tensors_in(*stack, first_result) : std::vector<at::Tensor>();
     for (size_t i = first_result; i < stack->size(); ++i) {
       const bool on_host = !results_on_npu || (plan.packs_sequence && i > first_result);
       replace_tensors((*stack)[i], [&](const at::Tensor& tensor) {
         return on_host ? tensor : aliases.wrap(tensor, result_device);
       });
     }
+    if (recorded) {
+      recorded->expect(on_aliases, tensors_in(*stack, first_result), aliases);
+      std::move(*recorded).commit(graph);
+    }
   }
 
  private:
+  // A captured call must not need the host: to learn sizes or values from the device, or to wait for a copy.
+  static void refuse_host_work(
+      const GraphStream& graph, const c10::OperatorHandle& op, const Plan& plan, const Stack& stack, size_t first,
+      bool results_on_npu) {
+    const std::string name = toString(op.operator_name());
+    const size_t count = op.schema().arguments().size();
+    const auto given = [&](const char* argument) {
+      const auto index = op.schema().argumentIndexWithName(argument);
+      return index && !stack[first + *index].isNone();
+    };
+    if (!plan.copies && (!results_on_npu || (plan.needs_host && !given("output_size")))) {
+      graph.refuse(name, "the host has to wait for a value or a size that the device computes");
+    }
+    for (size_t i = 0; i < count; ++i) {
+      for_each_tensor(stack[first + i], [&](const at::Tensor& tensor) {
+        if (!tensor.defined()) {
+          return;
+        }
+        if (plan.takes_indices && i != 0 && (tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte) &&
+            op.schema().arguments()[i].name() == "indices") {
+          graph.refuse(name, "the host has to wait for the number of elements that a mask selects");
+        }
+        if (tensor.device().type() == kNPU) {
+          return;
+        }
+        if (plan.copies) {
+          if (!stack[first + 2].toBool() || !tensor.is_pinned()) {
+            graph.refuse(name, "a copy between host and device needs pinned host memory and non_blocking=True");
+          }
+        } else if (tensor.dim() != 0) {
+          graph.refuse(name, c10::str("argument ", op.schema().arguments()[i].name(), " is on the host"));
+        }
+      });
+    }
+  }
+
   // The device of the call's tensors, if there are any on an NPU. Refuses what an NPU would refuse.
   static std::optional<c10::Device> check_devices(
       const c10::OperatorHandle& op, const Plan& plan, const Stack& stack, size_t first, size_t count) {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The Python module `_virtual_npu`: installation, the alias for kernels written in Python, and the process group.
+// The Python module `_virtual_npu`: installation, aliases and graph recording for kernels written in Python, and the
+// process group.
 #include <torch/csrc/utils/pybind.h>
 
 #include <pybind11/chrono.h>
 
 #include "alias.h"
 #include "allocator.h"
+#include "graph.h"
 #include "hccl_backend.h"
 #include "kernel.h"
 
@@ -78,6 +80,51 @@ void bind_backend(py::module_& module) {
           Release());
 }
 
+// A kernel written in Python, as a graph keeps it.
+struct PythonCall {
+  py::function function;
+
+  explicit PythonCall(py::function call) : function(std::move(call)) {}
+  PythonCall(const PythonCall&) = delete;
+  PythonCall& operator=(const PythonCall&) = delete;
+  ~PythonCall() {
+    if (Py_IsInitialized() != 0) {
+      const py::gil_scoped_acquire gil;
+      function = py::function();
+    } else {
+      function.release();
+    }
+  }
+
+  void run() const {
+    const py::gil_scoped_acquire gil;
+    function();
+  }
+};
+
+void bind_graph(py::module_& module) {
+  py::class_<GraphStream>(module, "GraphStream")
+      .def(py::init([](int device) { return GraphStream(c10::Device(kNPU, static_cast<c10::DeviceIndex>(device))); }))
+      .def_property_readonly("runs", &GraphStream::runs)
+      .def_property_readonly("captures", &GraphStream::captures)
+      .def_property_readonly("updates", &GraphStream::updates)
+      .def(
+          "add",
+          [](const GraphStream& stream, const std::string& name, py::function call) {
+            stream.add(name, [recorded = std::make_shared<PythonCall>(std::move(call))] { recorded->run(); });
+          },
+          py::arg("name"),
+          py::arg("call"))
+      .def("save", &GraphStream::save, py::arg("tensor"))
+      .def(
+          "poison",
+          [](const GraphStream& stream, const at::Tensor& tensor) {
+            stream.poison(tensor.mutable_data_ptr(), span_of(tensor));
+          },
+          py::arg("tensor"))
+      .def("refuse", &GraphStream::refuse, py::arg("call"), py::arg("why"));
+}
+
 } // namespace
 } // namespace virtual_npu
 
@@ -85,5 +132,7 @@ PYBIND11_MODULE(_virtual_npu, module) {
   module.def("install_allocator", &virtual_npu::install_allocator);
   module.def("install_kernels", &virtual_npu::install_kernels);
   module.def("alias_cpu", &virtual_npu::owning_alias);
+  module.def("borrow_cpu", &virtual_npu::borrowed_alias);
+  virtual_npu::bind_graph(module);
   virtual_npu::bind_backend(module);
 }

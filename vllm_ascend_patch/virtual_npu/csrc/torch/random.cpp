@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "alias.h"
+#include "torch_npu/csrc/aten/NPUGeneratorImpl.h"
 
 namespace virtual_npu {
 namespace {
@@ -24,17 +25,39 @@ uint64_t mix(uint64_t value) {
   return value ^ (value >> 31);
 }
 
-uint64_t next_seed(const std::optional<at::Generator>& given, c10::Device device) {
+uint64_t seed_at(uint64_t seed, uint64_t offset) {
+  return mix(seed ^ mix(offset));
+}
+
+at::Generator npu_generator(const std::optional<at::Generator>& given, c10::Device device) {
   at::Generator generator = given && given->defined() ? *given : at::globalContext().defaultGenerator(device);
   TORCH_CHECK(
       generator.device().type() == kNPU,
       "Expected a 'npu' device type for generator but found '",
       generator.device().type(),
       "'");
+  return generator;
+}
+
+uint64_t next_seed(const std::optional<at::Generator>& given, c10::Device device) {
+  at::Generator generator = npu_generator(given, device);
   const std::lock_guard<std::mutex> lock(generator.mutex());
   const uint64_t offset = generator.get_offset();
   generator.set_offset(offset + kOffsetStep);
-  return mix(generator.current_seed() ^ mix(offset));
+  return seed_at(generator.current_seed(), offset);
+}
+
+// torch_npu names the words by tensor or by address, depending on its version.
+const int64_t* words(at::Tensor* tensor) {
+  return tensor->const_data_ptr<int64_t>();
+}
+
+const int64_t* words(const int64_t* address) {
+  return address;
+}
+
+uint64_t seed_of(const CapturedSeed& captured) {
+  return seed_at(static_cast<uint64_t>(*captured.seed), static_cast<uint64_t>(*captured.offset) + captured.share);
 }
 
 } // namespace
@@ -45,14 +68,36 @@ at::Generator cpu_generator(const std::optional<at::Generator>& given, c10::Devi
   return generator;
 }
 
+CapturedSeed captured_seed(const std::optional<at::Generator>& given, c10::Device device) {
+  at::Generator generator = npu_generator(given, device);
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  const auto state = at::check_generator<at_npu::NPUGeneratorImpl>(generator)->philox_npu_state(kOffsetStep);
+  return {words(state.seed_.ptr), words(state.offset_.ptr), state.offset_intragraph_};
+}
+
+at::Generator seeded_cpu_generator(const CapturedSeed& seed) {
+  thread_local at::Generator generator = at::detail::createCPUGenerator();
+  generator.set_current_seed(seed_of(seed));
+  return generator;
+}
+
 BorrowedDefaultGenerator::BorrowedDefaultGenerator(bool enable, c10::Device device) {
   if (enable) {
-    at::Generator generator = at::detail::getDefaultCPUGenerator();
-    const uint64_t seed = next_seed(std::nullopt, device);
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    saved_ = generator.unsafeGetGeneratorImpl()->get_state();
-    generator.unsafeGetGeneratorImpl()->set_current_seed(seed);
+    borrow(next_seed(std::nullopt, device));
   }
+}
+
+BorrowedDefaultGenerator::BorrowedDefaultGenerator(const std::optional<CapturedSeed>& seed) {
+  if (seed) {
+    borrow(seed_of(*seed));
+  }
+}
+
+void BorrowedDefaultGenerator::borrow(uint64_t seed) {
+  at::Generator generator = at::detail::getDefaultCPUGenerator();
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  saved_ = generator.unsafeGetGeneratorImpl()->get_state();
+  generator.unsafeGetGeneratorImpl()->set_current_seed(seed);
 }
 
 BorrowedDefaultGenerator::~BorrowedDefaultGenerator() {

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captured graphs of one process: a replay does what the eager calls do, and what a device could not capture is refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch_npu
+
+pytestmark = pytest.mark.usefixtures("npu")
+
+NPU = "npu:0"
+
+
+def captured(function: Callable[[], Any], **options: Any) -> tuple[torch.npu.NPUGraph, Any]:
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph, **options):
+        result = function()
+    return graph, result
+
+
+def half(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float16, device=NPU)
+
+
+def decode_layer(hidden: torch.Tensor, weight: torch.Tensor, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """A decode-like mix: gather, norm, matmul, views, in-place and out= operators, an operator of namespace npu."""
+    x = hidden + table[ids]
+    normed, _ = torch_npu.npu_rms_norm(x, torch.ones_like(weight[0]), 1e-6)
+    both = normed @ weight.t()
+    gate, up = both.chunk(2, dim=-1)
+    gate.mul_(2)
+    out = torch.empty_like(gate)
+    torch.mul(torch.nn.functional.silu(gate), up, out=out)
+    scores, chosen = torch.topk(torch.softmax(out.float(), -1), 2, dim=-1)
+    return torch.cat([out[:, ::2], scores.half(), chosen.half()], dim=1)
+
+
+def test_a_replay_equals_the_eager_calls_for_changed_inputs() -> None:
+    hidden, weight, table = half(4, 16), half(32, 16), half(10, 16)
+    ids = torch.tensor([1, 2, 3, 4], device=NPU)
+    graph, result = captured(lambda: decode_layer(hidden, weight, table, ids))
+    for step in range(3):
+        hidden.copy_(half(4, 16))
+        ids.copy_(torch.tensor([step, 9 - step, 0, 5], device=NPU))
+        graph.replay()
+        assert torch.equal(result, decode_layer(hidden, weight, table, ids))
+
+
+def test_nothing_has_run_when_a_capture_ends() -> None:
+    counter, x = torch.zeros(3, device=NPU), torch.ones(3, device=NPU)
+    graph, result = captured(lambda: (counter.add_(1), x * 2, torch.arange(3, device=NPU)))
+    assert counter.tolist() == [0, 0, 0]
+    assert result[1].isnan().all()
+    assert result[2].tolist() == [-1, -1, -1]
+    graph.replay()
+    graph.replay()
+    assert counter.tolist() == [2, 2, 2]
+    assert result[1].tolist() == [2, 2, 2]
+    assert result[2].tolist() == [0, 1, 2]
+
+
+def test_large_memory_that_is_only_written_is_written_at_a_replay_alone() -> None:
+    cache, rows = torch.zeros(80 << 20, dtype=torch.uint8, device=NPU), torch.ones(4, dtype=torch.uint8, device=NPU)
+    graph, _ = captured(lambda: cache.index_copy_(0, torch.arange(4, device=NPU), rows))
+    assert cache[:4].tolist() == [0, 0, 0, 0]
+    graph.replay()
+    assert cache[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+def test_an_out_argument_that_is_resized_by_the_call_has_its_memory_at_a_replay() -> None:
+    x, out = torch.ones(4, device=NPU), torch.empty(0, device=NPU)
+    graph, _ = captured(lambda: torch.add(x, 1, out=out))
+    x.fill_(5)
+    graph.replay()
+    assert out.tolist() == [6, 6, 6, 6]
+
+
+def test_metadata_changed_in_place_is_not_changed_again_by_a_replay() -> None:
+    x = torch.arange(6.0, device=NPU).reshape(2, 3)
+
+    def transpose() -> torch.Tensor:
+        y = x + 0
+        return y.t_() * 2
+
+    graph, result = captured(transpose)
+    for _ in range(2):
+        graph.replay()
+        assert torch.equal(result, x.t() * 2)
+
+
+def test_values_on_the_host_are_those_of_the_capture() -> None:
+    x, factor = torch.ones(2, device=NPU), torch.tensor(3.0)
+    graph, result = captured(lambda: x * factor)
+    factor.fill_(7.0)
+    graph.replay()
+    assert result.tolist() == [3, 3]
+
+
+def test_random_numbers_go_on_as_they_would_without_a_graph() -> None:
+    def draw() -> list[torch.Tensor]:
+        return [torch.rand(4, device=NPU), half(4), torch.bernoulli(torch.full((8,), 0.5, device=NPU))]
+
+    graph, result = captured(draw)
+    torch.npu.manual_seed(11)
+    eager = [draw() for _ in range(2)]
+    torch.npu.manual_seed(11)
+    for expected in eager:
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+def test_graphs_share_a_pool_whose_memory_nobody_else_gets() -> None:
+    pool = torch.npu.graph_pool_handle()
+    x = torch.ones(1 << 18, device=NPU)
+    first, a = captured(lambda: (x + 1) * 2, pool=pool)
+    second, b = captured(functools.partial(torch.add, a, 3), pool=pool)
+    others = [torch.zeros(1 << 18, device=NPU) for _ in range(8)]
+    first.replay()
+    second.replay()
+    assert a[0].item() == 4
+    assert b[0].item() == 7
+    assert all(not other.any() for other in others)
+    reserved = torch.npu.memory_reserved()
+    del first, second, a, b, others
+    torch.npu.empty_cache()
+    assert torch.npu.memory_reserved() < reserved
+
+
+def test_pinned_memory_is_read_and_written_at_every_replay() -> None:
+    source, target = torch.zeros(3).pin_memory(), torch.zeros(3).pin_memory()
+    staged = torch.empty(3, device=NPU)
+
+    def through() -> None:
+        staged.copy_(source, non_blocking=True)
+        target.copy_(staged * 2, non_blocking=True)
+
+    graph, _ = captured(through)
+    source.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    graph.replay()
+    torch.npu.synchronize()
+    assert target.tolist() == [2, 4, 6]
+
+
+def test_a_stream_that_waits_for_the_captured_one_is_captured_too() -> None:
+    x, side = torch.ones(2, device=NPU), torch.npu.Stream()
+
+    def fork() -> torch.Tensor:
+        main = torch.npu.current_stream()
+        y = x + 1
+        side.wait_stream(main)
+        with torch.npu.stream(side):
+            assert torch.npu.is_current_stream_capturing()
+            z = y * 2
+        main.wait_stream(side)
+        return z + 1
+
+    graph, result = captured(fork)
+    x.fill_(4)
+    graph.replay()
+    assert result.tolist() == [11, 11]
+    with torch.npu.stream(side):
+        assert not torch.npu.is_current_stream_capturing()
+        assert (x + 1).tolist() == [5, 5]
+
+
+def test_a_function_can_be_graphed_with_its_backward() -> None:
+    layer = torch.nn.Linear(4, 4).to(NPU)
+    x = torch.randn(2, 4, device=NPU, requires_grad=True)
+    graphed = torch.npu.make_graphed_callables(torch.nn.Sequential(layer, torch.nn.Tanh()), (x,))
+    y = torch.randn(2, 4, device=NPU, requires_grad=True)
+    graphed(y).sum().backward()
+    expected = y.detach().cpu().requires_grad_()
+    torch.tanh(layer.cpu()(expected)).sum().backward()
+    torch.testing.assert_close(y.grad.cpu(), expected.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dump_lists_the_calls(tmp_path: Path) -> None:
+    x = torch.ones(2, device=NPU)
+    graph = torch.npu.NPUGraph()
+    graph.enable_debug_mode()
+    with torch.npu.graph(graph):
+        y = x + 1
+        y.mul_(2)
+    graph.debug_dump(str(tmp_path / "graph.json"))
+    names = [event["name"] for event in json.loads((tmp_path / "graph.json").read_text())["traceEvents"]]
+    assert names == ["aten::add.Tensor", "aten::mul_.Tensor"]
+
+
+# Task groups ----------------------------------------------------------------------------------------------------------
+
+
+class Decode:
+    """One query token of two requests over paged keys and values."""
+
+    def __init__(self) -> None:
+        self.query, self.key, self.value = half(2, 4, 128), half(6, 128, 256), half(6, 128, 256)
+        self.arguments = {
+            "block_table": torch.tensor([[0, 1], [2, 3]], dtype=torch.int32, device=NPU),
+            "num_heads": 4,
+            "num_key_value_heads": 2,
+            "block_size": 128,
+            "input_layout": "TND",
+            "scale": 0.09,
+            "sparse_mode": 3,
+            "atten_mask": torch.ones(2048, 2048, dtype=torch.int8, device=NPU).triu(1),
+            "actual_seq_lengths": [1, 2],
+        }
+
+    def attend(self, lengths: list[int], **out: Any) -> torch.Tensor:
+        call = torch_npu.npu_fused_infer_attention_score.out if out else torch_npu.npu_fused_infer_attention_score
+        return call(self.query, self.key, self.value, actual_seq_lengths_kv=lengths, **self.arguments, **out)[0]
+
+
+def test_an_update_replaces_the_lengths_of_captured_attention() -> None:
+    case = Decode()
+    out = {"workspace": torch.empty(8, device=NPU), "out": [torch.empty_like(case.query), torch.empty(0, device=NPU)]}
+
+    def attend() -> torch_npu._C._NPUTaskGroupHandle:
+        stream = torch.npu.current_stream()
+        torch.npu.graph_task_group_begin(stream)
+        case.attend([5, 9], **out)
+        return torch.npu.graph_task_group_end(stream)
+
+    graph, handle = captured(attend)
+    update = torch.npu.Stream()
+    for lengths in ([7, 130], [200, 1]):
+        torch.npu.graph_task_update_begin(update, handle)
+        with torch.npu.stream(update):
+            case.attend(lengths, **out)
+        torch.npu.graph_task_update_end(update)
+        graph.replay()
+        assert torch.equal(out["out"][0], case.attend(lengths))
+
+
+def test_torch_npus_own_dispatch_mode_updates_captured_attention() -> None:
+    case = Decode()
+    graph, result = captured(lambda: case.attend([5, 9]), auto_dispatch_capture=True)
+    for lengths in ([7, 130], [200, 1]):
+        graph.update(cpu_update_input=[{"actual_seq_lengths_kv": lengths}])
+        graph.replay()
+        assert torch.equal(result[0] if result.dim() == 4 else result, case.attend(lengths))
+
+
+def test_a_replay_before_the_update_is_refused_instead_of_waiting_for_ever() -> None:
+    case = Decode()
+    graph, _ = captured(lambda: case.attend([5, 9]), auto_dispatch_capture=True)
+    graph.update(cpu_update_input=[{"actual_seq_lengths_kv": [6, 7]}])
+    graph.replay()
+    with pytest.raises(RuntimeError, match="external event that nothing has recorded"):
+        graph.replay()
+
+
+def test_an_update_must_make_the_same_calls() -> None:
+    x, y = torch.ones(2, device=NPU), torch.zeros(2, device=NPU)
+
+    def group() -> Any:
+        stream = torch.npu.current_stream()
+        torch.npu.graph_task_group_begin(stream)
+        y.add_(x)
+        return torch.npu.graph_task_group_end(stream)
+
+    graph, handle = captured(group)
+    update = torch.npu.Stream()
+
+    def replace(call: Callable[[], Any]) -> None:
+        torch.npu.graph_task_update_begin(update, handle)
+        try:
+            with torch.npu.stream(update):
+                call()
+        finally:
+            torch.npu.graph_task_update_end(update)
+
+    replace(lambda: y.add_(x, alpha=5))
+    assert y.tolist() == [0, 0]
+    graph.replay()
+    assert y.tolist() == [5, 5]
+    for call, message in (
+        (lambda: y.mul_(x), "calls aten::mul_.Tensor where aten::add_.Tensor was captured"),
+        (lambda: x + 1, "its result would be new memory"),
+    ):
+        with pytest.raises(RuntimeError) as found:
+            replace(call)
+        assert message in str(found.value.__context__)
+        assert "the update replaced 0 of the task group's 1 call" in str(found.value)
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+VALUE = "the host has to wait for a value or a size that the device computes"
+COPY = "needs pinned host memory and non_blocking=True"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x.sum().item(), f"aten::_local_scalar_dense cannot be captured into a graph: {VALUE}"),
+        (lambda x: bool((x > 0).all()), f"aten::_local_scalar_dense cannot be captured into a graph: {VALUE}"),
+        (lambda x: x.nonzero(), f"aten::nonzero cannot be captured into a graph: {VALUE}"),
+        (lambda x: x[x > 0], "aten::index.Tensor cannot be captured into a graph: .* a mask selects"),
+        (lambda x: torch.masked_select(x, x > 0), f"aten::masked_select cannot be captured into a graph: {VALUE}"),
+        (lambda x: torch.unique(x), f"aten::_unique2 cannot be captured into a graph: {VALUE}"),
+        (lambda x: x.cpu(), f"aten::copy_ cannot be captured into a graph: .* {COPY}"),
+        (lambda x: x.to("cpu", non_blocking=True), None),
+        (lambda x: torch.ones(3).to(NPU), f"aten::copy_ cannot be captured into a graph: .* {COPY}"),
+        (lambda x: torch.ones(3).pin_memory().to(NPU), f"aten::copy_ cannot be captured into a graph: .* {COPY}"),
+        (
+            lambda x: x[torch.tensor([0, 1])],
+            r"aten::index.Tensor cannot be captured .* argument indices is on the host",
+        ),
+        (lambda x: torch.npu.synchronize(), "aclrtSynchronizeDevice is not allowed while a stream is captured"),
+        (
+            lambda x: torch.npu.current_stream().synchronize(),
+            "aclrtSynchronizeStream is not possible on a stream that is",
+        ),
+        (lambda x: torch.npu.empty_cache(), "aclrtSynchronizeDevice is not allowed while a stream is captured"),
+    ],
+)
+def test_what_needs_the_host_is_refused_by_name(call: Callable[[torch.Tensor], Any], message: str | None) -> None:
+    x = torch.tensor([1.0, -1.0, 2.0], device=NPU)
+    if message is None:  # torch_npu brings the result to pinned memory, as a device would
+        captured(lambda: call(x))
+        return
+    with pytest.raises(RuntimeError) as found:
+        captured(lambda: call(x))
+    assert found.value.__context__ is not None
+    found.match("no graph was captured")
+    with pytest.raises(RuntimeError, match=f"(?s){message}"):
+        raise found.value.__context__
+    assert (x + 1).tolist() == [2, 0, 3], "the device goes on working"
+
+
+def test_an_event_of_a_capture_cannot_be_waited_for() -> None:
+    event = torch.npu.Event()
+
+    def record_and_wait() -> None:
+        event.record()
+        event.synchronize()
+
+    with pytest.raises(RuntimeError) as found:
+        captured(record_and_wait)
+    assert "the event was recorded on a stream that is captured" in str(found.value.__context__ or found.value)
+
+
+def test_a_caught_refusal_still_gives_no_graph() -> None:
+    x = torch.ones(2, device=NPU)
+
+    def carry_on() -> torch.Tensor:
+        with pytest.raises(RuntimeError):
+            x.sum().item()
+        return x + 1
+
+    with pytest.raises(RuntimeError, match="no graph was captured: aten::_local_scalar_dense"):
+        captured(carry_on)
+
+
+def test_a_group_that_was_not_ended_gives_no_graph() -> None:
+    with pytest.raises(RuntimeError, match="a task group was begun and not ended"):
+        captured(lambda: torch.npu.graph_task_group_begin(torch.npu.current_stream()))

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records calls of kernels written in Python into the graph that a stream is captured into.
+
+Like the C++ side: the kernel runs during the capture so that the sizes of its results are known, what it wrote is undone
+when the capture ends, and every replay runs it on the recorded addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .alias import borrow_cpu
+
+Kernel = Callable[..., Any]
+
+#: Arguments that an operator writes and returns although its schema does not say so.
+UNMARKED_WRITES: Mapping[str, tuple[str, ...]] = {
+    "npu::npu_apply_rotary_pos_emb": ("query", "key"),
+    "npu::npu_fused_infer_attention_score.out": ("out",),
+    "npu::npu_fused_infer_attention_score_v2.out": ("out",),
+}
+
+
+def written_arguments(name: str, schema: torch._C.FunctionSchema) -> frozenset[str]:
+    """The arguments that operator ``name`` writes."""
+    marked = {a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+    return frozenset(marked).union(UNMARKED_WRITES.get(name, ()))
+
+
+def returned_arguments(name: str, schema: torch._C.FunctionSchema) -> list[str] | None:
+    """The arguments that the results are, in order, or None if some result is new memory."""
+    if name in UNMARKED_WRITES:
+        return list(UNMARKED_WRITES[name])
+    found: list[str] = []
+    for result in schema.returns:
+        sets = result.alias_info.before_set if result.alias_info is not None else None
+        same = [
+            a.name for a in schema.arguments if sets and a.alias_info is not None and a.alias_info.before_set == sets
+        ]
+        if not same:
+            return None
+        found += same[:1]
+    return found
+
+
+def _frozen(value: Any) -> Any:
+    """An argument as a replay sees it: device memory by address, everything on the host by value."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.device.type == "cpu" else borrow_cpu(value)
+    if isinstance(value, list | tuple):
+        return [_frozen(item) for item in value]
+    return value
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+def update(
+    stream: Any, name: str, kernel: Kernel, given: Mapping[str, Any], split: int, returned: list[str] | None
+) -> Any:
+    """Replace a recorded call by this one, which does not run. The result is the arguments that it would write."""
+    if returned is None:
+        stream.refuse(name, "its result would be new memory; call the .out form")
+    assert returned is not None
+    stream.add(name, _replay(kernel, _frozen_call(given, split), []))
+    results = [tensor for argument in returned for tensor in _tensors(given[argument])]
+    return results[0] if len(results) == 1 else tuple(results) if results else None
+
+
+def capture(
+    stream: Any,
+    name: str,
+    kernel: Kernel,
+    given: Mapping[str, Any],
+    split: int,
+    written: frozenset[str],
+    run: Callable[[], tuple[Any, list[torch.Tensor]]],
+) -> Any:
+    """Run the call once and record it.
+
+    ``run`` runs it and returns its result and those tensors of it that are new memory, in order. The first ``split`` of
+    the arguments ``given`` are positional.
+    """
+    frozen = _frozen_call(given, split)
+    for argument in written:
+        for tensor in _tensors(given[argument]):
+            stream.save(tensor)
+    result, new = run()
+    targets = [borrow_cpu(tensor) for tensor in new]
+    for tensor in new:
+        stream.poison(tensor)
+    stream.add(name, _replay(kernel, frozen, targets))
+    return result
+
+
+def _frozen_call(given: Mapping[str, Any], split: int) -> tuple[list[Any], dict[str, Any]]:
+    frozen = {argument: _frozen(value) for argument, value in given.items()}
+    names = list(frozen)
+    return [frozen[name] for name in names[:split]], {name: frozen[name] for name in names[split:]}
+
+
+def _replay(
+    kernel: Kernel, frozen: tuple[Sequence[Any], Mapping[str, Any]], targets: list[torch.Tensor]
+) -> Callable[[], None]:
+    positional, keywords = frozen
+    known = {id(tensor) for tensor in _tensors([*positional, *keywords.values()])}
+
+    def replay() -> None:
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            result = kernel(*positional, **keywords)
+            fresh = [tensor for tensor in _tensors(result) if id(tensor) not in known]
+            for target, tensor in zip(targets, fresh, strict=True):
+                if target.shape != tensor.shape:
+                    raise RuntimeError(
+                        f"the result has shape {tuple(tensor.shape)}, in the graph it had {tuple(target.shape)}"
+                    )
+                target.copy_(tensor)
+
+    return replay
