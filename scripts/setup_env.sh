@@ -52,6 +52,9 @@ else
   "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "torch_npu==$torch_npu" "vllm==$vllm"
   say "this project"
   "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps --no-build-isolation -e .
+  say "bytecode, so that none of the many processes of an engine compiles vLLM and torch for itself"
+  # Nothing is lost where a file cannot be compiled: some packages ship templates and tests of newer Pythons.
+  "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" vllm_ascend_patch vllm_ascend_patch_entry.py >/dev/null 2>&1 || true
   say "libraries of the virtual NPU"
   "$venv/bin/python" -m vllm_ascend_patch virtual-npu build >&2
   echo "$want" > "$stamp"
