@@ -5,6 +5,8 @@ the patch set."""
 import os
 import sys
 
+_failure: Exception | None = None
+
 
 def _consulted() -> bool:
     """Whether the package has a say here: imported already, or the variable has a value (a 0 or a misspelt one
@@ -14,13 +16,17 @@ def _consulted() -> bool:
 
 def platform() -> str | None:
     """``vllm.platform_plugins``: the dotted name of the NPU platform, or None."""
+    global _failure
     if not _consulted():
         return None
     try:
         from vllm_ascend_patch import plugin
-    except Exception:
-        # Importing the package arms it, and that failed. vLLM would swallow the error; the general plugin meets it again.
+    except Exception as error:
+        # Importing the package arms it, and that failed. vLLM would swallow the error, so the general plugin raises it:
+        # meeting it again is not certain, and by then vLLM has chosen another platform, which is not the cause.
+        _failure = error
         return None
+    _failure = None
     return plugin.platform()
 
 
@@ -28,6 +34,8 @@ def general() -> None:
     """``vllm.general_plugins``: validates, raises what went wrong, applies what is pending."""
     if not _consulted():
         return
+    if _failure is not None:
+        raise _failure
     from vllm_ascend_patch import plugin
 
     plugin.general()

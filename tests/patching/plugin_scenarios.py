@@ -12,6 +12,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,23 @@ def overruled() -> dict[str, Any]:
     return outcome
 
 
+def armed_late() -> dict[str, Any]:
+    """Arming fails while vLLM asks for the platform, and would work once vLLM has chosen another one."""
+    broken = types.ModuleType("vllm.v1.worker.gpu_worker")  # a target's module without the target
+    broken.__spec__ = ModuleSpec(broken.__name__, None)
+    sys.modules[broken.__name__] = broken
+    outcome = entry(VLLM_ASCEND_PATCH="1")
+    del sys.modules[broken.__name__]
+    upstream(chosen=object())
+    import vllm_ascend_patch_entry as points
+
+    try:
+        points.general()
+    except Exception as error:
+        outcome["again"] = f"{type(error).__name__}: {error}"
+    return outcome
+
+
 def unrecorded(**variables: str) -> dict[str, Any]:
     """No record fits the installed release."""
     os.environ["VLLM_ASCEND_PATCH"] = "0"
@@ -119,6 +137,7 @@ SCENARIOS: dict[str, Callable[[], dict[str, Any]]] = {
     "rival kept out": lambda: rival(VLLM_ASCEND_PATCH="1", VLLM_PLUGINS="ascend_patch"),
     "too late": too_late,
     "overruled": overruled,
+    "armed late": armed_late,
     "unrecorded": unrecorded,
     "unrecorded, warn": lambda: unrecorded(VLLM_ASCEND_PATCH_STRICT="warn"),
     "no device": lambda: entry(VLLM_ASCEND_PATCH="1"),

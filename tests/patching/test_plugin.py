@@ -109,6 +109,13 @@ def test_a_platform_that_was_chosen_before_is_an_error_with_the_remedy(outcomes:
     assert "VLLM_ASCEND_PATCH=1" in error
 
 
+def test_the_first_cause_is_raised_when_arming_failed_before_vllm_chose_its_platform(outcomes: Outcomes) -> None:
+    outcome = outcomes["armed late"]
+    assert outcome["platform"] == [None, None]
+    assert outcome["error"].startswith("TargetMissing: vllm.v1.worker.gpu_worker has no attribute 'Worker'")
+    assert outcome["again"] == outcome["error"]
+
+
 def test_an_unrecorded_vllm_does_not_start(outcomes: Outcomes) -> None:
     error = outcomes["unrecorded"]["error"]
     for words in (
