@@ -80,10 +80,10 @@ def _versions() -> list[Check]:
 
 
 def _cann() -> Check:
+    if _is_virtual():
+        return Check("CANN", OK, "simulated: virtual NPUs, no hardware")
     home = os.environ.get("ASCEND_TOOLKIT_HOME") or os.environ.get("ASCEND_HOME_PATH")
     if home is None:
-        if os.environ.get("VIRTUAL_NPU_DEVICES"):
-            return Check("CANN", OK, "simulated (virtual NPU)")
         return Check("CANN", WARNING, "ASCEND_TOOLKIT_HOME is not set", "source the toolkit's set_env.sh")
     for name in _CANN_FILES:
         path = Path(home) / name
@@ -145,6 +145,11 @@ def _arms_itself() -> bool:
     return source is not None and b"import vllm_ascend_patch" in source
 
 
+def _is_virtual() -> bool:
+    """Whether this process runs under the virtual NPU's launcher."""
+    return "VIRTUAL_NPU_RUNTIME" in os.environ
+
+
 def _environment() -> list[Check]:
     checks = []
     if envs.switched_off():
@@ -168,9 +173,7 @@ def _environment() -> list[Check]:
     if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
         checks.append(Check("VLLM_TARGET_DEVICE", FAIL, "cpu: vLLM does not look at platform plugins", "unset it"))
     shown = [
-        f"{name}={value}"
-        for name, value in sorted(os.environ.items())
-        if name.startswith(("HCCL_", "ASCEND_RT_", "VIRTUAL_NPU_"))
+        f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(("HCCL_", "ASCEND_RT_"))
     ]
     checks.append(Check("device and HCCL settings", OK, ", ".join(shown) or "none set"))
     return checks
@@ -183,7 +186,8 @@ def _devices(found: dict[str, Any]) -> Check:
         )
     if not found["count"]:
         return Check("NPU devices", FAIL, "none visible", "check npu-smi info and ASCEND_RT_VISIBLE_DEVICES")
-    return Check("NPU devices", OK, f"{found['count']} x {found.get('name', 'unknown SoC')}")
+    virtual = " (virtual)" if _is_virtual() else ""
+    return Check("NPU devices", OK, f"{found['count']} x {found.get('name', 'unknown SoC')}{virtual}")
 
 
 def patch_rows() -> list[PatchStatus]:

@@ -138,7 +138,10 @@ def test_the_command_passes_on_simulated_npus(virtual_npu: list[str]) -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 0, [check for check in report["checks"] if check["status"] == "fail"]
     assert report["ok"]
-    assert "2 x Ascend910" in checks(report)["NPU devices"]["found"]
+    found = checks(report)
+    assert found["NPU devices"]["found"] == "2 x Ascend910B1 (virtual)"
+    assert (found["CANN"]["status"], found["CANN"]["found"]) == ("ok", "simulated: virtual NPUs, no hardware")
+    assert found["device and HCCL settings"]["found"] == "none set"
 
 
 def test_collecting_takes_less_than_three_seconds_of_processor_time(devices: Any) -> None:
