@@ -50,13 +50,14 @@ def run_script(
     soc: str = "A2",
     seconds: float = 600,
     environment: dict[str, str] | None = None,
+    memory: str = "2GiB",
 ) -> subprocess.CompletedProcess[str]:
     """Run ``command`` on NPUs in a session of its own, its output and errors together; kill all of it after ``seconds``."""
     log = folder / "output.log"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("VLLM_")}
     with log.open("w") as output:
         process = subprocess.Popen(
-            npu_command(command, devices, soc, "2GiB"),
+            npu_command(command, devices, soc, memory),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -63,16 +63,36 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 
-# Not one of the families above: hidden size 1024, the smallest that the dispatch/combine operators take on A3.
+# Hidden size 1024, the smallest that the dispatch/combine operators take on A3.
 WIDE: dict[str, PretrainedConfig] = {
+    "qwen2_moe_wide": Qwen2MoeConfig(
+        **_COMMON | {"hidden_size": 1024},
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    ),
     "mixtral_wide": MixtralConfig(
-        **_COMMON | {"hidden_size": 1024, "num_hidden_layers": 2},
+        **_COMMON | {"hidden_size": 1024},
         head_dim=32,
         intermediate_size=64,
         num_local_experts=4,
         num_experts_per_tok=2,
         sliding_window=None,
-    )
+    ),
+    # one layer whose experts' buffers take more memory than anything else of a step
+    "mixtral_wide_experts": MixtralConfig(
+        **_COMMON | {"hidden_size": 1024, "num_hidden_layers": 1, "max_position_embeddings": 4096},
+        head_dim=32,
+        intermediate_size=2048,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+    ),
 }
 
 

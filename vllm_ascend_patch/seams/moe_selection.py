@@ -35,11 +35,11 @@ def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector
         hidden_size=moe.hidden_dim,
         top_k=moe.experts_per_token,
         dtype=str(config.model_config.dtype).removeprefix("torch."),
-        num_nodes=_num_nodes(config.parallel_config),
-        hccl_buffsize_mib=_hccl_buffsize(),
+        num_nodes=num_nodes(config.parallel_config),
+        hccl_buffsize_mib=hccl_buffsize(),
         quantized=quantized,
     )
-    return _selector(facts, _scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM)
+    return _selector(facts, scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM)
 
 
 def remember_config(config: Any) -> None:
@@ -68,7 +68,8 @@ def selectors() -> tuple[MethodSelector, ...]:
     return tuple(_selectors)
 
 
-def _scheduler_facts(config: Any) -> SchedulerFacts:
+def scheduler_facts(config: Any) -> SchedulerFacts:
+    """What bounds the tokens of a step, from vLLM's configuration."""
     scheduler, compilation = config.scheduler_config, config.compilation_config
     speculative = config.speculative_config
     drafts = (speculative.num_speculative_tokens or 0) if speculative is not None else 0
@@ -82,13 +83,14 @@ def _scheduler_facts(config: Any) -> SchedulerFacts:
     )
 
 
-def _num_nodes(parallel: Any) -> int:
+def num_nodes(parallel: Any) -> int:
     """Machines that the ranks span: as configured, or from how many data-parallel ranks are local."""
     local = parallel.data_parallel_size_local or parallel.data_parallel_size
     return max(getattr(parallel, "nnodes", 1), -(-parallel.data_parallel_size // max(local, 1)))
 
 
-def _hccl_buffsize() -> int | None:
+def hccl_buffsize() -> int | None:
+    """``HCCL_BUFFSIZE`` in MiB, None when not set."""
     text = os.environ.get("HCCL_BUFFSIZE", "").strip()
     if not text:
         return None

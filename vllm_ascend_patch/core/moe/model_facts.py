@@ -52,7 +52,7 @@ class ModelFacts:
     @classmethod
     def from_config(cls, name: str, config: Mapping[str, Any]) -> ModelFacts:
         """Read a parsed ``config.json``; ``MoEConfigError`` names what is missing."""
-        text = {**config, **config.get("text_config", {})}
+        text = {**config, **(config.get("text_config") or {})}
         experts = _find(name, text, _EXPERTS, "routed experts")
         quantized, note = _quantization(text.get("quantization_config"))
         dtype = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16").removeprefix("torch.")
@@ -69,6 +69,12 @@ class ModelFacts:
             quantized=quantized,
             note=note,
         )
+
+
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether a parsed ``config.json`` speaks of routed experts."""
+    text = {**config, **(config.get("text_config") or {})}
+    return any(isinstance(text.get(key), int) and text[key] > 0 for key in _EXPERTS)
 
 
 def load_config(model: str) -> dict[str, Any]:
