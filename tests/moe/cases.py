@@ -53,7 +53,8 @@ class Case:
     captured: bool = False
     operator_version: int = 2
     seed: int = 0
-    sabotaged: bool = False  # the first rank's first token loses an expert: the comparison has to notice
+    shared: bool = False  # a shared expert takes every token besides, as upstream computes it next to the routed ones
+    sabotage: str = ""  # what is wrong on purpose, see SABOTAGES
 
     @property
     def tokens_per_dp_rank(self) -> tuple[int, ...]:
@@ -72,6 +73,14 @@ class Case:
         return f"{self.grid}-{self.method}-{self.name}"
 
 
+SABOTAGES = {
+    "one-weight-missing": "the first rank's first token loses an expert",
+    "poison-counts-as-a-token": "one poisoned row is said to be a token",
+    "padding-comes-back": "a row without a token gets a value",
+    "shared-twice": "the shared expert is added once more",
+}
+
+
 def conditions(grid: Grid, method: str) -> Iterator[Case]:
     """Every condition for one method on one grid."""
     base = Case("even", grid, method)
@@ -86,6 +95,8 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
     yield replace(base, name="one-expert-takes-all", routing="one-expert", top_k=1)
     yield replace(base, name="last-rank-takes-all", routing="last-experts", top_k=2)
     yield replace(base, name="redundant-experts", logical_experts=12, redundant=4)
+    yield replace(base, name="shared", shared=True, tokens=(6, 3))
+    yield replace(base, name="shared-padded-idle", shared=True, tokens=(8, 1), active=(5, 0))
     yield replace(base, name="fp16", dtype="float16", tokens=(6, 3))
     for top_k in (1, 2, 3, 8):
         yield replace(base, name=f"top-{top_k}", top_k=top_k, tokens=(6, 3), seed=top_k)
@@ -99,6 +110,7 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
     yield replace(base, name="w8a8", quantized=True, tokens=(6, 3))
     yield replace(base, name="w8a8-fp16", quantized=True, dtype="float16", tokens=(6, 3))
     yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))
+    yield replace(base, name="w8a8-redundant-shared", quantized=True, shared=True, logical_experts=12, redundant=4)
     yield replace(base, name="w8a8-odd-intermediate", quantized=True, intermediate=grid.world * 20, tokens=(6, 3))
 
 
@@ -123,9 +135,20 @@ def all_cases(world: int) -> list[Case]:
 def sabotaged_cases() -> list[Case]:
     """Cases whose results are wrong on purpose."""
     return [
-        Case("one-weight-missing", Grid(2, 1), method, tokens=(6, 3), top_k=8, sabotaged=True, quantized=quantized)
+        Case(
+            sabotage,
+            Grid(2, 1),
+            method,
+            tokens=(6, 3),
+            active=(5, 3),
+            top_k=8,
+            shared=True,
+            sabotage=sabotage,
+            quantized=quantized,
+        )
         for method in ("allgather", "mc2", "alltoall")
         for quantized in (False, True)
+        for sabotage in SABOTAGES
     ]
 
 

@@ -16,12 +16,17 @@ from .cases import Case
 
 @dataclass
 class Layer:
-    """Full weights (physical experts), and for each DP rank hidden states, router weights and physical ids."""
+    """Full weights, and for each DP rank hidden states, router weights and physical ids.
+
+    The weights are those of the physical experts and of a shared one, which is never quantised.
+    """
 
     w13: torch.Tensor
     w2: torch.Tensor
     w13_scale: torch.Tensor | None
     w2_scale: torch.Tensor | None
+    shared13: torch.Tensor
+    shared2: torch.Tensor
     hidden: list[torch.Tensor]
     topk_weights: list[torch.Tensor]
     topk_ids: list[torch.Tensor]
@@ -33,7 +38,8 @@ def make_layer(case: Case) -> Layer:
     weights = _weights(
         case.logical_experts, case.redundant, case.hidden, case.intermediate, None if case.quantized else dtype
     )
-    layer = Layer(*weights, [], [], [])
+    shared = _weights(1, 0, case.hidden, case.intermediate, dtype)
+    layer = Layer(*weights, shared[0][0], shared[1][0], [], [], [])
     generator = torch.Generator().manual_seed(case.seed)
     for tokens in case.tokens_per_dp_rank:
         layer.hidden.append(torch.randn(tokens, case.hidden, generator=generator).to(dtype))
@@ -47,13 +53,20 @@ def reference_output(case: Case, layer: Layer, dp_rank: int) -> torch.Tensor:
     output = torch.zeros(case.tokens_per_dp_rank[dp_rank], case.hidden, dtype=torch.float64)
     for token in range(case.active_per_dp_rank[dp_rank]):
         x = layer.hidden[dp_rank][token].double()
+        if case.shared:
+            output[token] += mlp(x, layer.shared13.double(), layer.shared2.double())
         for weight, expert in zip(
             layer.topk_weights[dp_rank][token].double(), layer.topk_ids[dp_rank][token].tolist(), strict=True
         ):
-            gate, up = (_exact(layer.w13, layer.w13_scale, expert) @ x).chunk(2)
-            middle = torch.nn.functional.silu(gate) * up
-            output[token] += weight * (_exact(layer.w2, layer.w2_scale, expert) @ middle)
+            w13, w2 = _exact(layer.w13, layer.w13_scale, expert), _exact(layer.w2, layer.w2_scale, expert)
+            output[token] += weight * mlp(x, w13, w2)
     return output
+
+
+def mlp(x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """One SwiGLU expert on ``[..., H]``."""
+    gate, up = (x @ w13.T).chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up) @ w2.T
 
 
 def poison_inactive(case: Case, layer: Layer, dp_rank: int) -> None:

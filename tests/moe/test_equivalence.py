@@ -55,9 +55,7 @@ def test_method_gives_the_complete_sum_over_all_experts(
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=f"{case}-{case.quantized}") for case in sabotaged_cases()])
-def test_the_comparison_notices_one_missing_expert_of_one_token(
-    world_of: Callable[[str, int], World], case: Case
-) -> None:
+def test_the_comparison_notices_what_is_wrong_on_purpose(world_of: Callable[[str, int], World], case: Case) -> None:
     assert world_of("A3", 2).run(case) > 2 * _tolerance(case)
 
 
