@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .core.moe.comm import METHODS
+
 PREFIX = "VLLM_ASCEND_PATCH"
 
 
@@ -151,7 +153,7 @@ VARIABLES: dict[str, Variable] = {
         _choices(
             "VLLM_ASCEND_PATCH_MOE_COMM",
             "auto",
-            ("auto", "allgather", "mc2", "alltoall"),
+            ("auto", *METHODS),
             "The MoE communication method: chosen per step, or forced. A forced method that breaks a limit is refused at "
             "start-up.",
             "when the model runner starts",

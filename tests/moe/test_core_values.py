@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_ascend_patch.core.moe.comm import METHODS, make_method
-from vllm_ascend_patch.core.moe.comm.base import DispatchedRows, MoECommMethod, MoEInput, spread_ids
+from vllm_ascend_patch.core.moe.comm.base import DispatchedRows, MoECommMethod, MoEInput
 from vllm_ascend_patch.core.moe.comm.padding import clean_rows
+from vllm_ascend_patch.core.moe.constants import _kept, first_rows, row_index, spread_ids, zero_rows
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.experts import ExpertWeights, check_activation
@@ -138,6 +140,25 @@ def test_spread_ids_are_valid_distinct_within_a_row_and_even(rows: int, top_k: i
     assert counts.max() - counts.min() <= 1
 
 
+@given(sizes=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), min_size=1, max_size=5))
+def test_kept_constants_are_right_whatever_sizes_were_asked_for_before(sizes: list[tuple[int, int]]) -> None:
+    cpu = torch.device("cpu")
+    for rows, active in ((max(pair), min(pair)) for pair in sizes):
+        assert first_rows(rows, active, cpu).tolist() == [True] * active + [False] * (rows - active)
+        assert row_index(rows, cpu).tolist() == list(range(rows))
+        assert zero_rows(rows, torch.ones(1, 3, dtype=torch.int32)).tolist() == [[0] * 3] * rows
+
+
+def test_a_constant_is_made_once_and_outlives_a_larger_one() -> None:
+    like = torch.ones(1, 777)
+    small = zero_rows(3, like)
+    assert zero_rows(60, like).data_ptr() == small.data_ptr()
+    large = zero_rows(500, like)
+    assert large.data_ptr() != small.data_ptr()
+    assert zero_rows(3, like).data_ptr() == large.data_ptr()
+    assert sum(t.shape[0] for key, kept in _kept.items() if like.shape[1:] in key for t in kept) == 64 + 512
+
+
 def test_weights_are_transposed_once_and_scales_get_the_operators_dtypes() -> None:
     w13, w2 = torch.randn(2, 2 * 64, 32).bfloat16(), torch.randn(2, 32, 64).bfloat16()
     weights = ExpertWeights.from_loaded(w13, w2, activation="silu")
@@ -202,7 +223,12 @@ def test_methods_that_need_distributed_experts_refuse_to_start_without_them() ->
         make_method("nccl", ALONE, placement)
 
 
-class LoopMethod(MoECommMethod[MoEInput, DispatchedRows]):
+@dataclass(frozen=True, eq=False)
+class LoopDispatch(DispatchedRows):
+    order: torch.Tensor
+
+
+class LoopMethod(MoECommMethod[MoEInput, LoopDispatch]):
     """A fourth method, for one rank and top-1: sorts with torch and communicates nothing."""
 
     name = "loop"
@@ -211,14 +237,13 @@ class LoopMethod(MoECommMethod[MoEInput, DispatchedRows]):
     def prepare(self, inputs: MoEInput, step: MoEStep) -> MoEInput:
         return inputs
 
-    def dispatch(self, prepared: MoEInput) -> DispatchedRows:
+    def dispatch(self, prepared: MoEInput) -> LoopDispatch:
         counts = torch.bincount(prepared.topk_ids.flatten(), minlength=self.placement.num_experts)
         order = prepared.topk_ids.flatten().argsort(stable=True)
-        self.order = order
-        return DispatchedRows(prepared.hidden_states[order], counts, None)
+        return LoopDispatch(prepared.hidden_states[order], counts, None, order)
 
-    def combine(self, dispatched: DispatchedRows, expert_output: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(expert_output).index_copy_(0, self.order, expert_output)
+    def combine(self, dispatched: LoopDispatch, expert_output: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(expert_output).index_copy_(0, dispatched.order, expert_output)
 
     def finalize(self, prepared: MoEInput, combined: torch.Tensor) -> torch.Tensor:
         return combined * prepared.topk_weights
@@ -232,7 +257,7 @@ def test_a_fourth_method_is_one_class_and_one_row_of_the_table(monkeypatch: pyte
         gate, up = torch.einsum("ah,ahi->ai", rows, weights.w13[expert_of_row]).chunk(2, dim=1)
         return torch.einsum("ai,aih->ah", torch.nn.functional.silu(gate) * up, weights.w2[expert_of_row])
 
-    monkeypatch.setitem(METHODS, LoopMethod.name, LoopMethod)
+    monkeypatch.setitem(METHODS, LoopMethod.name, f"{__name__}:LoopMethod")
     monkeypatch.setattr(driver, "expert_mlp", mlp)  # the real one needs an NPU
     method = make_method("loop", ALONE, ExpertPlacement.linear(3))
     w13, w2 = torch.randn(3, 8, 5), torch.randn(3, 5, 4)

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts, mc2_capacity
-from vllm_ascend_patch.core.moe.comm import METHODS
+from vllm_ascend_patch.core.moe.comm import METHODS, method_class
 from vllm_ascend_patch.core.moe.errors import MoEConfigError, MoELimitError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, hccl_buffsize_floor_mib, mc2_row_violation, mc2_violations
 from vllm_ascend_patch.core.moe.selection import MethodSelector, check_start_up, select
@@ -101,7 +102,7 @@ def test_choice_is_the_same_on_all_ranks_and_never_breaks_a_limit(
     assert len(choices) == 1
     choice = choices.pop()
     assert choice.reason
-    assert METHODS[choice.method].capturable or not captured
+    assert method_class(choice.method).capturable or not captured
     if facts.ep_size == 1:
         assert choice.method == "allgather"
     if choice.method == "mc2":
@@ -144,6 +145,13 @@ def test_forced_method_is_used_for_every_step_it_was_accepted_for() -> None:
     for forced in ("allgather", "mc2", "alltoall"):
         selector = MethodSelector(facts, SchedulerFacts(1024, 64), forced)
         assert {selector.choose(tokens, captured=False).method for tokens in (0, 1, 1024)} == {forced}
+
+
+def test_the_table_names_every_method_as_it_names_itself_and_the_variable_takes_each() -> None:
+    variable = envs.VARIABLES["VLLM_ASCEND_PATCH_MOE_COMM"]
+    for name in METHODS:
+        assert method_class(name).name == name
+        assert variable.read({variable.name: name}) == name
 
 
 def test_a_method_added_to_the_table_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

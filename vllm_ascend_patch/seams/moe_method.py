@@ -6,11 +6,12 @@ vLLM instantiates the registered subclass in place of its own class; routing, sh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.core.moe.selection import MethodSelector
@@ -34,6 +35,14 @@ class LayerRuntime:
     placement: ExpertPlacement
     selector: MethodSelector
     weight_on_input: bool
+    methods: dict[str, MoECommMethod[Any, Any]] = field(default_factory=dict)
+
+    def method(self, name: str) -> MoECommMethod[Any, Any]:
+        """The method object called ``name``; layers of the same topology and placement share it."""
+        found = self.methods.get(name)
+        if found is None:
+            found = self.methods[name] = moe_forward.method(name, self.layout, self.placement)
+        return found
 
     @classmethod
     def of(cls, layer: Any, weights: ExpertWeights) -> LayerRuntime:
@@ -67,7 +76,7 @@ class NPUExperts:
             topk_weights, topk_ids = route(layer, x, arguments)
         step = moe_forward.active_tokens().step(runtime.selector)
         output = fused_moe(
-            moe_forward.method(step.method, runtime.layout, runtime.placement),
+            runtime.method(step.method),
             x,
             topk_weights,
             topk_ids,

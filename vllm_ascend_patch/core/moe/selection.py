@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .capacity import Capacity, SchedulerFacts, mc2_capacity
-from .comm import METHODS
+from .comm import METHODS, method_class
 from .comm.all_gather import AllGatherMethod
 from .comm.all_to_all import AllToAllMethod
 from .comm.mc2 import Mc2Method
@@ -105,10 +105,14 @@ class MethodSelector:
         self.capacity = check_start_up(facts, scheduler, forced)
         self.steps: Counter[str] = Counter()
         self._last: str | None = None
+        self._choices: dict[tuple[int, bool], Choice] = {}
 
     def choose(self, max_tokens: int, captured: bool) -> Choice:
         """The choice for one step; see ``select``."""
-        choice = select(self.facts, self.capacity, max_tokens, captured, self.forced)
+        key = (max_tokens, captured)
+        choice = self._choices.get(key)
+        if choice is None:
+            choice = self._choices[key] = select(self.facts, self.capacity, max_tokens, captured, self.forced)
         self.steps[choice.method] += 1
         if choice.method != self._last:
             logger.info("MoE communication: %s for %d tokens (%s)", choice.method, max_tokens, choice.reason)
@@ -129,7 +133,7 @@ def _forced_violations(facts: MoEFacts, scheduler: SchedulerFacts, method: str) 
         found.append(
             Violation("expert parallel size", "1", "at least 2", "enable expert parallelism over more than one rank")
         )
-    if scheduler.max_captured_tokens and not METHODS[method].capturable:
+    if scheduler.max_captured_tokens and not method_class(method).capturable:
         found.append(
             Violation(
                 "largest captured graph that contains MoE layers",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .constants import zero_rows
 from .errors import MoEConfigError
 from .topology import Topology
 
@@ -103,4 +104,4 @@ def pad_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     missing = rows - tensor.shape[0]
     if missing == 0:
         return tensor
-    return torch.cat([tensor, tensor.new_zeros((missing, *tensor.shape[1:]))])
+    return torch.cat([tensor, zero_rows(missing, tensor)])

@@ -14,7 +14,7 @@ from .selection import ALLGATHER, ALLTOALL, MC2
 from .step import ceil_div
 
 ROUTE_BYTES = 8
-"""Router weight (fp32) and expert id (int32, or carried as fp32) of one routed copy."""
+"""Router weight (fp32) and expert id (int32) of one routed copy."""
 SCALE_BYTES = 4
 """fp32 scale of one int8 row."""
 COUNT_BYTES = 8

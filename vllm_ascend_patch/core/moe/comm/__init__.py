@@ -1,30 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The communication methods, by name. A new method is one file and one row in this table."""
+"""The communication methods, by name. A new method is one file and one row in this table.
+
+Rows are paths, so that the names are there (for ``envs.py``) before torch is.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MoEConfigError
-from ..topology import ExpertPlacement, Topology
-from .all_gather import AllGatherMethod
-from .all_to_all import AllToAllMethod
-from .base import MoECommMethod
-from .mc2 import Mc2Method
 
-METHODS: dict[str, type[MoECommMethod[Any, Any]]] = {
-    AllGatherMethod.name: AllGatherMethod,
-    Mc2Method.name: Mc2Method,
-    AllToAllMethod.name: AllToAllMethod,
+if TYPE_CHECKING:
+    from ..topology import ExpertPlacement, Topology
+    from .base import MoECommMethod
+
+METHODS: dict[str, str] = {
+    "allgather": f"{__name__}.all_gather:AllGatherMethod",
+    "mc2": f"{__name__}.mc2:Mc2Method",
+    "alltoall": f"{__name__}.all_to_all:AllToAllMethod",
 }
 
 
+def method_class(name: str) -> type[MoECommMethod[Any, Any]]:
+    """The class of the method called ``name``; ``MoEConfigError`` names the known ones otherwise."""
+    if name not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        raise MoEConfigError(f"unknown MoE communication method {name!r}; known: {known}")
+    return _load(METHODS[name])
+
+
 def make_method(name: str, topology: Topology, placement: ExpertPlacement) -> MoECommMethod[Any, Any]:
-    """The method called ``name``; ``MoEConfigError`` names the known ones otherwise."""
-    try:
-        method = METHODS[name]
-    except KeyError:
-        raise MoEConfigError(
-            f"unknown MoE communication method {name!r}; known: {', '.join(sorted(METHODS))}"
-        ) from None
-    return method(topology, placement)
+    """The method called ``name`` for one topology and placement."""
+    return method_class(name)(topology, placement)
+
+
+@cache
+def _load(path: str) -> type[MoECommMethod[Any, Any]]:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

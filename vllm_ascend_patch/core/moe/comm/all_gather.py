@@ -5,7 +5,7 @@ Works in any world, with whole experts per rank or with slices of every expert. 
 whether or not it holds their experts.
 
 Collectives per layer, G = the gather group (DP; EP when sequence parallel):
-    all-gather(G) of hidden states (int8 when quantised) and of one fp32 routing record per row
+    all-gather(G) of hidden states (int8 when quantised) and of one int32 routing record per row
     -> reduce-scatter(G) -> all-reduce(TP), the last one not when sequence parallel.
 
 Tokens are gathered after routing, not before: a record of K weights and K ids (and a scale) is smaller than E router
@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
+from ..constants import zero_rows
 from ..experts import quantize_rows
 from ..step import MoEStep, pad_rows
 from .base import DispatchedRows, MoECommMethod, MoEInput
@@ -145,16 +146,17 @@ class AllGatherMethod(MoECommMethod[GatheredTokens, GatheredDispatch]):
         axis = self.topology.gather_axis
         if min(rows_per_rank) != most:
             parts = torch.split(combined, list(rows_per_rank))
-            combined = torch.cat([pad_rows(part, most) for part in parts])
+            tails = (zero_rows(most - rows, combined) for rows in rows_per_rank)
+            combined = torch.cat([piece for both in zip(parts, tails, strict=True) for piece in both])
         assert axis.group is not None
         return reduce_scatter(combined, axis.group, axis.size)[: prepared.output_rows]
 
 
 def _pack_record(tokens: GatheredTokens) -> torch.Tensor:
-    """Weights, ids and scale of a row as one fp32 record ``[T, 2K (+ 1)]``; ids are far below 2**24, hence exact."""
-    parts = [tokens.topk_weights, tokens.topk_ids.to(torch.float32)]
+    """Weights, ids and scale of a row as one int32 record ``[T, 2K (+ 1)]``: floats travel as their bits."""
+    parts = [tokens.topk_weights.view(torch.int32), tokens.topk_ids]
     if tokens.row_scales is not None:
-        parts.append(tokens.row_scales.unsqueeze(1))
+        parts.append(tokens.row_scales.view(torch.int32).unsqueeze(1))
     return torch.cat(parts, dim=1)
 
 
@@ -162,7 +164,7 @@ def _unpack_record(tokens: GatheredTokens, record: torch.Tensor) -> GatheredToke
     top_k = tokens.topk_ids.shape[1]
     return replace(
         tokens,
-        topk_weights=record[:, :top_k].contiguous(),
-        topk_ids=record[:, top_k : 2 * top_k].to(torch.int32),
-        row_scales=None if tokens.row_scales is None else record[:, 2 * top_k].contiguous(),
+        topk_weights=record[:, :top_k].contiguous().view(torch.float32),
+        topk_ids=record[:, top_k : 2 * top_k].contiguous(),
+        row_scales=None if tokens.row_scales is None else record[:, 2 * top_k].contiguous().view(torch.float32),
     )

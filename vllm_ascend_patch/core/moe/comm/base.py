@@ -101,9 +101,3 @@ class MoECommMethod(ABC, Generic[PreparedT, DispatchedT]):
     @abstractmethod
     def finalize(self, prepared: PreparedT, combined: torch.Tensor) -> torch.Tensor:
         """Undo ``prepare``: reduce, gather and cut to ``[T, H]``, the complete sum for this rank's tokens."""
-
-
-def spread_ids(rows: int, top_k: int, num_experts: int, device: torch.device) -> torch.Tensor:
-    """Expert ids for rows without a token: int32 ``[rows, top_k]``, valid, distinct within a row, evenly spread."""
-    flat = torch.arange(rows * top_k, dtype=torch.int32, device=device)
-    return (flat % num_experts).view(rows, top_k)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..constants import row_index
+
 
 @dataclass(frozen=True, eq=False)
 class SortedRows:
@@ -76,23 +78,19 @@ def weighted_sum(
 
     positions = sorted_rows.positions
     if not all_local:
-        positions, topk_weights = _without_absent(expert_output, sorted_rows, topk_weights)
+        positions = _without_absent(expert_output, sorted_rows)
     return torch_npu.npu_moe_token_unpermute(expert_output, positions, probs=topk_weights)
 
 
-def _without_absent(
-    expert_output: torch.Tensor, sorted_rows: SortedRows, topk_weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give copies that went nowhere a zero row and weight zero.
+def _without_absent(expert_output: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
+    """Positions in which the copies that went nowhere have a row of zeros each.
 
     The unpermute operator takes positions that are valid and distinct, so the absent copies (-1) get the undefined rows
-    past the counts, one each. Weight zero alone is not enough: those rows can hold NaN, and 0 * NaN is NaN.
+    past the counts, one each, from the end. Those are zeroed here; they can hold NaN, so that weight zero would not do.
     """
-    positions = sorted_rows.positions
+    positions, copies = sorted_rows.positions, expert_output.shape[0]
     absent = positions < 0
-    defined = sorted_rows.counts.sum().to(torch.int32)
-    nth_absent = torch.cumsum(absent, 0, dtype=torch.int32) - 1
-    row_index = torch.arange(expert_output.shape[0], dtype=torch.int32, device=expert_output.device)
-    expert_output.masked_fill_((row_index >= defined).unsqueeze(1), 0)
-    positions = torch.where(absent, defined + nth_absent, positions)
-    return positions, topk_weights.masked_fill(absent.view(topk_weights.shape), 0)
+    undefined = row_index(copies, expert_output.device) >= sorted_rows.counts.sum()
+    expert_output.masked_fill_(undefined.unsqueeze(1), 0)
+    from_the_end = copies - torch.cumsum(absent, 0, dtype=torch.int32)
+    return torch.where(absent, from_the_end, positions)

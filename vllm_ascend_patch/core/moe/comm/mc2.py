@@ -13,10 +13,12 @@ Communication per layer:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from ..constants import first_rows
 from ..errors import MoEConfigError
 from ..soc import Soc, detect_soc, dispatch_operator_version
 from ..step import MoEStep, pad_rows
@@ -56,13 +58,11 @@ class Mc2Tokens:
     Attributes:
         inputs: ``[B, ...]``, rows without a token cleaned.
         mask: bool ``[B]``, True for real tokens, all True before any False.
-        all_active: True when the host knows that no row is masked.
         share: how to get back to T rows.
     """
 
     inputs: MoEInput
     mask: torch.Tensor
-    all_active: bool
     share: TokenShare
 
 
@@ -108,8 +108,8 @@ class Mc2Method(MoECommMethod[Mc2Tokens, Mc2Dispatch]):
         if share.mask is not None:
             mask = pad_rows(share.mask, rows)
         else:
-            mask = torch.arange(rows, device=cleaned.hidden_states.device) < share.active
-        return Mc2Tokens(cleaned, mask, share.mask is None and share.active == rows, share)
+            mask = first_rows(rows, share.active, cleaned.hidden_states.device)
+        return Mc2Tokens(cleaned, mask, share)
 
     def dispatch(self, prepared: Mc2Tokens) -> Mc2Dispatch:
         """``[B, H]`` -> dispatch(EP), quantising on the way when the experts are -> ``[A, H]``."""
@@ -119,7 +119,7 @@ class Mc2Method(MoECommMethod[Mc2Tokens, Mc2Dispatch]):
         arguments: dict[str, Any] = {
             "x": inputs.hidden_states,
             "expert_ids": inputs.topk_ids,
-            **self._group(),
+            **self._group,
             "quant_mode": 2 if inputs.quantize else 0,
             "global_bs": 0,
             "expert_token_nums_type": 1,
@@ -152,7 +152,7 @@ class Mc2Method(MoECommMethod[Mc2Tokens, Mc2Dispatch]):
             "expert_ids": tokens.inputs.topk_ids,
             "ep_send_counts": dispatched.recv_counts,
             "expert_scales": tokens.inputs.topk_weights,
-            **self._group(),
+            **self._group,
             "expand_scales": dispatched.expand_scales,
             "global_bs": 0,
         }
@@ -166,13 +166,19 @@ class Mc2Method(MoECommMethod[Mc2Tokens, Mc2Dispatch]):
         else:
             combined = torch_npu.npu_moe_distribute_combine(expand_idx=dispatched.assist_info, **arguments)
         # What the operator leaves in masked rows is not documented.
-        return combined if tokens.all_active else combined.masked_fill_(~tokens.mask.unsqueeze(1), 0)
+        if tokens.share.mask is not None:
+            return combined.masked_fill_(~tokens.mask.unsqueeze(1), 0)
+        if tokens.share.active < combined.shape[0]:
+            combined[tokens.share.active :].zero_()
+        return combined
 
     def finalize(self, prepared: Mc2Tokens, combined: torch.Tensor) -> torch.Tensor:
         """``[B, H]`` -> all-gather(TP) unless sequence parallel -> ``[T, H]``."""
         return restore_all(prepared.share, combined, self.topology)
 
+    @cached_property
     def _group(self) -> dict[str, Any]:
+        """Arguments of every call; the communicator is opened when they are first needed."""
         return {
             "group_ep": self.communicator.name,
             "ep_world_size": self.topology.ep.size,

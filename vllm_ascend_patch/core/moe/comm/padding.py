@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from .base import MoEInput, spread_ids
+from ..constants import spread_ids, zero_rows
+from .base import MoEInput
 
 
 def clean_rows(
@@ -21,21 +22,30 @@ def clean_rows(
         mask: bool ``[T]``, True for real tokens; for captured graphs, where ``active`` would be frozen.
 
     Returns:
-        Inputs with ``[rows, ...]`` tensors. Inactive rows: hidden states 0, router weights 0, ids from ``spread_ids``.
+        Inputs with ``[rows, ...]`` tensors, to be read only.
+        Inactive rows: hidden states 0, router weights 0, ids from ``spread_ids``.
     """
     if mask is not None:
         return _clean_by_mask(inputs, num_experts, rows, mask)
     hidden, weights, ids = inputs.hidden_states, inputs.topk_weights, inputs.topk_ids
     if active == rows == hidden.shape[0]:
         return inputs
-    new_hidden = hidden.new_zeros((rows, hidden.shape[1]))
-    new_weights = weights.new_zeros((rows, weights.shape[1]))
-    new_ids = spread_ids(rows, ids.shape[1], num_experts, ids.device)
-    if active:
-        new_hidden[:active].copy_(hidden[:active])
-        new_weights[:active].copy_(weights[:active])
-        new_ids[:active].copy_(ids[:active])
-    return MoEInput(new_hidden, new_weights, new_ids, inputs.quantize)
+    empty = rows - active
+    spread = spread_ids(empty, ids.shape[1], num_experts, ids.device)
+    return MoEInput(
+        _followed_by(zero_rows(empty, hidden), hidden, active),
+        _followed_by(zero_rows(empty, weights), weights, active),
+        _followed_by(spread, ids, active),
+        inputs.quantize,
+    )
+
+
+def _followed_by(tail: torch.Tensor, tensor: torch.Tensor, active: int) -> torch.Tensor:
+    """The active rows of ``tensor``, then ``tail``; one of the two itself where the other has no rows."""
+    if active == 0:
+        return tail
+    head = tensor[:active]
+    return torch.cat([head, tail]) if tail.shape[0] else head
 
 
 def _clean_by_mask(inputs: MoEInput, num_experts: int, rows: int, mask: torch.Tensor) -> MoEInput:

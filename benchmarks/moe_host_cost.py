@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host does per MoE layer of a decode step around the vendor's operators and collectives, per method.
+
+One layer is run once while torch's dispatcher is watched: every call is counted, and those of vendor operators and
+collectives are kept with their arguments. Then the layer is timed, and so are the kept calls alone, the bare operators. The
+difference is what preparing, dispatching, combining and finalizing cost the host; a real decode step is bound by the host.
+
+    vllm-ascend-patch virtual-npu --devices 2 --soc A3 -- python benchmarks/moe_host_cost.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vllm_ascend_patch.core.moe.comm import METHODS, make_method
+from vllm_ascend_patch.core.moe.driver import fused_moe
+from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.step import MoEStep
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
+
+RANKS, EXPERTS, TOP_K, HIDDEN, INTERMEDIATE = 2, 8, 2, 1024, 64
+GOAL = 1.25
+# Rows per rank of a decode step: all ranks alike, and one with fewer, which has to be filled up to the others.
+STEPS = {"even": (32, 32), "uneven": (32, 20)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One layer of one method, on the rank that has more to do.
+
+    Attributes:
+        vendor_calls: vendor operators and collectives.
+        kernels: other operators that launch something on the device.
+        views: operators that only look at a tensor differently.
+        allocations: blocks asked of the device allocator.
+        layer_us, bare_us: median time of the layer, and of its vendor calls alone.
+    """
+
+    vendor_calls: int
+    kernels: int
+    views: int
+    allocations: int
+    layer_us: float
+    bare_us: float
+
+    @property
+    def ratio(self) -> float:
+        """The layer over its bare operators."""
+        return self.layer_us / self.bare_us
+
+
+class Watch(TorchDispatchMode):
+    """Counts dispatcher calls; keeps those of vendor operators and collectives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vendor: list[Callable[[], Any]] = []
+        self.kernels: list[str] = []
+        self.views = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace in ("npu", "c10d"):
+            self.vendor.append(lambda: func(*args, **kwargs))
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if aliases and _memory(result) == _memory(args[0]):
+            self.views += 1
+            return result
+        if not str(func).startswith(("aten.empty", "aten.new_empty")):
+            self.kernels.append(str(func))
+        return result
+
+
+def _memory(value: Any) -> int:
+    first = value[0] if isinstance(value, (list, tuple)) else value
+    return first.untyped_storage().data_ptr()
+
+
+def replay(calls: list[Callable[[], Any]]) -> None:
+    """Make the calls again, waiting for each collective as torch.distributed does."""
+    for call in calls:
+        result = call()
+        work = result[-1] if isinstance(result, tuple) else result
+        if isinstance(work, torch.ScriptObject):
+            work.wait()  # type: ignore[attr-defined]
+
+
+def measure(method_name: str, tokens: tuple[int, ...], topology: Topology, repeat: int) -> Cost:
+    rank = topology.ep.rank
+    placement = ExpertPlacement.linear(EXPERTS, RANKS, rank)
+    generator = torch.Generator().manual_seed(rank)
+    w13 = torch.randn(placement.num_local, 2 * INTERMEDIATE, HIDDEN, generator=generator) * HIDDEN**-0.5
+    w2 = torch.randn(placement.num_local, HIDDEN, INTERMEDIATE, generator=generator) * INTERMEDIATE**-0.5
+    weights = ExpertWeights.from_loaded(w13.bfloat16().to("npu"), w2.bfloat16().to("npu"), activation="silu")
+    hidden = torch.randn(tokens[rank], HIDDEN, generator=generator).bfloat16().to("npu")
+    scores = torch.rand(tokens[rank], EXPERTS, generator=generator).topk(TOP_K, dim=1)
+    topk_weights, topk_ids = scores.values.to("npu"), scores.indices.to(torch.int32).to("npu")
+    method, step = make_method(method_name, topology, placement), MoEStep(tokens, tokens[rank], method_name)
+
+    def layer() -> None:
+        fused_moe(method, hidden, topk_weights, topk_ids, weights, step)
+
+    for _ in range(3):  # communicators and constants are made on first use
+        layer()
+    before = torch.npu.memory_stats()["allocation.all.allocated"]
+    layer()
+    allocations = torch.npu.memory_stats()["allocation.all.allocated"] - before
+    with Watch() as watch:
+        layer()
+    bare = watch.vendor
+    layer_us, bare_us = _times(layer, lambda: replay(bare), repeat)
+    if os.environ.get("SHOW_KERNELS"):
+        print(rank, method_name, tokens, watch.kernels, file=sys.stderr)
+    return Cost(len(bare), len(watch.kernels), watch.views, allocations, layer_us, bare_us)
+
+
+def _times(layer: Callable[[], None], bare: Callable[[], None], repeat: int) -> tuple[float, float]:
+    """Medians, the two measured in turn, so that a busy machine slows both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeat):
+        for action, found in zip((layer, bare), times, strict=True):
+            dist.barrier()
+            started = time.perf_counter()
+            action()
+            found.append((time.perf_counter() - started) * 1e6)
+    return median(times[0]), median(times[1])
+
+
+def run_rank(rank: int, port: int, repeat: int) -> None:
+    torch.set_num_threads(1)
+    torch.npu.set_device(rank)
+    dist.init_process_group("hccl", f"tcp://127.0.0.1:{port}", timedelta(seconds=120), world_size=RANKS, rank=rank)
+    group = dist.new_group(list(range(RANKS)), backend="hccl")
+    axis = ParallelAxis(RANKS, rank, group)
+    topology = Topology(ParallelAxis(), axis, axis, mc2=Mc2Communicator(group))
+    found: dict[str, Cost] = {}
+    with torch.inference_mode():
+        for kind, tokens in STEPS.items():
+            for method in METHODS:
+                found[f"{method}-{kind}"] = measure(method, tokens, topology, repeat)
+    if rank == RANKS - 1:  # the one that fills up in uneven steps
+        report(found)
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # the transport's tear-down may wait for ranks that are gone
+
+
+def report(found: dict[str, Cost]) -> None:
+    print(
+        f"{RANKS} ranks, hidden {HIDDEN}, {EXPERTS} experts, top-{TOP_K}, bf16; per layer, on the rank with fewer tokens"
+    )
+    print(
+        f"{'':>18} {'vendor':>7} {'kernels':>8} {'views':>6} {'allocs':>7} {'layer us':>9} {'bare us':>8} {'ratio':>6}"
+    )
+    for name, cost in found.items():
+        print(
+            f"{name:>18} {cost.vendor_calls:>7} {cost.kernels:>8} {cost.views:>6} {cost.allocations:>7} "
+            f"{cost.layer_us:>9.0f} {cost.bare_us:>8.0f} {cost.ratio:>6.2f}"
+        )
+    figures = {name: {**asdict(cost), "ratio": round(cost.ratio, 3)} for name, cost in found.items()}
+    worst = max(cost.ratio for cost in found.values())
+    print(json.dumps({"name": "moe_host_cost", "figures": figures, "ratio": round(worst, 3), "goal": GOAL}))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--repeat", type=int, default=200)
+    options = parser.parse_args()
+    if not hasattr(torch, "npu"):
+        parser.error("no NPU: run under 'vllm-ascend-patch virtual-npu --devices 2 --soc A3 --'")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run_rank, args=(rank, port, options.repeat)) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    failed = [str(rank) for rank, process in enumerate(processes) if process.exitcode != 0]
+    for process in processes:
+        process.kill()
+    if failed:
+        print(f"ranks {', '.join(failed)} failed or did not end within 300 s", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
