@@ -3,6 +3,7 @@
 
 import gc
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -84,6 +85,15 @@ def test_events_measure_the_time_between_their_records() -> None:
     assert 20 <= start.elapsed_time(end) < 2000
 
 
+def says_yes(question: Callable[[], bool]) -> bool:
+    """The answer of a generic stream or event; torch_npu 2.7 leaves such questions open on any device, and says so."""
+    if torch.__version__ < "2.8":
+        with pytest.raises(RuntimeError, match="Backend doesn't support"):
+            question()
+        return True
+    return question()
+
+
 def test_generic_events_and_streams() -> None:
     start, end = (torch.Event(device="npu", enable_timing=True) for _ in range(2))
     stream = torch.Stream(device="npu")
@@ -91,15 +101,15 @@ def test_generic_events_and_streams() -> None:
     end.record(stream)
     end.wait()
     assert end.query()
-    assert stream.query()
-    assert start.elapsed_time(end) >= 0
+    assert says_yes(stream.query)
+    assert says_yes(lambda: start.elapsed_time(end) >= 0)
 
 
 def test_torch_accelerator_is_the_npu() -> None:
     assert torch.accelerator.current_accelerator() == torch.device("npu")
     assert torch.accelerator.device_count() == torch.npu.device_count()
     torch.accelerator.synchronize()
-    assert torch.accelerator.current_stream().query()
+    assert says_yes(torch.accelerator.current_stream().query)
 
 
 def test_a_seed_makes_random_numbers_reproducible() -> None:

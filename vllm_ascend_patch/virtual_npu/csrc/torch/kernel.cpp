@@ -375,7 +375,7 @@ class Kernel final : public c10::OperatorKernel {
   std::unique_ptr<Plan> plan_;
 };
 
-// For operators whose autograd kernel torch_npu replaced by one that calls operators of its own: PyTorch's own formula.
+// For operators whose gradient on an NPU calls operators that the CPU lacks: PyTorch's own formula.
 class AutogradKernel final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
@@ -400,6 +400,15 @@ at::Tensor zeros(
 
 bool is_left_to_torch_npu(const c10::OperatorName& name) {
   return kLeftToTorchNPU.count(name.name.substr(name.name.rfind(':') + 1)) != 0;
+}
+
+// Whether torch_npu gave the operator an autograd kernel, or, with a kernel for what is a composition elsewhere, made
+// PyTorch use the gradient that goes with such kernels (`matmul_backward` and the like).
+bool has_own_autograd(const c10::OperatorHandle& op) {
+  using Key = c10::DispatchKey;
+  return op.hasKernelForDispatchKey(Key::AutogradPrivateUse1) ||
+      (op.hasKernelForDispatchKey(Key::PrivateUse1) && op.hasKernelForDispatchKey(Key::Autograd) &&
+       op.hasKernelForDispatchKey(Key::CompositeImplicitAutograd) && !op.hasKernelForDispatchKey(Key::CPU));
 }
 
 // Replacing a kernel is what this is for, so PyTorch's warning about it is not passed on.
@@ -438,8 +447,7 @@ std::vector<std::string> install_kernels() {
       device->impl(full_name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>()));
       replaced.push_back(full_name);
     }
-    if (op->hasKernelForDispatchKey(c10::DispatchKey::AutogradPrivateUse1) &&
-        op->hasComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU)) {
+    if (has_own_autograd(*op) && op->hasComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU)) {
       autograd->impl(full_name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<AutogradKernel>()));
     }
   }

@@ -4,7 +4,6 @@
 #include "random.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Context.h>
 
 #include <mutex>
 
@@ -30,7 +29,8 @@ uint64_t seed_at(uint64_t seed, uint64_t offset) {
 }
 
 at::Generator npu_generator(const std::optional<at::Generator>& given, c10::Device device) {
-  at::Generator generator = given && given->defined() ? *given : at::globalContext().defaultGenerator(device);
+  // Not ATen's look-up of default generators, which does not reach torch_npu 2.7's.
+  at::Generator generator = given && given->defined() ? *given : at_npu::detail::getDefaultNPUGenerator(device.index());
   TORCH_CHECK(
       generator.device().type() == kNPU,
       "Expected a 'npu' device type for generator but found '",
