@@ -110,7 +110,7 @@ def make(family: str, folder: Path) -> Path:
     if (path / "config.json").exists():
         return path
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config((CONFIGS | WIDE)[family], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config((CONFIGS | WIDE)[family], torch_dtype=torch.float32)
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -129,7 +129,7 @@ def cases(checkpoint: Path) -> list[Case]:
     cached = checkpoint / "cases.json"
     if cached.exists():
         return [Case(**case) for case in json.loads(cached.read_text())]
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(5)
     prefix = torch.randint(3, VOCABULARY, (256,), generator=generator).tolist()
     chosen = [_clear_case(model, [], length, generator) for length in (1, 7, 16, 33, 64, 150)]

@@ -60,7 +60,7 @@ def make(dense: Path, folder: Path) -> tuple[Path, Path]:
 @torch.inference_mode()
 def first_token_cases(twin: Path, count: int) -> list[Case]:
     """Prompts whose next token the dequantised model, in float32, chooses by at least ``MARGIN``."""
-    model = AutoModelForCausalLM.from_pretrained(twin, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(twin, torch_dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(23)
     cases: list[Case] = []
     while len(cases) < count:
