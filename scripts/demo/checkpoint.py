@@ -11,11 +11,12 @@ torch is imported inside functions: the demo's driver needs this file's folder n
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
-from importlib.metadata import files
+from importlib.metadata import files, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,9 @@ VERSION = 1  # part of the folder's name: change it whenever the result changes
 def default_folder() -> Path:
     """Where the checkpoint is cached: under ``XDG_CACHE_HOME`` or ``~/.cache``."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "vllm_ascend_patch" / f"smollm2-135m-instruct-4x-mixtral-v{VERSION}"
+    # Each major release of transformers writes tokenizers in its own form.
+    transformers = version("transformers").split(".")[0]
+    return cache / "vllm_ascend_patch" / f"smollm2-135m-instruct-4x-mixtral-v{VERSION}-transformers{transformers}"
 
 
 def make(folder: Path) -> Path:
@@ -40,15 +43,17 @@ def make(folder: Path) -> Path:
     if (folder / "config.json").exists():
         return folder
     import torch
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = _gguf_file()
-    dense = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    dense = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, torch_dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    sparse = upcycle(dense)
     unfinished = folder.with_name(folder.name + f".{os.getpid()}")
-    sparse.to(torch.bfloat16).save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
+    dense.generation_config.save_pretrained(unfinished)
+    save_file(upcycle(dense), unfinished / "model.safetensors", metadata={"format": "pt"})
+    (unfinished / "config.json").write_text(json.dumps(config_of(dense.config), indent=2))
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         unfinished.rename(folder)  # so that an interrupted run leaves nothing that looks complete
@@ -57,60 +62,46 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def upcycle(dense: torch.nn.Module) -> torch.nn.Module:
-    """A ``MixtralForCausalLM`` in float32 whose experts are noisy copies of ``dense``'s MLPs (a Llama model)."""
-    import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    old = dense.config
-    config = MixtralConfig(
-        vocab_size=old.vocab_size,
-        hidden_size=old.hidden_size,
-        intermediate_size=old.intermediate_size,
-        num_hidden_layers=old.num_hidden_layers,
-        num_attention_heads=old.num_attention_heads,
-        num_key_value_heads=old.num_key_value_heads,
-        head_dim=old.head_dim,
-        max_position_embeddings=old.max_position_embeddings,
-        rms_norm_eps=old.rms_norm_eps,
-        rope_parameters=dict(old.rope_parameters),
-        bos_token_id=old.bos_token_id,
-        eos_token_id=old.eos_token_id,
-        pad_token_id=old.pad_token_id,
-        tie_word_embeddings=False,
-        num_local_experts=NUM_EXPERTS,
-        num_experts_per_tok=TOP_K,
-        sliding_window=None,
+def config_of(dense: Any) -> dict[str, Any]:
+    """The checkpoint's ``config.json`` from the dense model's configuration, in the published form of Mixtral's."""
+    rope_theta = getattr(dense, "rope_theta", None) or dense.rope_parameters["rope_theta"]  # transformers 4, 5
+    copied = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "max_position_embeddings rms_norm_eps hidden_act bos_token_id eos_token_id pad_token_id"
     )
-    with torch.device("meta"):
-        sparse = MixtralForCausalLM(config)
-    sparse.to_empty(device="cpu")
-    noise = torch.Generator().manual_seed(20)
-    old_state, new_state = dense.state_dict(), sparse.state_dict()
-    filled = {}
-    for name, target in new_state.items():
-        filled[name] = _weight(name, target, old_state, noise)
-    sparse.load_state_dict(filled)
-    for name, buffer in dense.model.rotary_emb.named_buffers():
-        setattr(sparse.model.rotary_emb, name, buffer.clone())
-    sparse.generation_config = dense.generation_config
-    return sparse.eval()
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        **{name: getattr(dense, name) for name in copied.split()},
+        "head_dim": dense.hidden_size // dense.num_attention_heads,
+        "num_local_experts": NUM_EXPERTS,
+        "num_experts_per_tok": TOP_K,
+        "rope_theta": rope_theta,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
 
 
-def _weight(name: str, target: torch.Tensor, old: dict[str, torch.Tensor], noise: torch.Generator) -> torch.Tensor:
+def upcycle(dense: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Mixtral's weights in bfloat16 by their published names; experts are noisy copies of the MLPs of ``dense``, a Llama."""
     import torch
 
-    prefix = name.split(".mlp.")[0] + ".mlp."
-    if name.endswith("mlp.gate.weight"):
-        return torch.randn(target.shape, generator=noise) * ROUTER_STD
-    if name.endswith("experts.gate_up_proj"):
-        dense = torch.cat([old[prefix + "gate_proj.weight"], old[prefix + "up_proj.weight"]])
-        return torch.stack([_noisy(dense, noise) for _ in range(NUM_EXPERTS)])
-    if name.endswith("experts.down_proj"):
-        return torch.stack([_noisy(old[prefix + "down_proj.weight"], noise) for _ in range(NUM_EXPERTS)])
-    if name == "lm_head.weight" and name not in old:
-        return old["model.embed_tokens.weight"]
-    return old[name]
+    noise = torch.Generator().manual_seed(20)
+    old = dense.state_dict()
+    weights = {name: weight for name, weight in old.items() if ".mlp." not in name}
+    weights.setdefault("lm_head.weight", old["model.embed_tokens.weight"])
+    for layer in range(dense.config.num_hidden_layers):
+        mlp, moe = f"model.layers.{layer}.mlp", f"model.layers.{layer}.block_sparse_moe"
+        gate, up, down = (old[f"{mlp}.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        weights[f"{moe}.gate.weight"] = torch.randn(NUM_EXPERTS, gate.shape[1], generator=noise) * ROUTER_STD
+        for expert in range(NUM_EXPERTS):
+            w1, w3 = _noisy(torch.cat([gate, up]), noise).chunk(2)
+            weights[f"{moe}.experts.{expert}.w1.weight"] = w1
+            weights[f"{moe}.experts.{expert}.w3.weight"] = w3
+        for expert in range(NUM_EXPERTS):
+            weights[f"{moe}.experts.{expert}.w2.weight"] = _noisy(down, noise)
+    return {name: weight.to(torch.bfloat16, copy=True).contiguous() for name, weight in weights.items()}
 
 
 def _noisy(weight: torch.Tensor, noise: torch.Generator) -> torch.Tensor:

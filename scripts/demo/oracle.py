@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, torch_dtype=getattr(torch, arguments.dtype)).eval()
     pairs = json.load(sys.stdin)
     verdicts = [asdict(judge(model, p["prompt"], p["answer"], arguments.tolerance)) for p in pairs]
     json.dump(verdicts, sys.stdout)

@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import requests
 from rich.console import Console
@@ -137,20 +138,22 @@ def ask(server: Server, question: str, max_tokens: int) -> Answer:
         "messages": [{"role": "user", "content": question}],
         "temperature": 0,
         "max_tokens": max_tokens,
-        "return_token_ids": True,
+        # Token ids in the form that every release of vLLM has.
+        "logprobs": True,
+        "return_tokens_as_token_ids": True,
     }
-    reply = requests.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+    choice = post(server, "/v1/chat/completions", body)["choices"][0]
+    seconds = time.monotonic() - start
+    tokens = [int(entry["token"].removeprefix("token_id:")) for entry in choice["logprobs"]["content"]]
+    prompt = post(server, "/tokenize", {name: body[name] for name in ("model", "messages")})["tokens"]
+    return Answer(question, choice["message"]["content"].strip(), prompt, tokens, seconds)
+
+
+def post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    reply = requests.post(server.url + path, json=body, timeout=120)
     if not reply.ok:
         raise SystemExit(f"the server answered {reply.status_code}: {reply.text[:500]}\n{server.log_tail()}")
-    result = reply.json()
-    choice = result["choices"][0]
-    return Answer(
-        question,
-        choice["message"]["content"].strip(),
-        result["prompt_token_ids"],
-        choice["token_ids"],
-        time.monotonic() - start,
-    )
+    return reply.json()
 
 
 def show(answers: list[Answer]) -> None:
