@@ -58,12 +58,14 @@ def _check_parallel(vllm_config: VllmConfig) -> None:
         return  # those place ranks on devices themselves, possibly on other machines
     if getattr(parallel, "nnodes", 1) > 1:
         return
-    ranks = parallel.world_size * (parallel.data_parallel_size_local or 1)
+    # The process of one engine checks for itself: older releases show it no device but its own.
+    engines = 1 if parallel.data_parallel_rank_local is not None else parallel.data_parallel_size_local or 1
+    ranks = parallel.world_size * engines
     devices = torch_npu.npu.device_count()
     if ranks > devices:
         raise ValueError(
             f"{ranks} ranks on this machine (tensor parallel x pipeline parallel {parallel.world_size}, local data "
-            f"parallel {parallel.data_parallel_size_local or 1}) need {ranks} NPUs, but torch_npu sees {devices}. Lower "
+            f"parallel {engines}) need {ranks} NPUs, but torch_npu sees {devices}. Lower "
             "--tensor-parallel-size or --data-parallel-size, or check ASCEND_RT_VISIBLE_DEVICES."
         )
 
