@@ -100,10 +100,23 @@ async def run_async(job: dict[str, Any]) -> dict[str, Any]:
         engine.shutdown()
 
 
+def draft_counts() -> dict[str, int]:
+    """Draft tokens proposed and accepted, as vLLM's own metrics have them; empty without speculation."""
+    from vllm.v1.metrics.reader import get_metrics_snapshot
+
+    counts: dict[str, int] = {}
+    for metric in get_metrics_snapshot():
+        for name in ("draft", "accepted"):
+            if metric.name == f"vllm:spec_decode_num_{name}_tokens":
+                counts[name] = counts.get(name, 0) + int(metric.value)
+    return counts
+
+
 def main() -> None:
     job = json.load(sys.stdin)
     start = time.monotonic()
     result = run_offline(job) if job["dp"] == 1 else asyncio.run(run_async(job))
+    result["drafts"] = draft_counts()
     result["seconds"] = time.monotonic() - start
     result["status"] = [(row.patch.id, str(row.state)) for row in vllm_ascend_patch.status()]
     print("RESULT " + json.dumps(result), flush=True)

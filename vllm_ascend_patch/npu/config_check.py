@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _SUPPORTED_DTYPES = (torch.bfloat16, torch.float16)
+_SUPPORTED_DRAFTERS = ("ngram", "mtp")
 _SUPPORTED_KV_CACHE_DTYPES = ("auto", "bfloat16", "float16")
 
 
@@ -38,6 +39,7 @@ def check_config(vllm_config: VllmConfig) -> None:
     check_dtype(vllm_config.model_config.dtype)
     _check_quantization(vllm_config.model_config)
     _check_attention(vllm_config)
+    _check_speculation(vllm_config)
 
 
 def _check_parallel(vllm_config: VllmConfig) -> None:
@@ -104,6 +106,25 @@ def _check_attention(vllm_config: VllmConfig) -> None:
         num_heads=model.get_num_attention_heads(vllm_config.parallel_config),
         num_kv_heads=model.get_num_kv_heads(vllm_config.parallel_config),
     )
+
+
+def _check_speculation(vllm_config: VllmConfig) -> None:
+    from vllm_ascend_patch.npu.kernel_overrides import registry_exists
+
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return
+    if not registry_exists():
+        raise ValueError(
+            "speculative decoding is not supported on Ascend NPUs with this vLLM release: its rejection sampler launches "
+            "Triton kernels that a platform cannot replace before vLLM 0.31. Start without --speculative-config, or "
+            "install vLLM 0.31 or newer."
+        )
+    if speculative.method not in _SUPPORTED_DRAFTERS:
+        raise ValueError(
+            f"speculative method {speculative.method!r} is not supported on Ascend NPUs by this port; supported: "
+            f"{', '.join(_SUPPORTED_DRAFTERS)}."
+        )
 
 
 def _name(dtype: torch.dtype) -> str:

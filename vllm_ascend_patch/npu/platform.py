@@ -124,7 +124,7 @@ class NPUPlatform(Platform):
 
     @classmethod
     def register_triton_kernel_overrides(cls) -> None:
-        from vllm_ascend_patch.npu.slot_mapping import register
+        from vllm_ascend_patch.npu.kernel_overrides import register
 
         register()
 

@@ -1,33 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slot mapping without Triton: the one Triton kernel on vLLM's plain decode path, in torch operators.
 
-Registered through vLLM's own registry of kernel overrides where there is one; ``seams/block_table.py`` calls it in
+Registered by ``kernel_overrides.py`` where vLLM has a registry of kernel overrides; ``seams/block_table.py`` calls it in
 releases without.
 """
 
 from __future__ import annotations
 
-import inspect
-from importlib import import_module
 from typing import Any
 
 import torch
-
-_MODULE, _OWNER, _KERNEL = "vllm.v1.worker.block_table", "ComputeSlotMappingKernel", "kernel"
-
-
-def register() -> None:
-    """Give vLLM the override; called by vLLM while a model runner is built."""
-    from vllm.triton_utils.dispatcher import register_kernels
-
-    kernel = getattr(getattr(import_module(_MODULE), _OWNER), _KERNEL)
-    names = getattr(kernel, "arg_names", None) or tuple(inspect.signature(getattr(kernel, "func", kernel)).parameters)
-
-    def launched(*args: Any, **kwargs: Any) -> None:
-        """Takes what the release's kernel takes, in its order."""
-        compute_slot_mapping(**dict(zip(names, args, strict=False)), **kwargs)
-
-    register_kernels({f"{_MODULE}.{_OWNER}.{_KERNEL}": launched})
 
 
 def compute_slot_mapping(

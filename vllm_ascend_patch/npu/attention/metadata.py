@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds, once per step, what every attention layer of that step needs.
 
-Lengths are host integers because the operator takes them so; nothing is read from the device here.
+Lengths are host integers because the operator takes them so. Nothing is read from the device here, except for the later
+forwards of a drafter: how many drafts were refused is known on the device only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +39,13 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
         super().__init__(kv_cache_spec, *args, **kwargs)
         self.block_size: int = kv_cache_spec.block_size
         self.reorder_batch_threshold = 1
+
+    def build_for_drafting(self, common_attn_metadata: CommonAttentionMetadata, draft_index: int) -> NPUAttentionMetadata:
+        """Upstream's host lengths still count refused drafts from the second forward of a drafter on."""
+        metadata = self.build(0, common_attn_metadata, fast_build=True)
+        if draft_index == 0:
+            return metadata
+        return replace(metadata, context_lens=common_attn_metadata.seq_lens[: common_attn_metadata.num_reqs].tolist())
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
