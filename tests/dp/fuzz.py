@@ -28,9 +28,12 @@ from .schedules import NEAR_THE_END, RankStep, Schedule, make_schedule
 from .sessions import cpu_session
 from .upstream_runner import DecidingRunner, dispatcher, make_config
 
+TIMEOUT = 30.0
+"""Seconds until a missing rank is an error."""
+
 
 def run_rank(rank: int, size: int, seeds: list[int]) -> list[Any]:
-    session = cpu_session(rank, size, timeout=30)
+    session = cpu_session(rank, size, timeout=TIMEOUT)
     install_session(session)
     runners = {speculative: DecidingRunner(rank, size, speculative) for speculative in (False, True)}
     results = []

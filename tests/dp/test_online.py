@@ -117,7 +117,12 @@ def conversation(server: Server, checkpoint: dict[str, Any], size: int, idle: fl
 
 # ranks, transport, arguments, what the log must say
 DEVICE = (2, "device", (), r"one device all-reduce of 128 bytes per step over 2 ranks")
-AUTO = (4, "auto", ("--no-async-scheduling",), r"DP metadata transport: (cpu|device) \(measured .* cpu \d+ us, device \d+ us\)")
+AUTO = (
+    4,
+    "auto",
+    ("--no-async-scheduling",),
+    r"DP metadata transport: (cpu|device) \(measured .* cpu \d+ us, device \d+ us\)",
+)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +166,9 @@ def test_a_second_server_on_the_same_ports_whose_worker_is_killed(
             time.sleep(2)  # in the middle of decoding
             victim.send_signal(signal.SIGKILL)
             start = time.monotonic()
-            server.process.wait(4 * WATCHDOG_SECONDS)  # its own exit code is vLLM's affair: 0 after any orderly shutdown
+            server.process.wait(
+                4 * WATCHDOG_SECONDS
+            )  # its own exit code is vLLM's affair: 0 after any orderly shutdown
             assert pending.exception() is not None, "the request could not be answered"
         assert time.monotonic() - start < 4 * WATCHDOG_SECONDS
         _, left = psutil.wait_procs(others, timeout=2 * WATCHDOG_SECONDS)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+
 @dataclass(frozen=True)
 class Pointer:
     """Address of one or more elements in a tensor's memory."""
@@ -83,7 +84,8 @@ class Kernel:
     def __init__(self, name: str) -> None:
         module, _, function = name.rpartition(".")
         spec = find_spec("vllm")
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         source = Path(spec.origin).parents[1].joinpath(*module.split(".")).with_suffix(".py")
         tree = ast.parse(source.read_text())
         definition = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)

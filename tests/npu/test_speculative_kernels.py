@@ -138,9 +138,7 @@ def test_expand(dtype: torch.dtype) -> None:
             "replace_to": 1,
             "MAX_NUM_TOKENS": 8,
         }
-        compare(
-            f"{REJECTION}.expand_kernel", (d.requests,), rejection_kernels.expand, arguments, ("output_ptr",)
-        )
+        compare(f"{REJECTION}.expand_kernel", (d.requests,), rejection_kernels.expand, arguments, ("output_ptr",))
 
 
 def test_a_drafters_next_position_and_slot() -> None:

@@ -55,7 +55,9 @@ def make(folder: Path) -> Path:
 
 def _prediction_layer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     last, added = f"model.layers.{LAYERS - 1}.", f"model.layers.{LAYERS}."
-    layer = {added + name.removeprefix(last): weight.clone() for name, weight in weights.items() if name.startswith(last)}
+    layer = {
+        added + name.removeprefix(last): weight.clone() for name, weight in weights.items() if name.startswith(last)
+    }
     hidden = CONFIG.hidden_size
     projection = torch.cat([torch.eye(hidden), 0.3 * torch.eye(hidden)], dim=1)  # of (embedding, hidden state)
     ones = torch.ones(hidden, dtype=torch.float16)

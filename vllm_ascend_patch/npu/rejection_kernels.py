@@ -31,7 +31,8 @@ def rejection_greedy_sample(
     draft = rows.of(draft_token_ids_ptr)
     chosen = rows.of(target_argmax_ptr).to(draft.dtype)
     if SYNTHETIC_MODE:
-        assert uniform_probs_ptr is not None and synthetic_conditional_rates_ptr is not None
+        assert uniform_probs_ptr is not None
+        assert synthetic_conditional_rates_ptr is not None
         accepted = (rows.of(uniform_probs_ptr) < synthetic_conditional_rates_ptr[:max_spec_len]) & (draft >= 0)
         chosen = torch.where(accepted, draft, chosen)
     else:
