@@ -39,9 +39,9 @@ class Drafts:
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
         rng = random.Random(seed)
-        self.width = rng.randint(1, 4)
+        self.width = rng.randint(0, 4)
         self.counts = [rng.randint(0, self.width) for _ in range(rng.randint(1, 5))]
-        self.counts[rng.randrange(len(self.counts))] = self.width  # vLLM calls none of this without drafts
+        self.counts[rng.randrange(len(self.counts))] = self.width
         self.requests, self.total = len(self.counts), sum(self.counts)
         self.ends = torch.tensor(self.counts, dtype=torch.int32).cumsum(0).to(torch.int32)
         self.ids = torch.randint(0, 3, (self.total,), dtype=torch.int32)

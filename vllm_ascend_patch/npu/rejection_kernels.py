@@ -148,9 +148,10 @@ class _Rows:
         which: torch.Tensor | None,
     ) -> None:
         """Up to and including the first refused position take ``chosen``; with none refused, the bonus token follows."""
-        on = (accepted | ~self.inside).to(torch.int32).cumprod(dim=1).bool()  # all accepted up to here, inclusive
-        before = torch.cat([torch.ones_like(on[:, :1]), on[:, :-1]], dim=1)
-        ends_here = (self.columns == self.counts) & on[:, -1:]
+        fine = accepted | ~self.inside
+        through = fine.to(torch.int32).cumprod(dim=1).bool()
+        before = torch.cat([torch.ones_like(through[:, :1]), through[:, :-1]], dim=1)  # none refused so far
+        ends_here = (self.columns == self.counts) & fine.all(dim=1, keepdim=True)
         if which is not None:
             selected = which.view(-1, 1)
             before, ends_here = before & selected, ends_here & selected
