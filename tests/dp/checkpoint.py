@@ -7,12 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from tests.serve import tiny_models
+from tests.serve import draft_models, tiny_models
 
 
 def main(folder: Path, family: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = tiny_models.make(family, folder)
+    path = draft_models.make(folder) if family == "glm4_moe" else tiny_models.make(family, folder)
     cases = [{"prompt": case.prompt, "answer": case.answer} for case in tiny_models.cases(path)]
     print("CHECKPOINT " + json.dumps({"path": str(path), "cases": cases}))
 

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collectives of a real engine, counted by an independent observer in its workers: one per forward, of one size, on one
-group, whatever the step; and the trace that the same run writes."""
+"""Collectives of a real engine, counted by an independent observer in its workers: one per step, of one size, on one group,
+whatever the step, drafter forwards included; and the trace that the same run writes."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +16,52 @@ import pytest
 from vllm_ascend_patch.core.dp.vector import NUM_FIELDS
 from vllm_ascend_patch.core.trace_report import read_trace, summarise
 
-from .processes import under_virtual_npu
+from .processes import ROOT, under_virtual_npu
 
 pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(900)]
 
 SIZE = 2
+DRAFTS = 3
 PHASES = ("prefill, one request", "decode, one request", "mixed, all ranks", "idle", "decode after idling")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+@dataclass(frozen=True)
+class Setup:
+    family: str
+    transport: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> tuple[str, int, str, int]:
+        """The step's collective, as the counter names it."""
+        return ("allreduce_", SIZE, "npu" if self.transport == "device" else "cpu", 4 * NUM_FIELDS * SIZE)
+
+
+SETUPS = {
+    "cpu": Setup("qwen3_moe", "cpu"),
+    "device, no async scheduling": Setup("qwen3_moe", "device", {"async_scheduling": False}),
+    "drafter with forwards": Setup(
+        "glm4_moe", "device", {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    setup: Setup
+    phases: dict[str, list[dict[str, Any]]]
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=SETUPS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    setup = SETUPS[request.param]
     folder = tmp_path_factory.mktemp("collectives")
-    made = under_virtual_npu("-m", "tests.dp.checkpoint", str(folder), "qwen3_moe", timeout=400)
+    made = under_virtual_npu("-m", "tests.dp.checkpoint", str(folder), setup.family, timeout=400)
     lines = [line for line in made.stdout.splitlines() if line.startswith("CHECKPOINT ")]
     assert lines, made.stderr[-3000:]
-    job = {"model": json.loads(lines[-1][11:])["path"], "dp": SIZE, "arguments": {"enforce_eager": True}}
+    arguments = {"enforce_eager": True, **setup.arguments}
+    job = {"model": json.loads(lines[-1][11:])["path"], "dp": SIZE, "arguments": arguments}
     job_file = folder / "job.json"
     job_file.write_text(json.dumps(job))
     result = under_virtual_npu(
@@ -36,47 +70,64 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
         str(job_file),
         devices=SIZE,
         timeout=450,
-        environment={"VLLM_ASCEND_PATCH_DP_SYNC": "cpu", "VLLM_ASCEND_PATCH_TRACE": str(folder / "trace.json")},
+        environment={
+            "VLLM_ASCEND_PATCH_DP_SYNC": setup.transport,
+            "VLLM_ASCEND_PATCH_TRACE": str(folder / "trace.json"),
+        },
     )
     lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, result.stdout[-3000:] + result.stderr[-5000:]
-    return json.loads(lines[-1].removeprefix("RESULT ")), folder
+    return Run(setup, json.loads(lines[-1].removeprefix("RESULT ")), folder)
 
 
 def _reduces(counts: dict[str, Any]) -> dict[tuple[str, int, str, int], int]:
     return {(op, size, device, total): count for op, size, device, total, count in counts["collectives"]}
 
 
-STEP = ("allreduce_", SIZE, "cpu", 4 * NUM_FIELDS * SIZE)
+def test_profiling_and_warm_up_send_one_vector_per_forward(run: Run) -> None:
+    for counts in run.phases["start-up"]:
+        measuring = 0 if run.setup.transport == "cpu" else 5  # finding out whether the backend's wait blocks the host
+        assert counts["posted"] > 0
+        assert _reduces(counts)[run.setup.step] == counts["posted"] + measuring
 
 
-def test_profiling_and_warm_up_send_one_vector_each(run: tuple[dict[str, Any], Path]) -> None:
-    counts = run[0]["start-up"][0]
-    assert counts["posted"] > 0
-    assert _reduces(counts)[STEP] == counts["posted"]
-
-
-def test_every_forward_takes_exactly_one_collective(run: tuple[dict[str, Any], Path]) -> None:
-    before = run[0]["start-up"][0]
+@pytest.mark.parametrize("rank", range(SIZE))
+def test_every_step_takes_exactly_one_collective(run: Run, rank: int) -> None:
+    before = run.phases["start-up"][rank]
     for phase in PHASES:
-        after = run[0][phase][0]
-        forwards = after["forwards"] - before["forwards"]
+        after = run.phases[phase][rank]
+        steps = after["forwards"] - before["forwards"]
         new = {k: n - _reduces(before).get(k, 0) for k, n in _reduces(after).items()}
         new = {key: count for key, count in new.items() if count}
-        assert new == ({STEP: forwards} if forwards else {}), f"{phase}: {forwards} forwards"
-        assert (forwards == 0) == (phase == "idle"), f"{phase}: {forwards} forwards"
+        assert new == ({run.setup.step: steps} if steps else {}), f"{phase}: {steps} steps"
+        assert (steps == 0) == (phase == "idle"), f"{phase}: {steps} steps"
+        drafts = after["drafter forwards"] - before["drafter forwards"]
+        with_drafter = "speculative_config" in run.setup.arguments
+        assert drafts == (DRAFTS * steps if with_drafter else 0), phase
+        # Upstream asks for an agreement before the drafter's first and second forward.
+        assert after["reused"] - before["reused"] == (2 * steps if with_drafter else 0), phase
         before = after
 
 
-def test_the_trace_of_the_run_says_the_same(run: tuple[dict[str, Any], Path]) -> None:
-    result, folder = run
-    posted = result["decode after idling"][0]["posted"]
-    summaries = [summarise(read_trace(folder / f"trace.rank{rank}.json")) for rank in range(SIZE)]
+def test_the_trace_of_the_run_says_the_same(run: Run) -> None:
+    summaries = [summarise(read_trace(run.folder / f"trace.rank{rank}.json")) for rank in range(SIZE)]
     assert [s.rank for s in summaries] == [0, 1]
-    for summary in summaries:
-        assert summary.steps == posted
+    for rank, summary in enumerate(summaries):
+        posted = run.phases["decode after idling"][rank]["posted"]
         assert sum(summary.methods.values()) > 0
         assert len(summary.waits) + len(summary.direct_waits) == posted
+        assert summary.steps <= posted  # profiling posts for a drafter's forwards too
         assert summary.idle_steps < posted
     assert sum(s.idle_steps for s in summaries) > 0, "one request on two ranks must leave one of them idle"
     assert any(s.hidden_share and s.hidden_share > 0 for s in summaries)
+
+
+def test_the_trace_command_sums_it_up_and_draws_it(run: Run) -> None:
+    files = [str(run.folder / f"trace.rank{rank}.json") for rank in range(SIZE)]
+    plot = run.folder / "plot.png"
+    command = [sys.executable, "-m", "vllm_ascend_patch", "trace", *files, "-o", str(plot)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    print(result.stdout)
+    assert "Step sync by rank" in result.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")

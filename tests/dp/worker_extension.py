@@ -12,7 +12,7 @@ from .collectives import CollectiveCounter
 
 COUNTER = CollectiveCounter()
 COUNTER.__enter__()  # for the life of the worker's main thread
-FORWARDS: dict[str, int] = {"model": 0}
+FORWARDS: dict[str, int] = {"model": 0, "drafter": 0}
 
 
 class CountingWorker:
@@ -21,12 +21,18 @@ class CountingWorker:
     model_runner: Any
 
     def count_forwards(self) -> None:
-        """Count forwards of the model from now on."""
+        """Count forwards of the model and of its drafter from now on."""
 
-        def count(module: Any, args: Any) -> None:
-            FORWARDS["model"] += 1
+        def count(name: str, model: Any) -> None:
+            def counted(*_: Any) -> None:
+                FORWARDS[name] += 1
 
-        self.model_runner.get_model().register_forward_pre_hook(count)
+            model.register_forward_pre_hook(counted)
+
+        count("model", self.model_runner.get_model())
+        drafter = getattr(getattr(self.model_runner, "drafter", None), "model", None)
+        if drafter is not None:
+            count("drafter", drafter)
 
     def read_counts(self) -> dict[str, Any]:
         """Collectives since the process began, forwards since `count_forwards`, vectors sent."""
@@ -36,6 +42,7 @@ class CountingWorker:
         return {
             "collectives": [[*key, count] for key, count in sorted(COUNTER.calls.items())],
             "forwards": FORWARDS["model"],
+            "drafter forwards": FORWARDS["drafter"],
             "posted": session.channel.posted if session is not None else None,
             "reused": session.channel.counters.reused if session is not None else None,
         }

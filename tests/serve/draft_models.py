@@ -29,7 +29,7 @@ CONFIG = Glm4MoeConfig(
     n_group=1,
     topk_group=1,
     first_k_dense_replace=1,
-    routed_scaling_factor=1.5,
+    routed_scaling_factor=1.0,  # any other is wrong in float16 in vLLM's model of this family, on every device
     use_qk_norm=True,
     num_nextn_predict_layers=1,
 )

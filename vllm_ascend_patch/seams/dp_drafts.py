@@ -7,6 +7,7 @@ condition that upstream's drafters depend on is asked for here, and unknown draf
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,14 +62,15 @@ def plan_for_dummy(runner: Any, num_tokens: int) -> DraftPlan | None:
     return _plan(drafter, num_tokens, num_tokens, use_cudagraphs=not runner.speculative_config.enforce_eager)
 
 
-def _plan(drafter: Any, first: int, following: int, **kwargs: Any) -> DraftPlan | None:
-    first_vote = _vote(drafter, first, **kwargs)
-    next_vote = first_vote if following == first else _vote(drafter, following, **kwargs)
+def _plan(drafter: Any, first: int, following: int, use_cudagraphs: bool = True) -> DraftPlan | None:
+    first_vote, next_vote = _vote(drafter, first, use_cudagraphs), _vote(drafter, following, use_cudagraphs)
     return DraftPlan(first_vote, next_vote) if first_vote and next_vote else None
 
 
-def _vote(drafter: Any, num_tokens: int, **kwargs: Any) -> DraftVote | None:
+@functools.lru_cache(maxsize=4096)
+def _vote(drafter: Any, num_tokens: int, use_cudagraphs: bool) -> DraftVote | None:
+    """Asked for once per count: upstream's answer is a look-up among graphs that are all known before it serves."""
     from .dp_sync import captured_vote
 
-    vote = captured_vote(getattr(drafter, _DECIDE), num_tokens, **kwargs)
+    vote = captured_vote(getattr(drafter, _DECIDE), num_tokens, use_cudagraphs=use_cudagraphs)
     return vote.as_draft() if vote is not None else None

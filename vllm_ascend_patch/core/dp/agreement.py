@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from .errors import StepMismatchError
 from .vector import NUM_FIELDS, Field, GraphMode, StepKind
 
+_KINDS = {int(kind): kind for kind in StepKind}
+
 
 @dataclass(frozen=True, slots=True)
 class StepAgreement:
@@ -92,29 +94,22 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
             The same on every rank, since it is found from the shared matrix alone.
     """
     _check_same_step(rows)
-    tokens = tuple(rows[Field.TOKENS])
-    idle = tuple(bool(v) for v in rows[Field.IDLE])
-    own_padded = tuple(rows[Field.PADDED_TOKENS])
-    graph_mode = min(rows[Field.GRAPH_MODE])
+    # In the order of `Field`; looking members of an enumeration up costs more than the rest of this function.
+    counts, own, votes, modes, prefills, idles, _, kinds, sequences, declared, *_ = rows
+    tokens, own_padded, idle = tuple(counts), tuple(own), tuple(map(bool, idles))
+    graph_mode = min(modes)
     largest = max(own_padded)
-
-    busy = [rank for rank, is_idle in enumerate(idle) if not is_idle]
-    microbatch = (
-        bool(busy)
-        and all(rows[Field.MICROBATCH_VOTE][rank] for rank in busy)
-        and not any(last_microbatch_empty(tokens[rank], largest, num_microbatches) for rank in busy)
-    )
-    kind = StepKind(rows[Field.KIND][0])
-    sequence = rows[Field.SEQUENCE][0]
+    microbatch = _agree_microbatching(tokens, votes, idle, largest, num_microbatches)
+    kind = _KINDS[kinds[0]]
     pad = microbatch or graph_mode != GraphMode.NONE
     drafts = None
-    if kind is StepKind.MAIN and all(rows[Field.DRAFT_DECLARED]):
+    if kind is StepKind.MAIN and all(declared):
         drafts = (
             _agree_draft(rows, Field.DRAFT_FIRST_TOKENS, graph_mode, idle),
             _agree_draft(rows, Field.DRAFT_NEXT_TOKENS, graph_mode, idle),
         )
     return StepAgreement(
-        sequence=sequence,
+        sequence=sequences[0],
         kind=kind,
         tokens=tokens,
         active_tokens=tuple(0 if i else t for t, i in zip(tokens, idle, strict=True)),
@@ -122,9 +117,22 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
         max_tokens=largest,
         graph_mode=graph_mode,
         microbatch=microbatch,
-        any_prefill=any(rows[Field.WITH_PREFILL]),
+        any_prefill=any(prefills),
         idle=idle,
         drafts=drafts,
+    )
+
+
+def _agree_microbatching(
+    tokens: tuple[int, ...], votes: Sequence[int], idle: tuple[bool, ...], padded: int, parts: int
+) -> bool:
+    if not any(votes):
+        return False
+    busy = [rank for rank, is_idle in enumerate(idle) if not is_idle]
+    return (
+        bool(busy)
+        and all(votes[rank] for rank in busy)
+        and not any(last_microbatch_empty(tokens[rank], padded, parts) for rank in busy)
     )
 
 
@@ -165,10 +173,10 @@ def _agree_draft(
 def _check_same_step(rows: Sequence[Sequence[int]]) -> None:
     if len(rows) != NUM_FIELDS:
         raise StepMismatchError(f"step matrix has {len(rows)} rows, this version's layout has {NUM_FIELDS}")
-    sequences, kinds = rows[Field.SEQUENCE], rows[Field.KIND]
-    if len(set(sequences)) == 1 and len(set(kinds)) == 1 and kinds[0] in (StepKind.MAIN, StepKind.DRAFT):
+    kinds, sequences = rows[Field.KIND], rows[Field.SEQUENCE]
+    if kinds[0] in _KINDS and kinds.count(kinds[0]) == len(kinds) == sequences.count(sequences[0]):
         return
-    names = {int(k): k.name.lower() for k in StepKind} | {0: "nothing"}
+    names = {number: kind.name.lower() for number, kind in _KINDS.items()} | {0: "nothing"}
     seen = ", ".join(
         f"rank {rank}: {names.get(kind, f'unknown kind {kind}')} #{sequence}"
         for rank, (kind, sequence) in enumerate(zip(kinds, sequences, strict=True))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NoReturn
 
 from .agreement import StepAgreement
@@ -37,7 +37,13 @@ class Vote:
     def as_draft(self) -> DraftVote:
         return DraftVote(self.tokens, self.padded_tokens, self.graph_mode)
 
-    def vector(self, kind: StepKind = StepKind.MAIN) -> StepVector:
+    def vector(
+        self,
+        kind: StepKind = StepKind.MAIN,
+        with_prefill: bool = False,
+        idle: bool = False,
+        drafts: DraftPlan | None = None,
+    ) -> StepVector:
         return StepVector(
             tokens=self.tokens,
             padded_tokens=self.padded_tokens,
@@ -45,6 +51,9 @@ class Vote:
             graph_mode=self.graph_mode,
             pad_vote=self.pad,
             kind=kind,
+            with_prefill=with_prefill,
+            idle=idle,
+            drafts=drafts,
         )
 
 
@@ -84,8 +93,7 @@ class DPSession:
         """
         self.channel.progress.serving = True
         self._begin()
-        vector = replace(vote.vector(), with_prefill=with_prefill, drafts=drafts)
-        self._pending = vote, self.channel.post(vector)
+        self._pending = vote, self.channel.post(vote.vector(with_prefill=with_prefill, drafts=drafts))
         self._declared = drafts
 
     def expect_dummy(self, idle: bool, plan: Callable[[], DraftPlan | None] = lambda: None) -> None:
@@ -165,7 +173,7 @@ class DPSession:
         assert self._dummy is not None
         dummy, self._dummy = self._dummy, None
         plan = dummy.plan()
-        agreement = self.channel.sync(replace(vote.vector(), idle=dummy.idle, drafts=plan))
+        agreement = self.channel.sync(vote.vector(idle=dummy.idle, drafts=plan))
         self._declared = plan
         self._agreed(agreement)
         return agreement
