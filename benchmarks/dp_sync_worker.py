@@ -27,7 +27,7 @@ class _Clock:
         self.waits: list[float] = []
         self.posts: list[float] = []
         self.preparations: list[float] = []
-        self.calls = 0
+        self.calls = self.total = 0
         self._real = False
 
     def install(self) -> None:
@@ -44,6 +44,7 @@ class _Clock:
             if dp_sync._capturing:
                 return all_reduce(*args, **kwargs)
             self.calls += 1
+            self.total += 1
             start = time.perf_counter()
             result = all_reduce(*args, **kwargs)
             if self._real:
@@ -55,7 +56,8 @@ class _Clock:
             start = time.perf_counter()
             vote = own_vote(*args, **kwargs)
             session = current.current_session()
-            assert session is not None
+            if session is None or vote is None:
+                return vote
             announce = session.announce
 
             def timed_announce(*inner: Any, **inner_kwargs: Any) -> None:
@@ -77,7 +79,8 @@ class _Clock:
         return taken
 
 
-_clock: _Clock | None = None
+_clock = _Clock()
+_clock.install()
 _session: Any = None
 
 
@@ -87,18 +90,19 @@ class TimedWorker:
     rank: int
     parallel_config: Any
 
+    def write_calls(self, folder: str) -> None:
+        """How many steps this rank has synchronised, into its file."""
+        Path(folder, f"calls.rank{self.parallel_config.data_parallel_rank}").write_text(str(_clock.total))
+
     def begin_block(self, variant: str) -> None:
         """Use `variant` ("ours" or "upstream") from the next step on. No step may be running."""
-        global _clock, _session
-        if _clock is None:
-            _clock, _session = _Clock(), current._session
-            _clock.install()
+        global _session
+        _session = _session or current._session
         current._session = _session if variant == "ours" else None
         _clock.take()
 
     def end_block(self, variant: str, scenario: str, folder: str) -> None:
         """Append what was measured to this rank's file."""
-        assert _clock is not None
         measured = _clock.take()
         rank = self.parallel_config.data_parallel_rank
         bytes_per_call = (

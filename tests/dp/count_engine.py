@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Script: an asynchronous engine with data parallelism, driven through prefill, decode, mixed and idle steps; prints what
-each worker counted after each. Reads `{"model", "dp", "arguments"}` from a file, ends with `RESULT <json>`."""
+each rank's worker counted after each. Reads `{"model", "dp", "folder", "arguments"}` from a file, ends with
+`RESULT <json>`."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ async def drive(job: dict[str, Any]) -> dict[str, Any]:
 
     async def counts() -> list[Any]:
         await asyncio.sleep(1.0)  # the last wave's dummy steps
-        return await engine.collective_rpc("read_counts")
+        await engine.collective_rpc("write_counts", args=(job["folder"],))
+        return [json.loads(Path(job["folder"], f"counts.rank{rank}.json").read_text()) for rank in range(job["dp"])]
 
     result: dict[str, Any] = {"start-up": await counts()}
     try:

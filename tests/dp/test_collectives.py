@@ -61,7 +61,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     lines = [line for line in made.stdout.splitlines() if line.startswith("CHECKPOINT ")]
     assert lines, made.stderr[-3000:]
     arguments = {"enforce_eager": True, **setup.arguments}
-    job = {"model": json.loads(lines[-1][11:])["path"], "dp": SIZE, "arguments": arguments}
+    job = {"model": json.loads(lines[-1][11:])["path"], "dp": SIZE, "folder": str(folder), "arguments": arguments}
     job_file = folder / "job.json"
     job_file.write_text(json.dumps(job))
     result = under_virtual_npu(

@@ -6,6 +6,8 @@ vLLM imports this in each worker (`worker_extension_cls`) before it joins any pr
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from .collectives import CollectiveCounter
@@ -19,6 +21,7 @@ class CountingWorker:
     """Methods that `collective_rpc` reaches."""
 
     model_runner: Any
+    parallel_config: Any
 
     def count_forwards(self) -> None:
         """Count forwards of the model and of its drafter from now on."""
@@ -34,15 +37,17 @@ class CountingWorker:
         if drafter is not None:
             count("drafter", drafter)
 
-    def read_counts(self) -> dict[str, Any]:
-        """Collectives since the process began, forwards since `count_forwards`, vectors sent."""
+    def write_counts(self, folder: str) -> None:
+        """Collectives since the process began, forwards since `count_forwards`, vectors sent: into this rank's file, since
+        vLLM hands back the answer of one engine only."""
         from vllm_ascend_patch.core.dp.current import current_session
 
         session = current_session()
-        return {
+        counts = {
             "collectives": [[*key, count] for key, count in sorted(COUNTER.calls.items())],
             "forwards": FORWARDS["model"],
             "drafter forwards": FORWARDS["drafter"],
             "posted": session.channel.posted if session is not None else None,
             "reused": session.channel.counters.reused if session is not None else None,
         }
+        Path(folder, f"counts.rank{self.parallel_config.data_parallel_rank}.json").write_text(json.dumps(counts))
