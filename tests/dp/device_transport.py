@@ -7,8 +7,10 @@ python -m tests.dp.device_transport RANKS       (under the virtual NPU with as m
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,6 +44,15 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Lines(logging.Handler):
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def run_rank(rank: int, size: int) -> dict[str, Any]:
     device = torch.device("npu", rank)
     torch.npu.set_device(device)
@@ -68,8 +79,15 @@ def run_rank(rank: int, size: int) -> dict[str, Any]:
     posted = time.perf_counter() - start
     session.resolve(Vote(1, 1))
     session.close()
+    lines: list[str] = []
+    logging.getLogger("vllm_ascend_patch").addHandler(_Lines(lines))
+    measured = start_session(
+        replace(config, transport="auto", name="auto"), store, rank, size, cpu_group, device_group, device
+    )
+    chosen = measured.channel.transport.name
+    measured.close()
     pinned = [t.is_pinned() for t in (*transport._host_in, *transport._host_out)]
-    return {"steps": steps, "tokens": tokens, "post seconds": posted, "pinned": pinned}
+    return {"steps": steps, "tokens": tokens, "post seconds": posted, "pinned": pinned, "chosen": chosen, "log": lines}
 
 
 if __name__ == "__main__":

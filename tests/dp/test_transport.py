@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -49,3 +50,15 @@ def test_every_rank_gets_every_ranks_counts(ranks: list[dict[str, Any]]) -> None
 
 def test_posting_does_not_wait_for_a_late_rank(ranks: list[dict[str, Any]]) -> None:
     assert ranks[1]["post seconds"] < LATE / 2
+
+
+def test_auto_measures_both_and_every_rank_takes_the_same(ranks: list[dict[str, Any]]) -> None:
+    chosen = ranks[0]["chosen"]
+    assert chosen in ("cpu", "device")
+    assert all(rank["chosen"] == chosen for rank in ranks)
+    figures = re.search(
+        rf"DP metadata transport: {chosen} .* cpu (\d+) us, device (\d+) us", "\n".join(ranks[0]["log"])
+    )
+    assert figures, ranks[0]["log"]
+    cpu, device = map(int, figures.groups())
+    assert (cpu <= device) == (chosen == "cpu"), figures.group()
