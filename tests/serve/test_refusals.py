@@ -68,3 +68,12 @@ def test_an_unknown_value_of_a_variable_lists_the_valid_ones(
     output = refused(checkpoints("mixtral"), tmp_path, environment={"VLLM_ASCEND_PATCH_MOE_COMM": "mc3"})
     assert "VLLM_ASCEND_PATCH_MOE_COMM='mc3' is not valid" in output
     assert "auto, allgather, mc2, alltoall" in output
+
+
+def test_a_speculative_method_that_is_not_served_is_refused_with_those_that_are(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    drafts = {"method": "ngram_gpu", "num_speculative_tokens": 2, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    output = refused(checkpoints("mixtral"), tmp_path, arguments={"speculative_config": drafts})
+    assert "speculative method 'ngram_gpu' is not supported" in output
+    assert "supported: ngram, mtp" in output
