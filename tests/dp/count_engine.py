@@ -38,6 +38,7 @@ async def drive(job: dict[str, Any]) -> dict[str, Any]:
     )
     engine = AsyncLLM.from_engine_args(arguments)
     names = iter(range(10**6))
+    files = [Path(job["folder"], f"counts.rank{rank}.json") for rank in range(job["dp"])]
 
     async def generate(length: int, tokens: int) -> list[int]:
         parameters = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
@@ -48,9 +49,14 @@ async def drive(job: dict[str, Any]) -> dict[str, Any]:
         return last
 
     async def counts() -> list[Any]:
-        await asyncio.sleep(1.0)  # the last wave's dummy steps
-        await engine.collective_rpc("write_counts", args=(job["folder"],))
-        return [json.loads(Path(job["folder"], f"counts.rank{rank}.json").read_text()) for rank in range(job["dp"])]
+        found: list[Any] = []
+        for _ in range(100):  # until the last wave's dummy steps have ended
+            await asyncio.sleep(0.5)
+            await engine.collective_rpc("write_counts", args=(job["folder"],))
+            before, found = found, [json.loads(path.read_text()) for path in files]
+            if found == before:
+                return found
+        raise TimeoutError(f"the ranks still run steps, 50 s after the last request: {found}")
 
     result: dict[str, Any] = {"start-up": await counts()}
     try:

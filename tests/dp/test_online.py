@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm serve` with data parallelism, from outside: one request, bursts, one again, idleness, a killed worker, and two
-servers in a row on the same ports. Answers are the oracle's; no server outlives its test."""
+"""`vllm serve` with data parallelism, from outside: one request, bursts, one again, idleness, a killed worker and the next
+server on the same ports, a stopped worker, a rank with other settings. Answers are the oracle's; no server outlives its
+test."""
 
 from __future__ import annotations
 
@@ -153,7 +154,7 @@ def test_a_server_answers_alone_in_bursts_and_after_idling(
     assert not server.leftovers()
 
 
-def test_a_second_server_on_the_same_ports_whose_worker_is_killed(
+def test_survivors_of_a_killed_worker_name_it_and_the_next_server_takes_the_same_ports(
     checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
 ) -> None:
     with serve(checkpoint, ports, tmp_path, 2) as server:
@@ -175,6 +176,10 @@ def test_a_second_server_on_the_same_ports_whose_worker_is_killed(
         assert not left, f"survivors are still there: {left}"
         log = server.log.read_text(errors="replace")
         assert re.search(r"rank 1 \(pid", log), "no survivor named the rank that died\n" + server.log_tail(80)
+    with serve(checkpoint, ports, tmp_path, 2) as server:
+        server.wait_until_ready(START_SECONDS)
+        ask(server, checkpoint, 0)
+    assert not server.leftovers()
 
 
 def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
@@ -195,7 +200,8 @@ def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
                 victim.kill()
             assert pending.exception() is not None
         log = server.log.read_text(errors="replace")
-        assert re.search(r"rank 1 \(pid", log), "no survivor named the rank that stopped\n" + server.log_tail(80)
+        named = re.search(r"(no heartbeat for more than|limit) 15 s.* rank 1 \(pid", log)
+        assert named, "no survivor named the rank that stopped, after the time that was set\n" + server.log_tail(80)
         assert not server.family(), "nothing is left"
 
 

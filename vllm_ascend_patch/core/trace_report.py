@@ -18,6 +18,9 @@ import click
 
 Event = dict[str, Any]
 
+_SHOWN_US = 500e3
+"""What the drawn time line covers."""
+
 
 class TraceError(ValueError):
     """A file is not a trace of this package."""
@@ -165,8 +168,7 @@ def _print(summaries: Sequence[RankSummary]) -> None:
             f"{summary.padding_share:.0%}",
             ", ".join(f"{name} {count}" for name, count in summary.methods.most_common()) or "-",
         )
-    console = Console()
-    console.print(table, width=max(console.width, 120), soft_wrap=True)
+    Console(width=max(Console().width, 120)).print(table)
 
 
 def plot(summaries: Sequence[RankSummary], traces: Sequence[Sequence[Event]], target: Path) -> None:
@@ -186,16 +188,17 @@ def plot(summaries: Sequence[RankSummary], traces: Sequence[Sequence[Event]], ta
     colours = dict(zip(names, ("tab:blue", "tab:red", "tab:green", "tab:orange", "lightgrey"), strict=True))
     figure, (line, spread) = plt.subplots(2, 1, figsize=(12, 3 + 0.6 * len(traces) + 3), layout="constrained")
     spans = [e for events in traces for e in events if e["ph"] == "X"]
-    end = max((e["ts"] + e["dur"] for e in spans), default=0.0)
-    begin = max(min((e["ts"] for e in spans), default=0.0), end - 500e3)  # the last half second
+    busy = [e for e in spans if e["name"] == "sample"] or spans
+    end = max((e["ts"] + e["dur"] for e in busy), default=0.0)
+    begin = max(min((e["ts"] for e in spans), default=0.0), end - _SHOWN_US)
     for row, events in enumerate(traces):
         for name in ("dummy", *names[:-1]):  # dummies contain the others: draw them first
             bars = [((e["ts"] - begin) / 1e3, e["dur"] / 1e3) for e in events if e["ph"] == "X" and e["name"] == name]
-            visible = [bar for bar in bars if bar[0] >= 0]
+            visible = [bar for bar in bars if bar[0] >= 0 and sum(bar) <= (end - begin) / 1e3]
             line.broken_barh(visible, (row - 0.4, 0.8), facecolors=colours[name], label=name if row == 0 else None)
     line.set_yticks(range(len(summaries)), [s.label or str(s.rank) for s in summaries])
-    line.set_xlabel("milliseconds (last half second of the trace)")
-    line.legend(loc="upper right", ncols=len(names))
+    line.set_xlabel("milliseconds (the last half second that ends in a step of real work)")
+    line.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False)
     for summary in summaries:
         values = sorted(summary.waits)
         if values:
