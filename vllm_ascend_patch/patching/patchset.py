@@ -148,8 +148,8 @@ class PatchSet:
                 if self._still_in_place(entry):
                     continue
                 entry.installed = None  # the module was reloaded
-            elif entry.state is State.ARMED:
-                continue
+            elif entry.state in (State.ARMED, State.NOT_NEEDED):
+                continue  # what the installed release does not need, it will not need later either
             entry.unhook()
             entry.state, entry.reason, entry.error = State.ARMED, f"waiting for {entry.patch.place.module}", None
             try:
