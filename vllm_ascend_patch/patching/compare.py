@@ -56,7 +56,10 @@ def _reads(patch: Patch, recorded: Description, found: Description) -> list[str]
             if old_kind != kind:
                 changes.append(f"parameter {name!r} was {old_kind} and is {kind}")
             elif old_place != place:
-                changes.append(f"parameter {name!r} moved from position {old_place} to {place}")
+                changes.append(
+                    f"parameter {name!r} moved from position {old_place} to {place}; the signature is now "
+                    f"{_shown(found.parameters)}"
+                )
             else:
                 changes.append(f"parameter {old_text!r} is now {text!r}")
     return changes
