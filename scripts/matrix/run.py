@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ for _folder in (_ROOT, _ROOT / "scripts"):
         sys.path.insert(0, str(_folder))
 
 from matrix import releases, runner, sources, table  # noqa: E402
+from matrix.cases import cases as make_cases  # noqa: E402
 from matrix.configurations import CONFIGURATIONS  # noqa: E402
 
 RESULTS = _ROOT / "docs" / "matrix.json"
@@ -31,7 +33,6 @@ RESULTS = _ROOT / "docs" / "matrix.json"
 
 def main() -> int:
     options = _options()
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     cache = Path(options.folder).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     wanted = options.releases or list(reversed(releases.RELEASES))
@@ -39,38 +40,46 @@ def main() -> int:
     for number, release in enumerate(wanted, 1):
         start = time.monotonic()
         records = run_release(release, options.only, cache, options.seconds)
-        known = results.setdefault(release, {"packages": [], "runs": {}})
-        known["packages"] = list(releases.packages(release))
+        results = json.loads(options.results.read_text()) if options.results.is_file() else {}
+        known = results.setdefault(release, {"runs": {}})
+        known |= {"packages": list(releases.packages(release)), "commit": _commit()}
         known["runs"] |= records
-        RESULTS.write_text(json.dumps(dict(sorted(results.items(), key=table.order)), indent=1) + "\n")
+        options.results.write_text(json.dumps(dict(sorted(results.items(), key=table.order)), indent=1) + "\n")
         bad += any(record["outcome"] not in ("works", "refused") for record in records.values())
         line = ", ".join(_words(record) for record in records.values())
         print(f"[{number}/{len(wanted)}] vLLM {release}: {line} ({time.monotonic() - start:.0f} s)", flush=True)
         if not options.keep:
             sources.remove(release, cache)
-    table.write(results, _ROOT)
+    if options.results == RESULTS:
+        table.write(json.loads(RESULTS.read_text()), _ROOT)
     return 1 if bad else 0
 
 
 def run_release(release: str, only: list[str], cache: Path, seconds: float) -> dict[str, dict[str, Any]]:
     """Every configuration of one release; the record of each by the configuration's key."""
-    from tests.serve import tiny_models
-
     unpacked = sources.unpack(release, cache)
     packages = sources.overlay(releases.packages(release), cache)
     paths = [unpacked, packages] if packages else [unpacked]
     records = {}
     for key in only:
         configuration = CONFIGURATIONS[key]
-        model = tiny_models.make(configuration.family, cache / "models")
-        cases = [case.__dict__ for case in tiny_models.cases(model)]
+        model, cases = make_cases(configuration.family, cache / "models")
         log = Path(tempfile.gettempdir()) / f"matrix-{release}-{key}.log"
-        records[key] = runner.run(configuration, paths, model, cases, tiny_models.NEW_TOKENS, seconds, log)
+        records[key] = runner.run(configuration, paths, model, cases, seconds, log)
         if records[key]["outcome"] in ("works", "refused"):
             log.unlink()
         else:
             print(f"    {release}, {configuration.name}: {records[key].get('why')} (log: {log})", flush=True)
     return records
+
+
+def _commit() -> str:
+    """The tree that ran, with a plus sign where it was changed since."""
+    git = ["git", "-C", str(_ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    tracked = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!README.md"]
+    changed = subprocess.run([*tracked], capture_output=True, text=True, check=False).stdout.strip()
+    return head.stdout.strip() + ("+" if changed else "")
 
 
 def _words(record: dict[str, Any]) -> str:
@@ -84,6 +93,7 @@ def _options() -> argparse.Namespace:
         "--only", action="append", choices=list(CONFIGURATIONS), help="run this configuration; may be repeated"
     )
     parser.add_argument("--seconds", type=float, default=420, help="time limit of one engine (default 420)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="result file (default docs/matrix.json)")
     parser.add_argument("--keep", action="store_true", help="keep the unpacked sources")
     parser.add_argument(
         "--folder", default="~/.cache/vllm_ascend_patch/matrix", help="where sources and models are unpacked"

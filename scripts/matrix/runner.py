@@ -16,9 +16,9 @@ from typing import Any
 
 from demo.server import npu_command
 
-from .configurations import Configuration, judge, patches, traced
+from .configurations import Configuration, judge, read_methods, read_workers
 
-_SCRIPT = Path(__file__).resolve().parents[2] / "tests" / "serve" / "engine_script.py"
+_ROOT = Path(__file__).resolve().parents[2]
 _REFUSALS = ("PatchRefused", "NoDevice", "AppliedTooLate", "EnvError")
 
 
@@ -27,7 +27,6 @@ def run(
     paths: list[Path],
     model: Path,
     cases: list[dict[str, Any]],
-    max_tokens: int,
     seconds: float,
     log: Path,
 ) -> dict[str, Any]:
@@ -38,24 +37,18 @@ def run(
         cases: prompts with the oracle's answers.
         log: file that takes the engine's output.
     """
-    job = configuration.job(model, [case["prompt"] for case in cases], max_tokens)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-        environment = {
-            **clean,
-            "PYTHONPATH": os.pathsep.join(map(str, paths)),
-            "OMP_NUM_THREADS": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_ASCEND_PATCH_TRACE": str(trace),
-            **configuration.environment,
-        }
-        command = npu_command(
-            [sys.executable, str(_SCRIPT)], configuration.tp * configuration.dp, configuration.soc, "2GiB"
-        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        trace = folder / "trace.json"
+        job = configuration.job(model, [case["prompt"] for case in cases], folder)
+        devices = configuration.tp * configuration.dp
+        command = npu_command([sys.executable, "-m", "matrix.engine"], devices, configuration.soc, "2GiB")
+        environment = _environment(paths) | {"VLLM_ASCEND_PATCH_TRACE": str(trace), **configuration.environment}
         returncode = _watched(command, json.dumps(job), environment, seconds, log)
-        summary = traced(trace)
+        summary, problems = read_workers(configuration, folder)
+        summary["methods"], more = read_methods(configuration, trace)
+        problems += more
     record: dict[str, Any] = {"configuration": configuration.name, "seconds": round(time.monotonic() - start, 1)}
     text = log.read_text(errors="replace")
     lines = [line for line in text.splitlines() if line.startswith("RESULT ")]
@@ -65,10 +58,22 @@ def run(
         why = last_error(text)
         refused = any(name in why for name in _REFUSALS)
         return {**record, "outcome": "refused" if refused else "fails", "why": why}
-    result = json.loads(lines[-1].removeprefix("RESULT "))
-    problems = judge(result, [case["answer"] for case in cases])
-    record |= {"outcome": "wrong" if problems else "works", "patches": patches(result), **summary}
+    answers = [case["answer"] for case in cases]
+    problems = judge(configuration, json.loads(lines[-1].removeprefix("RESULT ")), answers) + problems
+    record |= {"outcome": "wrong" if problems else "works", **summary}
     return {**record, "why": "; ".join(problems)} if problems else record
+
+
+def _environment(paths: list[Path]) -> dict[str, str]:
+    """This process's environment with ``paths`` first and then this very tree, whatever is installed."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
+    clean.pop("PYTHONDONTWRITEBYTECODE", None)  # eight processes would compile the same sources
+    return {
+        **clean,
+        "PYTHONPATH": os.pathsep.join(map(str, [*paths, _ROOT, _ROOT / "scripts"])),
+        "OMP_NUM_THREADS": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
 
 
 def _watched(command: list[str], text: str, environment: dict[str, str], seconds: float, log: Path) -> int | None:
@@ -82,6 +87,7 @@ def _watched(command: list[str], text: str, environment: dict[str, str], seconds
             text=True,
             start_new_session=True,
             env=environment,
+            cwd=_ROOT,
         )
     try:
         process.communicate(text, timeout=seconds)
