@@ -13,20 +13,24 @@ import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
-
-import torch
-from vllm.config import CUDAGraphMode
-from vllm.v1.worker import dp_utils
 
 from vllm_ascend_patch.core.dp.current import install_session
 
 from .collectives import CollectiveCounter
 from .processes import run_ranks, values_of
-from .schedules import NEAR_THE_END, RankStep, Schedule, make_schedule
+from .schedules import Schedule, make_schedule
 from .sessions import cpu_session
-from .upstream_runner import DecidingRunner, dispatcher, make_config
+
+if find_spec("vllm.v1.worker.dp_utils"):
+    from .upstream_oracle import SITUATIONS, Oracle
+    from .upstream_runner import DecidingRunner
+else:  # releases whose ranks tell each other token counts and nothing else
+    from .counts_runner import SITUATIONS, DecidingRunner, Oracle
+
+SPECULATIVE = "speculative" in SITUATIONS
 
 TIMEOUT = 30.0
 """Seconds until a missing rank is an error."""
@@ -35,10 +39,10 @@ TIMEOUT = 30.0
 def run_rank(rank: int, size: int, seeds: list[int]) -> list[Any]:
     session = cpu_session(rank, size, timeout=TIMEOUT)
     install_session(session)
-    runners = {speculative: DecidingRunner(rank, size, speculative) for speculative in (False, True)}
+    runners = {speculative: DecidingRunner(rank, size, speculative) for speculative in {False, SPECULATIVE}}
     results = []
     for seed in seeds:
-        schedule = make_schedule(seed, size)
+        schedule = make_schedule(seed, size, SPECULATIVE)
         decided = []
         for row in schedule.steps:
             with CollectiveCounter() as counter:
@@ -47,50 +51,6 @@ def run_rank(rank: int, size: int, seeds: list[int]) -> list[Any]:
         results.append(decided)
     session.close()
     return results
-
-
-class Oracle:
-    """What vLLM decides when its own all-reduce brings the votes together."""
-
-    def __init__(self, speculative: bool) -> None:
-        self.query_len = 4 if speculative else 1
-        config = make_config(0, 2, self.query_len)
-        self.main = dispatcher(config, CUDAGraphMode.FULL_AND_PIECEWISE, self.query_len)
-        self.draft = dispatcher(config, CUDAGraphMode.PIECEWISE, 1)
-        self.speculative = speculative
-
-    def decide(self, row: tuple[RankStep, ...]) -> list[tuple[int, list[int]]]:
-        """(agreed mode, tokens of all ranks) for each forward of one step."""
-        main = self._agree([self._main_vote(step) for step in row])
-        if not self.speculative:
-            return [main]
-        graphs = main[0] != 0
-        return [main, *(self._agree([self._draft_vote(s, index, graphs) for s in row]) for index in (0, 1))]
-
-    def _main_vote(self, step: RankStep) -> tuple[int, int, int]:
-        if step.profile:
-            return step.profile, step.profile, 0
-        counts = [self.query_len] if step.dummy else [r.scheduled for r in step.requests]
-        uniform = step.dummy or (max(counts) == self.query_len and sum(counts) == self.query_len * len(counts))
-        mode, descriptor = self.main.dispatch(num_tokens=sum(counts), uniform_decode=uniform)
-        return sum(counts), descriptor.num_tokens, mode.value
-
-    def _draft_vote(self, step: RankStep, index: int, graphs: bool) -> tuple[int, int, int]:
-        if step.dummy or step.profile:
-            tokens, allowed = step.profile or self.query_len, graphs
-        else:
-            fits = all(r.computed + r.scheduled + 3 <= NEAR_THE_END + 1 for r in step.requests)
-            own = sum(r.scheduled for r in step.requests) if index == 0 else len(step.requests)
-            tokens, allowed = (own if fits else 1), True
-        mode, descriptor = self.draft.dispatch(tokens, valid_modes=None if allowed else {CUDAGraphMode.NONE})
-        return tokens, descriptor.num_tokens, mode.value
-
-    @staticmethod
-    def _agree(votes: list[tuple[int, int, int]]) -> tuple[int, list[int]]:
-        tokens, padded, modes = zip(*votes, strict=True)
-        tensor = torch.tensor([tokens, padded, [0] * len(votes), modes], dtype=torch.int32)
-        mode = dp_utils._post_process_cudagraph_mode(tensor)
-        return mode, dp_utils._post_process_dp_padding(tensor, mode != 0).tolist()
 
 
 def check(seed: int, schedule: Schedule, per_rank: list[Any], oracle: Oracle, size: int) -> Counter[str]:
@@ -123,16 +83,17 @@ def main(size: int, count: int, first_seed: int) -> None:
     seeds = list(range(first_seed, first_seed + count))
     print(f"{size} ranks, seeds {seeds[0]} to {seeds[-1]}", flush=True)
     results = values_of(run_ranks(run_rank, size, seeds, timeout=60 + 0.5 * count))
-    oracles = {speculative: Oracle(speculative) for speculative in (False, True)}
+    oracles = {speculative: Oracle(speculative) for speculative in {False, SPECULATIVE}}
     seen: Counter[str] = Counter()
     for index, seed in enumerate(seeds):
-        schedule = make_schedule(seed, size)
+        schedule = make_schedule(seed, size, SPECULATIVE)
         seen += check(seed, schedule, [r[index] for r in results], oracles[schedule.speculative], size)
     print(f"{count} schedules: " + ", ".join(f"{name} {number}" for name, number in sorted(seen.items())))
     print(f"{size} ranks agreed", flush=True)
 
 
 if __name__ == "__main__":
+    print("situations: " + ", ".join(SITUATIONS))
     for part in sys.argv[2:]:
         ranks, schedules = part.split(":")
         main(int(ranks), int(schedules), int(sys.argv[1]))

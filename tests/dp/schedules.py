@@ -64,11 +64,11 @@ def _rank_step(rng: random.Random, speculative: bool, busy: float) -> RankStep:
     return RankStep(tuple(requests))
 
 
-def make_schedule(seed: int, ranks: int) -> Schedule:
+def make_schedule(seed: int, ranks: int, drafts: bool = True) -> Schedule:
     """A few steps of `ranks` ranks: idle, prefill, decode, mixed, speculative, aborts, fewer requests than ranks, one rank
-    far slower than the others, profiling runs on all ranks."""
+    far slower than the others, profiling runs on all ranks. Without ``drafts`` none is speculative."""
     rng = random.Random(seed)
-    speculative = rng.random() < 0.4
+    speculative = rng.random() < 0.4 and drafts
     busy = rng.choice([0.0, 1.0 / ranks, 0.5, 0.9, 1.0])  # the second: fewer requests than ranks
     slow_rank = rng.randrange(ranks) if rng.random() < 0.2 else None
     steps = []

@@ -21,7 +21,7 @@ def forward_tokens(context: Any, rows: int) -> ForwardTokens:
     """
     known = vars(context).get(FIELD)
     if known is None:
-        across_dp = _tokens_across_dp(context.dp_metadata)
+        across_dp = tokens_across_dp(context.dp_metadata)
         known = forward_context_fields(
             num_tokens=rows if across_dp is None else int(across_dp[_dp_rank()]),
             num_tokens_across_dp=across_dp,
@@ -33,7 +33,7 @@ def forward_tokens(context: Any, rows: int) -> ForwardTokens:
     return known
 
 
-def _tokens_across_dp(metadata: Any) -> torch.Tensor | None:
+def tokens_across_dp(metadata: Any) -> torch.Tensor | None:
     """int ``[dp size]`` on the CPU; the oldest releases keep running sums."""
     if metadata is None:
         return None
