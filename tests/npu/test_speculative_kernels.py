@@ -4,6 +4,7 @@ batches: requests without drafts, padded drafts, greedy and sampling requests, d
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from vllm_ascend_patch.npu import draft_kernels, rejection_kernels
 
+from ..dp.processes import under_virtual_npu
 from .kernel_interpreter import Kernel
 
 SEEDS = range(15)
@@ -208,3 +210,15 @@ def test_the_token_that_a_drafter_goes_on_from() -> None:
         kernel = f"{DRAFT}.eagle_prepare_next_token_padded_kernel"
         outputs = ("next_token_ids_ptr", "valid_sampled_tokens_count_ptr")
         compare(kernel, (d.requests,), draft_kernels.eagle_prepare_next_token_padded, arguments, outputs)
+
+
+def test_sampling_with_drafts_draws_from_the_models_distribution_whatever_the_drafter_proposes() -> None:
+    """vLLM's whole rejection sampler on an NPU: the theorem of speculative sampling is the oracle."""
+    result = under_virtual_npu("-m", "tests.npu.sampled_rejection")
+    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, result.stderr[-3000:]
+    found = json.loads(lines[-1].removeprefix("RESULT "))
+    for name in ("with draft probabilities", "without"):
+        assert found[name] == pytest.approx(found["target"], abs=0.015), name  # four standard deviations of 20000 draws
+        assert 0.1 < found[f"{name}: accepted"] < 0.9
+    assert found["with draft probabilities"][-1] == 0.0, "what the model never says is never sampled"

@@ -7,7 +7,7 @@ condition that upstream's drafters depend on is asked for here, and unknown draf
 
 from __future__ import annotations
 
-import functools
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,10 +67,16 @@ def _plan(drafter: Any, first: int, following: int, use_cudagraphs: bool = True)
     return DraftPlan(first_vote, next_vote) if first_vote and next_vote else None
 
 
-@functools.lru_cache(maxsize=4096)
+_known: weakref.WeakKeyDictionary[Any, dict[tuple[int, bool], DraftVote | None]] = weakref.WeakKeyDictionary()
+
+
 def _vote(drafter: Any, num_tokens: int, use_cudagraphs: bool) -> DraftVote | None:
     """Asked for once per count: upstream's answer is a look-up among graphs that are all known before it serves."""
     from .dp_sync import captured_vote
 
-    vote = captured_vote(getattr(drafter, _DECIDE), num_tokens, use_cudagraphs=use_cudagraphs)
-    return vote.as_draft() if vote is not None else None
+    votes = _known.setdefault(drafter, {})
+    key = num_tokens, use_cudagraphs
+    if key not in votes:
+        vote = captured_vote(getattr(drafter, _DECIDE), num_tokens, use_cudagraphs=use_cudagraphs)
+        votes[key] = vote.as_draft() if vote is not None else None
+    return votes[key]
