@@ -34,6 +34,9 @@ for _path in (ROOT, ROOT / "scripts"):
     sys.path.insert(0, str(_path))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
+LISTS = ("waits", "votes", "posts", "preparations")
+"""What a rank keeps of each step, in microseconds."""
+
 VARIANTS = ("upstream", "ours")
 GOAL = 0.1
 
@@ -132,9 +135,9 @@ def collect(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
             line = json.loads(text)
             cell = merged.setdefault(
                 (line["scenario"], line["variant"]),
-                {"waits": [], "posts": [], "preparations": [], "calls": 0, "bytes": line["bytes"]},
+                {"calls": 0, "bytes": line["bytes"]} | {key: [] for key in LISTS},
             )
-            for key in ("waits", "posts", "preparations"):
+            for key in LISTS:
                 cell[key] += line[key]
             cell["calls"] += line["calls"]
     return merged
@@ -150,8 +153,10 @@ def report(ranks: int, merged: dict[tuple[str, str], dict[str, Any]]) -> list[di
     rows = []
     for scenario in ("balanced", "unbalanced"):
         upstream, ours = merged[(scenario, "upstream")], merged[(scenario, "ours")]
-        exposed = [w + p for w, p in zip(ours["waits"], ours["posts"], strict=False)]
-        prepared = statistics.median(ours["preparations"]) - statistics.median(ours["posts"])
+        steps = zip(ours["votes"], ours["posts"], ours["waits"], strict=False)
+        exposed = [sum(parts) for parts in steps]
+        announced = statistics.median(ours["votes"]) + statistics.median(ours["posts"])
+        prepared = statistics.median(ours["preparations"]) - announced
         rows.append(
             {
                 "ranks": ranks,
@@ -161,6 +166,7 @@ def report(ranks: int, merged: dict[tuple[str, str], dict[str, Any]]) -> list[di
                 "upstream_p99": percentile(upstream["waits"], 0.99),
                 "wait_p50": percentile(ours["waits"], 0.5),
                 "wait_p99": percentile(ours["waits"], 0.99),
+                "vote_p50": percentile(ours["votes"], 0.5),
                 "post_p50": percentile(ours["posts"], 0.5),
                 "exposed_p50": percentile(exposed, 0.5),
                 "wait_ratio": percentile(ours["waits"], 0.5) / percentile(upstream["waits"], 0.5),
@@ -189,7 +195,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         "p99",
         "ours: wait p50",
         "p99",
-        "vote+post p50",
+        "vote p50",
+        "post p50",
         "wait ratio",
         "exposed ratio",
         "hidden",
@@ -198,7 +205,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         times.add_row(
             *(str(row[k]) for k in ("ranks", "scenario", "steps")),
-            *(f"{row[k]:.0f}" for k in ("upstream_p50", "upstream_p99", "wait_p50", "wait_p99", "post_p50")),
+            *(
+                f"{row[k]:.0f}"
+                for k in ("upstream_p50", "upstream_p99", "wait_p50", "wait_p99", "vote_p50", "post_p50")
+            ),
             f"{row['wait_ratio']:.2f}",
             f"{row['exposed_ratio']:.2f}",
             f"{row['hidden_share']:.0%}",

@@ -15,6 +15,7 @@ from typing import Any
 from vllm.v1.worker import dp_utils
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from benchmarks.dp_sync import LISTS
 from vllm_ascend_patch.core.dp import current
 from vllm_ascend_patch.seams import dp_sync, prepare_inputs
 
@@ -25,6 +26,7 @@ class _Clock:
 
     def __init__(self) -> None:
         self.waits: list[float] = []
+        self.votes: list[float] = []
         self.posts: list[float] = []
         self.preparations: list[float] = []
         self.calls = self.total = 0
@@ -55,6 +57,7 @@ class _Clock:
         def timed_vote(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             vote = own_vote(*args, **kwargs)
+            voted = time.perf_counter()
             session = current.current_session()
             if session is None or vote is None:
                 return vote
@@ -63,7 +66,8 @@ class _Clock:
             def timed_announce(*inner: Any, **inner_kwargs: Any) -> None:
                 session.announce = announce  # type: ignore[method-assign]
                 announce(*inner, **inner_kwargs)
-                self.posts.append((time.perf_counter() - start) * 1e6)
+                self.votes.append((voted - start) * 1e6)
+                self.posts.append((time.perf_counter() - voted) * 1e6)
 
             session.announce = timed_announce  # type: ignore[method-assign]
             return vote
@@ -74,8 +78,10 @@ class _Clock:
 
     def take(self) -> dict[str, Any]:
         """What was measured since the last call."""
-        taken = {"waits": self.waits, "posts": self.posts, "preparations": self.preparations, "calls": self.calls}
-        self.waits, self.posts, self.preparations, self.calls = [], [], [], 0
+        taken = {name: getattr(self, name) for name in (*LISTS, "calls")}
+        for name in LISTS:
+            setattr(self, name, [])
+        self.calls = 0
         return taken
 
 
