@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .cases import Case, a2_cases, all_cases, sabotaged_cases, v1_cases
+from .cases import Case, Grid, a2_cases, all_cases, sabotaged_cases, v1_cases
 from .world import World
 
 # float types: rounding of the inner products' results and of the partial sums; W8A8: 8-bit activations, twice.
@@ -25,6 +25,12 @@ WORLDS = {
     ("A3", 8): all_cases(8) + v1_cases(),
     ("A2", 4): a2_cases(),
 }
+
+
+def _marks(case: Case) -> list[pytest.MarkDecorator]:
+    """Of eight ranks, which take half of the time, the default run keeps one layout and the version 1 operators."""
+    kept = case.grid in (Grid(4, 2), Grid(8, 1)) and (case.grid.tp > 1 or case.operator_version == 1)
+    return [] if case.grid.world < 8 or kept else [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,11 @@ def world_of() -> Iterator[Callable[[str, int], World]]:
 
 @pytest.mark.parametrize(
     ("soc", "size", "case"),
-    [pytest.param(*key, case, id=f"{key[0]}-{case}") for key, cases in WORLDS.items() for case in cases],
+    [
+        pytest.param(*key, case, id=f"{key[0]}-{case}", marks=_marks(case))
+        for key, cases in WORLDS.items()
+        for case in cases
+    ],
 )
 def test_method_gives_the_complete_sum_over_all_experts(
     world_of: Callable[[str, int], World], soc: str, size: int, case: Case

@@ -18,12 +18,12 @@ _kept: dict[Hashable, list[torch.Tensor]] = {}
 def zero_rows(rows: int, like: torch.Tensor) -> torch.Tensor:
     """``[rows, ...]`` zeros (False) with the other dimensions, dtype and device of ``like``."""
     key = ("zeros", like.device, like.dtype, like.shape[1:])
-    return _at_least(rows, key, lambda n: like.new_zeros((n, *like.shape[1:])))[:rows]
+    return at_least(rows, key, lambda n: like.new_zeros((n, *like.shape[1:])))[:rows]
 
 
 def row_index(rows: int, device: torch.device) -> torch.Tensor:
     """int32 ``[rows]``: 0, 1, 2, ..."""
-    return _at_least(rows, ("index", device), lambda n: torch.arange(n, dtype=torch.int32, device=device))[:rows]
+    return at_least(rows, ("index", device), lambda n: torch.arange(n, dtype=torch.int32, device=device))[:rows]
 
 
 def first_rows(rows: int, active: int, device: torch.device) -> torch.Tensor:
@@ -32,7 +32,7 @@ def first_rows(rows: int, active: int, device: torch.device) -> torch.Tensor:
     def make(n: int) -> torch.Tensor:
         return torch.arange(2 * n, device=device) < n
 
-    edge = _at_least(2 * rows, ("edge", device), lambda n: make(n // 2))
+    edge = at_least(2 * rows, ("edge", device), lambda n: make(n // 2))
     start = edge.shape[0] // 2 - active
     return edge[start : start + rows]
 
@@ -43,7 +43,7 @@ def spread_ids(rows: int, top_k: int, num_experts: int, device: torch.device) ->
     def make(n: int) -> torch.Tensor:
         return (torch.arange(n * top_k, dtype=torch.int32, device=device) % num_experts).view(n, top_k)
 
-    return _at_least(rows, ("ids", device, top_k, num_experts), make)[:rows]
+    return at_least(rows, ("ids", device, top_k, num_experts), make)[:rows]
 
 
 def _capturing() -> bool:
@@ -52,7 +52,7 @@ def _capturing() -> bool:
     return torch_npu.npu.is_current_stream_capturing()
 
 
-def _at_least(rows: int, key: Hashable, make: Callable[[int], torch.Tensor]) -> torch.Tensor:
+def at_least(rows: int, key: Hashable, make: Callable[[int], torch.Tensor]) -> torch.Tensor:
     """The kept tensor for ``key`` if it has ``rows`` rows, else a new one of twice the size."""
     kept = _kept.get(key)
     if kept is not None and kept[-1].shape[0] >= rows:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch_npu
 
+from .constants import at_least, row_index
+
 _KNUTH_MULTIPLIER = 2654435769  # floor(2**32 / golden ratio): spreads consecutive token indices over replicas
 
 
@@ -63,8 +65,7 @@ def map_to_replicas(
     Returns:
         ``[T, K]`` in the dtype of ``topk_ids``.
     """
-    tokens = torch.arange(topk_ids.shape[0], dtype=torch.int64, device=topk_ids.device).unsqueeze(1)
-    hashed = (tokens * _KNUTH_MULTIPLIER) & 0xFFFFFFFF
+    hashed = _hashed_tokens(topk_ids.shape[0], topk_ids.device)
     known = (topk_ids >= 0) & (topk_ids < replica_count.shape[0])
     logical = torch.where(known, topk_ids, torch.zeros_like(topk_ids)).long()
     slot = hashed % replica_count[logical].long().clamp(min=1)
@@ -81,10 +82,20 @@ def record_load(
     """
     counted = (physical_ids >= 0) & (physical_ids < load.shape[0]) & (enabled.reshape(()) != 0)
     if num_tokens is not None:
-        tokens = torch.arange(physical_ids.shape[0], device=physical_ids.device).unsqueeze(1)
+        tokens = row_index(physical_ids.shape[0], physical_ids.device).unsqueeze(1)
         counted &= tokens < num_tokens.reshape(())
     rows = physical_ids.clamp(0, load.shape[0] - 1).reshape(-1).long()
     load.scatter_add_(0, rows, counted.reshape(-1).to(load.dtype))
+
+
+def _hashed_tokens(rows: int, device: torch.device) -> torch.Tensor:
+    """int64 ``[rows, 1]``: a number below 2**32 for each token index. Kept across steps."""
+
+    def make(n: int) -> torch.Tensor:
+        tokens = torch.arange(n, dtype=torch.int64, device=device).unsqueeze(1)
+        return (tokens * _KNUTH_MULTIPLIER) & 0xFFFFFFFF
+
+    return at_least(rows, ("hashed tokens", device), make)[:rows]
 
 
 def _biased_top_k(
