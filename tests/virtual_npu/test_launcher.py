@@ -4,6 +4,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from vllm_ascend_patch.virtual_npu import profile
 
-from .launch import clean_environment, launcher, python
+from .launch import ROOT, clean_environment, launcher, python
 
 SHOW = """
 import json, torch, torch_npu
@@ -129,6 +130,26 @@ def test_without_a_compiler_the_error_says_so(tmp_path: Path) -> None:
     done = launcher(["build"], environment=environment)
     assert done.returncode == 1
     assert "virtual-npu: no compiler: cc or gcc or clang is not on PATH" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_torch_npu_the_error_says_so(tmp_path: Path) -> None:
+    for folder in (Path(entry) for entry in sys.path if "site-packages" in entry):
+        for entry in folder.iterdir():
+            link = tmp_path / entry.name
+            if not entry.name.startswith("torch_npu") and not link.exists():
+                link.symlink_to(entry)
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "vllm_ascend_patch", "virtual-npu", "--", "true"],
+        cwd=ROOT,
+        env=clean_environment({"PYTHONPATH": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1
+    assert "virtual-npu: torch_npu is not installed for" in done.stderr, done.stderr
+    assert "pip install --no-deps" in done.stderr
     assert "Traceback" not in done.stderr
 
 
