@@ -218,7 +218,7 @@ def test_a_rank_that_was_started_differently_is_named_and_nothing_serves(
     second = serve(checkpoint, ports, folders[1], 2, more=(*node, *other), VLLM_ASCEND_PATCH_MOE_COMM="allgather")
     with first, second:
         codes = [server.process.wait(START_SECONDS) for server in (first, second)]
-    assert all(codes), f"exit codes {codes}"
+    assert codes[0] != 0, f"the node with the API server ended as if all were well: exit codes {codes}"
     for server in (first, second):
         named = re.search(
             r"FingerprintMismatchError: .*rank 1: VLLM_ASCEND_PATCH_MOE_COMM: 'allgather' instead of 'auto'",
