@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator sees of the step sync while it serves: one log line per interval, or counters on vLLM's endpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_ascend_patch.core.dp import StepVector, agree
+from vllm_ascend_patch.core.dp.metrics import StepCounters
+
+from .processes import ROOT
+from .worlds import matrix
+
+STEPS = [
+    agree(matrix([StepVector(6, 8, graph_mode=1), StepVector(1, 1, graph_mode=1, idle=True)])),
+    agree(matrix([StepVector(3, 3), StepVector(5, 5)])),
+]
+
+
+def test_without_an_endpoint_one_line_per_interval_has_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    counters = StepCounters(rank=1, interval=3600)
+    with caplog.at_level(logging.INFO, logger="vllm_ascend_patch"):
+        counters.count(STEPS[0], wait_seconds=20e-6, hidden_seconds=1e-3)
+        counters.count_reuse()
+        assert not caplog.messages, "the interval is not over"
+        counters.interval = 1e-9
+        counters.count(STEPS[1], wait_seconds=40e-6, hidden_seconds=1e-3)
+    assert caplog.messages == [
+        "DP rank 1: 2 steps (1 idle), 2 collectives, 1 saved, mean wait 30 us, 8 padding of 13 tokens"
+    ]
+
+
+def test_with_an_endpoint_every_workers_counters_are_in_its_directory(tmp_path: Path) -> None:
+    """Two worker processes, and vLLM's way of collecting what they counted."""
+    worker = (
+        "import sys; from tests.dp.test_metrics import STEPS; from vllm_ascend_patch.core.dp.metrics import StepCounters\n"
+        "counters = StepCounters(int(sys.argv[1])); [counters.count(step, 0.5, 0) for step in STEPS]"
+    )
+    collect = (
+        "from prometheus_client import CollectorRegistry, generate_latest, multiprocess\n"
+        "registry = CollectorRegistry(); multiprocess.MultiProcessCollector(registry)\n"
+        "print(generate_latest(registry).decode())"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+
+    def python(*arguments: str) -> str:
+        command = [sys.executable, "-c", *arguments]
+        return subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    for rank in "01":
+        python(worker, rank)
+    text = python(collect)
+    for rank, idle, padding in (("0", 0.0, 2.0), ("1", 1.0, 8.0)):
+        expected = {
+            "steps": 2.0,
+            "collectives": 2.0,
+            "idle_steps": idle,
+            "padding_tokens": padding,
+            "wait_seconds": 1.0,
+        }
+        for name, value in expected.items():
+            assert f'vllm_ascend_patch_dp_{name}_total{{dp_rank="{rank}"}} {value}' in text, text
