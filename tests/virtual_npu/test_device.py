@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch_npu
 
 pytestmark = pytest.mark.usefixtures("npu")
 
@@ -49,6 +50,22 @@ def test_each_device_counts_for_itself() -> None:
     assert result.device.index == 1
     assert torch.npu.current_device() == 0
     assert torch.npu.memory_allocated(0) == before
+
+
+def test_an_operators_tensors_are_freed_with_their_last_reference_and_not_by_garbage_collection() -> None:
+    x = torch.ones(1024, 1024, dtype=torch.bfloat16).npu()
+    gc.collect()
+    gc.disable()
+    try:
+        before = torch.npu.memory_allocated()
+        for _ in range(3):
+            torch_npu.npu_swiglu(x)
+        assert torch.npu.memory_allocated() == before
+        y = torch_npu.npu_swiglu(x)
+        del x
+        assert torch.npu.memory_allocated() == before - 2 * MIB + y.nbytes
+    finally:
+        gc.enable()
 
 
 def test_too_large_a_tensor_is_torch_npus_out_of_memory_error() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,67 +46,96 @@ KEPT = frozenset(
 _libraries: list[torch.library.Library] = []  # dropping a Library unregisters its kernels
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """What one operator demands of its tensors: where they may be and in which storage format."""
+
+    shown: str
+    host: frozenset[str]
+    nz: frozenset[str]
+    nd_only: bool
+
+
+class _Crossing:
+    """One call's tensors on their way to the CPU kernel and back.
+
+    A class and not nested functions: a function that calls itself is part of a reference cycle, which would keep the
+    call's tensors, hence device memory, until the next garbage collection.
+    """
+
+    def __init__(self, rules: _Rules) -> None:
+        self.rules = rules
+        self.originals: dict[int, torch.Tensor] = {}
+        self.devices: set[torch.device] = set()
+        self.fresh: list[torch.Tensor] = []
+
+    def lower(self, argument: str, value: Any) -> Any:
+        """``value`` with its NPU tensors as CPU tensors over the same memory; refuses what the operator would."""
+        if isinstance(value, list | tuple):
+            return [self.lower(argument, item) for item in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        rules = self.rules
+        if value.device.type == "cpu":
+            if argument in rules.host:
+                return value
+            raise RuntimeError(
+                f"{rules.shown}: Expected all tensors to be on the same device. Expected NPU tensor, please check "
+                f"whether the input tensor device is correct: {argument} is on cpu"
+            )
+        if rules.nd_only and not is_base(value):
+            raise RuntimeError(f"{rules.shown}: {argument} must be in a plain storage format, got FRACTAL_NZ")
+        if argument in rules.nz and value.dim() == 3 and not is_nz(value):
+            raise RuntimeError(f"{rules.shown}: {argument} must be in FRACTAL_NZ (npu_format_cast(..., 29)), got ND")
+        self.devices.add(value.device)
+        alias = alias_cpu(value)
+        self.originals[id(alias)] = value
+        return alias
+
+    def device(self) -> torch.device:
+        """The one device of the tensors that were lowered."""
+        if len(self.devices) > 1:
+            found = sorted(map(str, self.devices))
+            raise RuntimeError(f"{self.rules.shown}: Expected all tensors to be on the same device, got {found}")
+        return next(iter(self.devices), torch.device("npu"))
+
+    def lift(self, value: Any, device: torch.device) -> Any:
+        """``value`` with arguments that the kernel returned as the caller's own, and new tensors on ``device``."""
+        if isinstance(value, tuple | list):
+            return type(value)(self.lift(item, device) for item in value)
+        if not isinstance(value, torch.Tensor):
+            return value
+        original = self.originals.get(id(value))
+        if original is None:
+            self.fresh.append(to_device(value, device))
+        return self.fresh[-1] if original is None else original
+
+
 def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callable[..., Any]:
     """The function that the dispatcher calls for operator ``name``."""
     arguments = schema.arguments
     defaults = {a.name: a.default_value for a in arguments if a.has_default_value()}
     positional = [a.name for a in arguments if not a.kwarg_only]
     keywords = [a.name for a in arguments if a.kwarg_only]
-    host = HOST_ARGUMENTS.get(name, frozenset())
-    nz, nd_only = NZ_ARGUMENTS.get(name, frozenset()), name in ND_OPERATORS
     shown = name.partition("::")[2]
     written, returned = graph.written_arguments(name, schema), graph.returned_arguments(name, schema)
     stream_on = load().GraphStream
 
+    rules = _Rules(
+        shown, HOST_ARGUMENTS.get(name, frozenset()), NZ_ARGUMENTS.get(name, frozenset()), name in ND_OPERATORS
+    )
+
     def run(*args: Any, **kwargs: Any) -> Any:
         given = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
-        originals: dict[int, torch.Tensor] = {}
-        devices: set[torch.device] = set()
-
-        def lower(argument: str, value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                if value.device.type == "cpu":
-                    if argument in host:
-                        return value
-                    raise RuntimeError(
-                        f"{shown}: Expected all tensors to be on the same device. Expected NPU tensor, please check "
-                        f"whether the input tensor device is correct: {argument} is on cpu"
-                    )
-                if nd_only and not is_base(value):
-                    raise RuntimeError(f"{shown}: {argument} must be in a plain storage format, got FRACTAL_NZ")
-                if argument in nz and value.dim() == 3 and not is_nz(value):
-                    raise RuntimeError(f"{shown}: {argument} must be in FRACTAL_NZ (npu_format_cast(..., 29)), got ND")
-                devices.add(value.device)
-                alias = alias_cpu(value)
-                originals[id(alias)] = value
-                return alias
-            if isinstance(value, list | tuple):
-                return [lower(argument, item) for item in value]
-            return value
-
-        fresh: list[torch.Tensor] = []
-
-        def lift(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                original = originals.get(id(value))
-                if original is None:
-                    fresh.append(to_device(value, device))
-                return fresh[-1] if original is None else original
-            if isinstance(value, tuple | list):
-                return type(value)(lift(item) for item in value)
-            return value
-
+        crossing = _Crossing(rules)
         # DisableTorchFunction: a kernel's own calls must not see the caller's `with torch.device("npu")`.
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            lowered = {argument: lower(argument, value) for argument, value in given.items()}
-            if len(devices) > 1:
-                found = sorted(map(str, devices))
-                raise RuntimeError(f"{shown}: Expected all tensors to be on the same device, got {found}")
-            device = next(iter(devices), torch.device("npu"))
+            lowered = {argument: crossing.lower(argument, value) for argument, value in given.items()}
+            device = crossing.device()
 
             def compute() -> tuple[Any, list[torch.Tensor]]:
-                result = lift(kernel(*(lowered[a] for a in positional), **{a: lowered[a] for a in keywords}))
-                return result, fresh
+                result = kernel(*(lowered[a] for a in positional), **{a: lowered[a] for a in keywords})
+                return crossing.lift(result, device), crossing.fresh
 
             stream = stream_on(device.index or 0)
             if stream.runs:
