@@ -164,8 +164,8 @@ def expert_mlp(
 def _mlp_float(rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
     import torch_npu
 
-    gate_up = _grouped_matmul(rows, weights.w13, counts)
-    return _grouped_matmul(torch_npu.npu_swiglu(gate_up), weights.w2, counts)
+    # Nested, so that the widest tensor is free before the result is allocated.
+    return _grouped_matmul(torch_npu.npu_swiglu(_grouped_matmul(rows, weights.w13, counts)), weights.w2, counts)
 
 
 def _mlp_w8a8(
@@ -189,6 +189,7 @@ def _mlp_w8a8(
             rows, weights.w13, counts, scale=weights.w13_scale, row_scales=row_scales, output_dtype=weights.output_dtype
         )
         middle, middle_scale = torch_npu.npu_dynamic_quant(torch_npu.npu_swiglu(gate_up))
+    del gate_up  # the widest tensor is free before the result is allocated
     return _grouped_matmul(
         middle, weights.w2, counts, scale=weights.w2_scale, row_scales=middle_scale, output_dtype=weights.output_dtype
     )
