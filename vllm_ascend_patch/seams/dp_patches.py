@@ -45,7 +45,7 @@ PATCHES: tuple[Patch, ...] = (
         target="vllm.v1.worker.dp_utils:_run_ar",
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.dp_sync:run_ar",
-        releases=">=0.12",
+        releases=">=0.11.1",
         reads=(
             "should_ubatch",
             "orig_num_tokens_per_ubatch",

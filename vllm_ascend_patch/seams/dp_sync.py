@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's data-parallel all-reduce, answered from the step vector (releases from 0.12 on; `_run_ar` differs in its rows).
+"""vLLM's data-parallel all-reduce, answered from the step vector (releases from 0.11.1 on; `_run_ar` differs in its rows).
 
 Also the dummy steps that end in the same function. Arguments are bound by name, so that one adapter serves all releases.
 """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data-parallel agreement in the releases whose only sync is ``DPMetadata.num_tokens_across_dp``.
+"""The data-parallel agreement in the releases that decide nothing before they ask: each rank sends its token count.
 
-There each rank sends its token count, and nothing else, after its inputs are prepared. The step vector takes its place:
-announced before input preparation, handed back where upstream asks. Padding stays upstream's.
+Up to 0.11.0 through ``DPMetadata.num_tokens_across_dp``, once its inputs are prepared; in 0.11.1 and 0.11.2 through
+``_run_ar`` (``dp_sync.py``) while they are. The step vector takes its place: announced before input preparation, handed
+back where upstream asks. Padding stays upstream's.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declares the patches that carry the step vector into releases whose sync is ``DPMetadata.num_tokens_across_dp``.
+"""Declares the patches that carry the step vector into releases without a decision function of their own: up to 0.11.0,
+where the sync is ``DPMetadata.num_tokens_across_dp``, and 0.11.1 and 0.11.2, where it is ``_run_ar`` already.
 
 Imports neither torch nor vLLM. What they do is in ``dp_token_counts.py``, and in the modules of the newer releases.
 """
@@ -9,18 +10,26 @@ from __future__ import annotations
 from vllm_ascend_patch.patching import Kind, Patch
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
-_RELEASES = "<0.11.1"
+_RELEASES = "<0.12"
 _UPSTREAM = "none: vLLM has no hook between a step's schedule and its data-parallel all-reduce"
-_REMOVE_WHEN = "the releases that sync token counts alone are no longer supported"
+_REMOVE_WHEN = "the releases that ask before they decide how a batch runs are no longer supported"
 
 
-def _wrap(name: str, target: str, implementation: str, why: str, how: str, reads: tuple[str, ...] = ()) -> Patch:
+def _wrap(
+    name: str,
+    target: str,
+    implementation: str,
+    why: str,
+    how: str,
+    reads: tuple[str, ...] = (),
+    releases: str = _RELEASES,
+) -> Patch:
     return Patch(
         id=f"dp-counts-{name}",
         target=target,
         kind=Kind.WRAP,
         implementation=f"vllm_ascend_patch.seams.{implementation}",
-        releases=_RELEASES,
+        releases=releases,
         reads=reads,
         why=why,
         how=how,
@@ -52,6 +61,7 @@ PATCHES: tuple[Patch, ...] = (
         why="One collective per step carries all metadata; upstream's blocks and carries one number.",
         how="Hands back the token counts of the agreement that was posted early, or is made here for dummy steps.",
         reads=("num_tokens",),
+        releases="<0.11.1",  # from then on dp-all-reduce
     ),
     _wrap(
         "dummy-run",
