@@ -42,8 +42,8 @@ def main() -> int:
         records = run_release(release, options.only, cache, options.seconds)
         results = json.loads(options.results.read_text()) if options.results.is_file() else {}
         known = results.setdefault(release, {"runs": {}})
-        known |= {"packages": list(releases.packages(release)), "commit": _commit()}
-        known["runs"] |= records
+        known["packages"] = list(releases.packages(release))
+        known["runs"] |= {key: {**record, "commit": _commit()} for key, record in records.items()}
         options.results.write_text(json.dumps(dict(sorted(results.items(), key=table.order)), indent=1) + "\n")
         bad += any(record["outcome"] not in ("works", "refused") for record in records.values())
         line = ", ".join(_words(record) for record in records.values())
