@@ -37,8 +37,8 @@ class Configuration:
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
-    def job(self, model: Path, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
-        """The job for ``engine.py``; its workers write into ``folder``."""
+    def job(self, model: Path, prompts: list[list[int]], folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The job for ``engine.py``; its workers write into ``folder``. ``arguments`` are the release's."""
         return {
             "model": str(model),
             "tp": self.tp,
@@ -52,6 +52,7 @@ class Configuration:
                 "enable_chunked_prefill": True,  # the default in newer releases only
                 "worker_extension_cls": "matrix.worker.MatrixWorker",
                 **self.arguments,
+                **arguments,
             },
         }
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from packaging.version import Version
 
 RELEASES: tuple[str, ...] = (
@@ -21,6 +23,12 @@ _PACKAGES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("0.19.0", (_DISKCACHE,)),
     ("0.20.0", ()),
 )
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    # Upstream's own: its processor asks for the tokenizer all the same.
+    "0.10.0": {"skip_tokenizer_init": False},
+}
+"""Engine arguments that a release needs."""
 
 
 def packages(release: str) -> tuple[str, ...]:

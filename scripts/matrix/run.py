@@ -60,12 +60,13 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
     unpacked = sources.unpack(release, cache)
     packages = sources.overlay(releases.packages(release), cache)
     paths = [unpacked, packages] if packages else [unpacked]
+    arguments = releases.ARGUMENTS.get(release, {})
     records = {}
     for key in only:
         configuration = CONFIGURATIONS[key]
         model, cases = make_cases(configuration.family, cache / "models")
         log = Path(tempfile.gettempdir()) / f"matrix-{release}-{key}.log"
-        records[key] = runner.run(configuration, paths, model, cases, seconds, log)
+        records[key] = runner.run(configuration, paths, model, cases, arguments, seconds, log)
         if records[key]["outcome"] in ("works", "refused"):
             log.unlink()
         else:

@@ -27,6 +27,7 @@ def run(
     paths: list[Path],
     model: Path,
     cases: list[dict[str, Any]],
+    arguments: dict[str, Any],
     seconds: float,
     log: Path,
 ) -> dict[str, Any]:
@@ -35,13 +36,14 @@ def run(
     Args:
         paths: folders for ``PYTHONPATH``, the release's sources first.
         cases: prompts with the oracle's answers.
+        arguments: engine arguments that the release needs.
         log: file that takes the engine's output.
     """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trace = folder / "trace.json"
-        job = configuration.job(model, [case["prompt"] for case in cases], folder)
+        job = configuration.job(model, [case["prompt"] for case in cases], folder, arguments)
         devices = configuration.tp * configuration.dp
         command = npu_command([sys.executable, "-m", "matrix.engine"], devices, configuration.soc, "2GiB")
         environment = _environment(paths) | {"VLLM_ASCEND_PATCH_TRACE": str(trace), **configuration.environment}
