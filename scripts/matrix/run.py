@@ -27,6 +27,7 @@ for _folder in (_ROOT, _ROOT / "scripts"):
 from matrix import releases, runner, sources, table  # noqa: E402
 from matrix.cases import cases as make_cases  # noqa: E402
 from matrix.configurations import CONFIGURATIONS  # noqa: E402
+from vllm_ascend_patch.patching.source import SourceUnavailable  # noqa: E402
 
 RESULTS = _ROOT / "docs" / "matrix.json"
 
@@ -36,23 +37,34 @@ def main() -> int:
     cache = Path(options.folder).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     wanted = options.releases or list(reversed(releases.RELEASES))
-    bad = 0
+    commit, bad = _commit(), 0
     for number, release in enumerate(wanted, 1):
         start = time.monotonic()
-        records = run_release(release, options.only, cache, options.seconds)
-        results = json.loads(options.results.read_text()) if options.results.is_file() else {}
-        known = results.setdefault(release, {"runs": {}})
-        known["packages"] = list(releases.packages(release))
-        known["runs"] |= {key: {**record, "commit": _commit()} for key, record in records.items()}
-        options.results.write_text(json.dumps(dict(sorted(results.items(), key=table.order)), indent=1) + "\n")
+        try:
+            records = run_release(release, options.only, cache, options.seconds)
+        except (SourceUnavailable, RuntimeError, subprocess.SubprocessError) as error:
+            bad += 1
+            print(f"[{number}/{len(wanted)}] vLLM {release}: not run: {error}", flush=True)
+            continue
+        _keep(options.results, release, {key: {**record, "commit": commit} for key, record in records.items()})
         bad += any(record["outcome"] not in ("works", "refused") for record in records.values())
         line = ", ".join(_words(record) for record in records.values())
         print(f"[{number}/{len(wanted)}] vLLM {release}: {line} ({time.monotonic() - start:.0f} s)", flush=True)
         if not options.keep:
             sources.remove(release, cache)
-    if options.results == RESULTS:
-        table.write(json.loads(RESULTS.read_text()), _ROOT)
     return 1 if bad else 0
+
+
+def _keep(file: Path, release: str, records: dict[str, dict[str, Any]]) -> None:
+    """Merge the records of one release into the result file; with the project's own, write what is made from it."""
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    known = results.setdefault(release, {"runs": {}})
+    known["packages"] = list(releases.packages(release))
+    known["runs"] |= records
+    results = dict(sorted(results.items(), key=table.order))
+    file.write_text(json.dumps(results, indent=1) + "\n")
+    if file == RESULTS:
+        table.write(results, _ROOT)
 
 
 def run_release(release: str, only: list[str], cache: Path, seconds: float) -> dict[str, dict[str, Any]]:
@@ -75,10 +87,20 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
 
 
 def _commit() -> str:
-    """The tree that ran, with a plus sign where it was changed since."""
+    """The tree that runs, with a plus sign where more than the results was changed since."""
     git = ["git", "-C", str(_ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    tracked = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!README.md"]
+    tracked = [
+        *git,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        ":!docs",
+        ":!README.md",
+        f":!{table.STANDING}",
+    ]
     changed = subprocess.run([*tracked], capture_output=True, text=True, check=False).stdout.strip()
     return head.stdout.strip() + ("+" if changed else "")
 

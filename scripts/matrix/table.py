@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from vllm_ascend_patch import documentation
 
-_STANDING = "vllm_ascend_patch/seams/standing.json"
+STANDING = "vllm_ascend_patch/seams/standing.json"
 _METHODS = {"allgather": "AllGather", "mc2": "MC2", "alltoall": "AllToAll"}
 
 
@@ -24,11 +24,15 @@ def sentence(entry: dict[str, Any]) -> str:
     """What was run on one release and what came of it."""
     runs = entry["runs"].values()
     parts = []
-    works = [record["configuration"] for record in runs if record["outcome"] == "works"]
+    works = [
+        record["configuration"] + ("" if "commit" in record else " (an earlier commit)")
+        for record in runs
+        if record["outcome"] == "works"
+    ]
     if works:
-        taken = {method for record in runs if record["outcome"] == "works" for method in record["methods"]}
+        taken = {method for record in runs if record["outcome"] == "works" for method in record.get("methods", ())}
         methods = ", ".join(words for name, words in _METHODS.items() if name in taken)
-        parts.append(f"works: {'; '.join(works)} (MoE through {methods})")
+        parts.append(f"works: {'; '.join(works)}" + (f"; MoE through {methods}" if methods else ""))
     parts += [
         f"{record['outcome']}: {record['configuration']}: {record.get('why', '')[:160]}"
         for record in runs
@@ -41,6 +45,6 @@ def sentence(entry: dict[str, Any]) -> str:
 def write(results: dict[str, Any], root: Path) -> None:
     """Write the doctor's words, and the README's generated tables anew."""
     sentences = {release: sentence(entry) for release, entry in sorted(results.items(), key=order)}
-    (root / _STANDING).write_text(json.dumps(sentences, indent=1) + "\n")
+    (root / STANDING).write_text(json.dumps(sentences, indent=1) + "\n")
     readme = root / "README.md"
     readme.write_text(documentation.regenerate(readme.read_text()))
