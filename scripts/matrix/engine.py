@@ -55,7 +55,7 @@ async def run_async(job: dict[str, Any]) -> dict[str, Any]:
     async def quiet() -> None:
         """Wait until no rank takes part in a step any more."""
         posted = -1
-        while (now := (await rpc("read_counts"))[0]["posted"]) != posted:
+        while (now := (await rpc("matrix_posted"))[0]) != posted:
             posted = now
             await asyncio.sleep(_QUIET_SECONDS)
 

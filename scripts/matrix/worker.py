@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.dp.worker_extension import COUNTER, CountingWorker
+from tests.dp.worker_extension import COUNTER, FORWARDS, CountingWorker
 
 
 class MatrixWorker(CountingWorker):
@@ -26,6 +26,13 @@ class MatrixWorker(CountingWorker):
         """Count from here on: start-up is over."""
         self.count_forwards()
         self._matrix_before = Counter(COUNTER.calls)
+
+    def matrix_posted(self) -> int:
+        """Step vectors sent so far."""
+        from vllm_ascend_patch.core.dp.current import current_session
+
+        session = current_session()
+        return session.channel.posted if session is not None else 0
 
     def matrix_force(self, method: str) -> None:
         """From the next step on, one MoE communication method, checked against the limits as at start-up."""
@@ -45,7 +52,7 @@ class MatrixWorker(CountingWorker):
         session = current_session()
         transport = session.channel.transport if session is not None else None
         report = {
-            "forwards": self.read_counts()["forwards"],
+            "forwards": FORWARDS["model"],
             "vector": (transport.name, transport.payload_bytes) if transport is not None else None,
             "all_reduces": [
                 {"ranks": ranks, "device": device, "bytes": size, "count": count}
