@@ -103,14 +103,17 @@ def _watched(command: list[str], text: str, environment: dict[str, str], seconds
 
 
 def last_error(text: str) -> str:
-    """The first line of the log's last Python error that is not about another process having ended."""
-    found = "no output"
+    """The first line of the log's last Python error that is not about another process having ended, nor one that Python
+    ignored while it took the process down."""
+    found, ignored = "no output", False
     for line in text.splitlines():
+        ignored = ignored or "Exception ignored in" in line
         bare = line.split("]: ", 1)[-1].split(") ERROR", 1)[-1].strip()
         name, colon, rest = bare.partition(": ")
         last = name.rsplit(".", 1)[-1].rsplit(" ", 1)[-1]
         if colon and rest and last[:1].isupper() and last.endswith(("Error", "Refused", "Device", "Late", "Exception")):
-            if "Engine core" in rest or "WorkerProc" in rest or "See stack trace" in rest:
+            if ignored or "Engine core" in rest or "WorkerProc" in rest or "See stack trace" in rest:
+                ignored = False
                 continue
             found = f"{last}: {rest}"
     return found[:600]
