@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix calls a run that proves too little what it is, and says why. No engine runs here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matrix import table
+from matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, read_methods, read_workers
+from matrix.releases import RELEASES, packages
+from matrix.runner import last_error
+
+from vllm_ascend_patch.seams import records
+
+TWO = CONFIGURATIONS["dp2"]
+ANSWERS = [[1] * MAX_TOKENS, [2] * MAX_TOKENS]
+
+
+def worker(**changes: Any) -> dict[str, Any]:
+    """The report of a worker that did everything right: 40 forwards, 40 vectors, now and then a question of the engine."""
+    calls = [
+        {"ranks": 2, "device": "cpu", "bytes": 128, "count": 40},
+        {"ranks": 2, "device": "cpu", "bytes": 8, "count": 3},
+        {"ranks": 2, "device": "npu", "bytes": 128, "count": 80},
+    ]
+    return {"forwards": 40, "vector": ["cpu", 128], "all_reduces": calls, "patches": {"a": "applied"}, **changes}
+
+
+def problems_of(folder: Path, *reports: dict[str, Any]) -> list[str]:
+    for number, report in enumerate(reports):
+        (folder / f"worker-{number}.json").write_text(json.dumps(report))
+    return read_workers(TWO, folder)[1]
+
+
+def test_workers_that_did_everything_right_pass(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, worker(), worker(patches={"a": "applied", "b": "not needed"})) == [
+        "workers differ in their patches"
+    ]
+    assert problems_of(tmp_path, worker(), worker()) == []
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (worker(patches={"a": "armed"}), "patches not applied: a"),
+        (worker(patches={"a": "refused"}), "patches not applied: a"),
+        (worker(forwards=39), "80 step vectors and 6 other all-reduces for 78 forwards"),
+        (worker(vector=["device", 128]), "160 step vectors"),
+        (
+            worker(all_reduces=[{"ranks": 2, "device": "cpu", "bytes": size, "count": 40} for size in (128, 32)]),
+            "80 step vectors and 80 other all-reduces",
+        ),
+    ],
+)
+def test_a_worker_that_did_not_is_found_out(tmp_path: Path, report: dict[str, Any], words: str) -> None:
+    assert any(words in problem for problem in problems_of(tmp_path, report, report))
+
+
+def test_a_worker_that_says_nothing_is_missed(tmp_path: Path) -> None:
+    assert problems_of(tmp_path, worker()) == ["1 of 2 workers reported"]
+
+
+def test_a_wrong_token_names_its_prompt() -> None:
+    result = {"alone": [ANSWERS[0]], "together": [ANSWERS[0], ANSWERS[0]]}
+    assert judge(TWO, result, ANSWERS) == ["together: prompts [1] of 2 differ from transformers"]
+    assert judge(TWO, result | {"together": ANSWERS}, ANSWERS) == []
+
+
+def test_a_method_that_was_never_taken_is_named(tmp_path: Path) -> None:
+    event = {"name": "moe", "args": {"method": "mc2"}}
+    (tmp_path / "trace.rank0.json").write_text("[\n" + json.dumps(event) + ",\n")
+    assert read_methods(TWO, tmp_path / "trace.json") == ({"mc2": 1}, ["MoE methods not taken: alltoall"])
+
+
+def test_the_reason_of_a_failure_is_the_last_error_that_is_one() -> None:
+    log = (
+        "(EngineCore_DP0 pid=1) ERROR 11-24 10:00:00 [core.py:1] ValueError: 3 is too many\n"
+        "RuntimeError: Engine core initialization failed. See root cause above.\n"
+        "Exception ignored in: <function AsyncLLM.__del__>\nTypeError: 'NoneType' object is not callable\n"
+    )
+    assert last_error(log) == "ValueError: 3 is too many"
+
+
+def test_the_table_says_what_works_what_does_not_and_what_an_earlier_commit_did() -> None:
+    entry = {
+        "packages": ["transformers==4.57.6"],
+        "runs": {
+            "1": {"configuration": "one device", "outcome": "works", "methods": {"allgather": 3}},
+            "dp2": {"configuration": "DP 2, EP", "outcome": "works", "methods": {"mc2": 3}, "commit": "abc"},
+            "tp2dp2": {"configuration": "TP 2 x DP 2, EP", "outcome": "refused", "why": "no", "commit": "abc"},
+        },
+    }
+    assert table.sentence(entry) == (
+        "works: one device (an earlier commit); DP 2, EP; MoE through AllGather, MC2. refused: TP 2 x DP 2, EP: no. "
+        "With transformers==4.57.6"
+    )
+
+
+def test_every_release_of_the_matrix_is_recorded() -> None:
+    assert set(RELEASES) <= set(records.STORE.releases())
+    assert packages("0.33.0") == ()
