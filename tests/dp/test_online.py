@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vllm serve` with data parallelism, from outside: one request, bursts, one again, idleness, a killed worker and the next
-server on the same ports, a stopped worker, a rank with other settings. Answers are the oracle's; no server outlives its
-test."""
+server on the same ports, a stopped worker. Answers are the oracle's; no server outlives its test."""
 
 from __future__ import annotations
 
@@ -203,29 +202,6 @@ def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
         named = re.search(r"(no heartbeat for more than|limit) 15 s.* rank 1 \(pid", log)
         assert named, "no survivor named the rank that stopped, after the time that was set\n" + server.log_tail(80)
         assert not server.family(), "nothing is left"
-
-
-def test_a_rank_that_was_started_differently_is_named_and_nothing_serves(
-    checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
-) -> None:
-    """Two nodes of one deployment, as two operators would start them."""
-    node = ("--data-parallel-size-local", "1", "--data-parallel-address", "127.0.0.1")
-    other = ("--headless", "--api-server-count", "0", "--data-parallel-start-rank", "1")
-    folders = tmp_path / "first", tmp_path / "second"
-    for folder in folders:
-        folder.mkdir()
-    first = serve(checkpoint, ports, folders[0], 2, more=node)
-    second = serve(checkpoint, ports, folders[1], 2, more=(*node, *other), VLLM_ASCEND_PATCH_MOE_COMM="allgather")
-    with first, second:
-        codes = [server.process.wait(START_SECONDS) for server in (first, second)]
-    assert codes[0] != 0, f"the node with the API server ended as if all were well: exit codes {codes}"
-    for server in (first, second):
-        named = re.search(
-            r"FingerprintMismatchError: .*rank 1: VLLM_ASCEND_PATCH_MOE_COMM: 'allgather' instead of 'auto'",
-            server.log.read_text(errors="replace"),
-        )
-        assert named, server.log_tail(80)
-        assert not server.family()
 
 
 def _counters(text: str, name: str) -> list[tuple[str, str]]:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Script: two ranks start their step sync from vLLM's own configuration and process groups, as their workers do, and one of
+them may have been started differently.
+
+    python -m tests.dp.start_ranks       (under the virtual NPU with two devices)
+"""
+
+from __future__ import annotations
+
+import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
+
+import json
+import os
+import tempfile
+from typing import Any
+
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+
+from vllm_ascend_patch.core.dp.current import current_session, install_session
+from vllm_ascend_patch.seams import dp_session
+
+from ..serve import tiny_models
+from .processes import run_ranks
+
+SIZE = 2
+# what rank 1 has of its own: environment, arguments
+DIFFERENCES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "nothing": ({}, {}),
+    "a variable": ({"VLLM_ASCEND_PATCH_MOE_COMM": "allgather"}, {}),
+    "an argument": ({}, {"max_num_seqs": 5}),
+    "the time limit": ({"VLLM_ASCEND_PATCH_DP_TIMEOUT": "7"}, {}),
+}
+
+
+def run_rank(rank: int, size: int, model: str, difference: str) -> str:
+    environment, arguments = DIFFERENCES[difference] if rank == 1 else ({}, {})
+    os.environ |= environment
+    settings = {"max_num_seqs": 8, **arguments}
+    config = EngineArgs(
+        model=model,
+        skip_tokenizer_init=True,
+        dtype="float16",
+        max_model_len=512,
+        data_parallel_size=size,
+        data_parallel_rank=rank,
+        enable_expert_parallel=True,
+        **settings,
+    ).create_engine_config()
+    device = torch.device("npu", rank)
+    torch.npu.set_device(device)
+    with set_current_vllm_config(config):
+        init_distributed_environment(1, 0, "env://", rank, "hccl")
+        initialize_model_parallel(1, 1)
+        dp_session.start(config, device)
+    session = current_session()
+    assert session is not None
+    name = session.channel.transport.name
+    install_session(None)
+    return name
+
+
+if __name__ == "__main__":
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_models.CONFIGS["qwen3_moe"]
+        model.architectures = ["Qwen3MoeForCausalLM"]
+        model.save_pretrained(folder)
+        for difference in DIFFERENCES:
+            outcomes = run_ranks(run_rank, SIZE, folder, difference)
+            found[difference] = [outcome.value or str(outcome.error).splitlines()[0] for outcome in outcomes]
+    print("RESULT " + json.dumps(found))

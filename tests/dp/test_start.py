@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start of the step sync from vLLM's own configuration: ranks that were started alike come up on the device's group, a
+rank that was not is named by all of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .processes import under_virtual_npu
+
+DIFFERENCES = {
+    "a variable": "rank 1: VLLM_ASCEND_PATCH_MOE_COMM: 'allgather' instead of 'auto'",
+    "an argument": "rank 1: max sequences: '5' instead of '8'",
+    "the time limit": "rank 1: timeout: '7 s' instead of '60 s'",
+}
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, list[str]]:
+    environment = {"VLLM_ASCEND_PATCH_DP_SYNC": "device"}
+    result = under_virtual_npu("-m", "tests.dp.start_ranks", devices=2, timeout=280, environment=environment)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, result.stdout[-2000:] + result.stderr[-4000:]
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def test_ranks_that_were_started_alike_come_up(found: dict[str, list[str]]) -> None:
+    assert found["nothing"] == ["device", "device"]
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_every_rank_names_the_one_that_differs_and_how(difference: str, found: dict[str, list[str]]) -> None:
+    for error in found[difference]:
+        assert error.startswith("FingerprintMismatchError: data-parallel ranks were started differently")
+        assert DIFFERENCES[difference] in error
