@@ -106,7 +106,9 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
         if grid.expert_parallel:
             yield replace(base, name="experts-not-even", logical_experts=16 + 1, tokens=(6, 3))
     if method != "alltoall":
-        yield replace(base, name="captured-with-mask", captured=True, tokens=(8,), active=(5, 0))
+        captured = replace(base, name="captured-with-mask", captured=True, tokens=(8,), active=(5, 0))
+        yield captured
+        yield replace(captured, name="captured-w8a8", quantized=True)
     yield replace(base, name="w8a8", quantized=True, tokens=(6, 3))
     yield replace(base, name="w8a8-fp16", quantized=True, dtype="float16", tokens=(6, 3))
     yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))

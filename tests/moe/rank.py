@@ -86,7 +86,8 @@ class Rank:
                 layer.topk_ids[0][step.active_tokens] = layer.topk_ids[0][0]  # valid, or the operators would refuse it
                 step = replace(step, active_tokens=step.active_tokens + 1)
         hidden = _own_rows(case, topology, layer.hidden[dp_rank]).to(DEVICE)
-        output = fused_moe(
+        run = replayed if case.captured else fused_moe
+        output = run(
             make(case, topology, placement),
             hidden,
             _own_rows(case, topology, layer.topk_weights[dp_rank]).to(DEVICE),
@@ -101,6 +102,29 @@ class Rank:
         if case.sabotage == "padding-comes-back":
             output[active:] = 1.0
         return _distance(output, expected, case)
+
+
+def replayed(
+    method: MoECommMethod[Any, Any],
+    hidden: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    weights: ExpertWeights,
+    step: MoEStep,
+) -> torch.Tensor:
+    """The layer from a graph that was captured with other tokens, experts and mask."""
+    assert step.active_mask is not None
+    given = (hidden, topk_weights, topk_ids, step.active_mask)
+    buffers = [torch.zeros_like(tensor) for tensor in given]
+    buffers[2] += torch.arange(topk_ids.shape[1], device=DEVICE)  # distinct experts, the same for every token
+    buffers[3][:1] = True
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        output = fused_moe(method, *buffers[:3], weights, replace(step, active_mask=buffers[3]))
+    for buffer, tensor in zip(buffers, given, strict=True):
+        buffer.copy_(tensor)
+    graph.replay()
+    return output
 
 
 def _shared(topology: Topology, layer: Layer, hidden: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,21 @@ ranks are known. Everything here is host side and the same on every rank, except
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.core.dp import current as dp
+from vllm_ascend_patch.core.moe.active_mask import ActiveMask
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.step import MoEStep
+from vllm_ascend_patch.seams.moe_selection import selectors
+
+if TYPE_CHECKING:
+    import torch
 
 FIELD = "vllm_ascend_patch_step"
+
+_active_mask: ActiveMask | None = None  # one per process: graphs keep its address
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,13 @@ class ForwardTokens:
         per_dp_rank: rows that each data-parallel rank runs, padding included.
         active: rows of this rank that belong to requests; they come first.
         captured: whether the MoE layers of this forward run inside a captured graph.
+        mask: bool, True for the active rows, in memory that a captured graph reads at every replay; None when eager.
     """
 
     per_dp_rank: tuple[int, ...]
     active: int
     captured: bool
+    mask: torch.Tensor | None = None
     _steps: dict[int, MoEStep] = field(default_factory=dict, repr=False, compare=False)
 
     def step(self, selector: MethodSelector) -> MoEStep:
@@ -38,7 +47,9 @@ class ForwardTokens:
         step = self._steps.get(id(selector))
         if step is None:
             choice = selector.choose(max(self.per_dp_rank), self.captured)
-            step = MoEStep(self.per_dp_rank, self.active, choice.method, self.captured)
+            distributed = selector.facts.ep_size > 1 or selector.facts.dp_size > 1
+            mask = self.mask if distributed else None  # rows that stay on their rank need none
+            step = MoEStep(self.per_dp_rank, self.active, choice.method, self.captured, mask)
             if trace.enabled():
                 trace.instant(
                     "moe", {"method": choice.method, "reason": choice.reason, "max_tokens": max(self.per_dp_rank)}
@@ -57,10 +68,33 @@ def forward_context_fields(**context: Any) -> dict[str, Any]:
     microbatched = context.get("ubatch_slices") is not None
     fields = dp.forward_context_fields(per_dp_rank if len(per_dp_rank) > 1 and not microbatched else None)
     agreement = fields[dp.AGREEMENT_FIELD]
-    active = int(num_tokens) if agreement is None else agreement.active_tokens[_dp_rank(context)]
+    active = _own_tokens(context) if agreement is None else agreement.active_tokens[_dp_rank(context)]
     graph_mode = context.get("cudagraph_runtime_mode")
-    captured = graph_mode is not None and graph_mode.name != "NONE"
-    return {FIELD: ForwardTokens(per_dp_rank, active, captured), **fields}
+    if graph_mode is None or graph_mode.name == "NONE":
+        return {FIELD: ForwardTokens(per_dp_rank, active, captured=False), **fields}
+    tokens = ForwardTokens(per_dp_rank, active, captured=True, mask=_mask(context, active, int(num_tokens)))
+    for selector in selectors():  # a replay runs no layer's Python, which would ask otherwise
+        tokens.step(selector)
+    return {FIELD: tokens, **fields}
+
+
+def _mask(context: dict[str, Any], active: int, rows: int) -> torch.Tensor | None:
+    """The rows of this forward in the mask that all graphs share, brought up to date on the current stream."""
+    global _active_mask
+    if not any(selector.facts.ep_size > 1 or selector.facts.dp_size > 1 for selector in selectors()):
+        return None
+    if _active_mask is None:
+        largest = context["vllm_config"].compilation_config.max_cudagraph_capture_size
+        _active_mask = ActiveMask(largest, "npu")
+    _active_mask.set(active)
+    return _active_mask.first(rows)
+
+
+def _own_tokens(context: dict[str, Any]) -> int:
+    """Tokens of requests in this forward, without data parallelism; attention knows them when a graph has padded."""
+    metadata = context.get("attn_metadata")
+    first = next(iter(metadata.values()), None) if isinstance(metadata, dict) else None
+    return min(int(context["num_tokens"]), getattr(first, "num_tokens", int(context["num_tokens"])))
 
 
 def _dp_rank(context: dict[str, Any]) -> int:
