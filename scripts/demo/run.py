@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> int:
                 *("--served-model-name", "smollm2-moe", "--dtype", "bfloat16", "--max-model-len", "1024"),
                 *("--data-parallel-size", str(arguments.data_parallel), "--enable-expert-parallel"),
                 *("--max-num-seqs", "16", "--gpu-memory-utilization", "0.5", "--api-server-count", "1"),
+                "--enforce-eager",  # starts sooner; without it the server compiles the model and captures graphs
             ],
             {"VLLM_ASCEND_PATCH": "1", "VLLM_ASCEND_PATCH_TRACE": str(traces), "VLLM_LOGGING_LEVEL": "INFO"},
             folder / "server.log",

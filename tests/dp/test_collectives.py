@@ -39,6 +39,7 @@ class Setup:
 
 SETUPS = {
     "cpu": Setup("qwen3_moe", "cpu"),
+    "graphs": Setup("qwen3_moe", "cpu", {"enforce_eager": False}),
     "device, no async scheduling": Setup("qwen3_moe", "device", {"async_scheduling": False}),
     "drafter with forwards": Setup(
         "glm4_moe", "device", {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}

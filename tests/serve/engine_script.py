@@ -36,6 +36,7 @@ def engine_arguments(job: dict[str, Any]) -> dict[str, Any]:
         "enable_prefix_caching": True,
         "gpu_memory_utilization": 0.3,
         "seed": 0,
+        "enforce_eager": True,  # captures would cost each test their time; test_graphs.py asks for them
         **job.get("arguments", {}),
     }
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fills in what upstream leaves to an out-of-tree platform: worker class, block size, compile and graph mode.
+"""Fills in what upstream leaves to an out-of-tree platform: worker class, block size, scheduling.
 
 A value that the user gave is kept where it can work; what is changed is said in the log. Refusals are
-``config_check.py``'s.
+``config_check.py``'s, compile and graph mode ``compilation_defaults.py``'s.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
+from vllm_ascend_patch.npu import compilation_defaults
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def apply_defaults(vllm_config: VllmConfig) -> None:
         parallel.worker_cls = _WORKER
     parallel.disable_custom_all_reduce = True
     _block_size(vllm_config)
-    _compilation(vllm_config)
+    compilation_defaults.apply(vllm_config)
     _async_scheduling(vllm_config)
 
 
@@ -44,32 +45,6 @@ def _block_size(vllm_config: VllmConfig) -> None:
             f"--block-size {cache.block_size} is not supported on Ascend NPUs: paged attention of more than one query "
             f"token needs a multiple of {BLOCK_SIZE}. Leave the option out, or give such a multiple."
         )
-
-
-def _compilation(vllm_config: VllmConfig) -> None:
-    import vllm.config as upstream
-
-    compilation = vllm_config.compilation_config
-    if hasattr(upstream, "CompilationMode"):
-        _switch_off(compilation, "mode", upstream.CompilationMode.NONE, "torch.compile")
-    else:
-        _switch_off(compilation, "level", upstream.CompilationLevel.NO_COMPILATION, "torch.compile")
-        if vllm_config.model_config is not None:
-            # Otherwise these releases pad data-parallel ranks to one size, as if graphs were captured.
-            vllm_config.model_config.enforce_eager = True
-    if hasattr(compilation, "cudagraph_mode"):
-        _switch_off(compilation, "cudagraph_mode", upstream.CUDAGraphMode.NONE, "graph capture")
-    else:
-        compilation.use_cudagraph = False
-    if compilation.compile_sizes is None:
-        compilation.compile_sizes = []
-
-
-def _switch_off(compilation: Any, field: str, none: Any, what: str) -> None:
-    found = getattr(compilation, field)
-    if found not in (None, none):
-        logger.info("Ascend NPU: %s is switched off (was %s): the port runs eager.", what, found)
-    setattr(compilation, field, none)
 
 
 def _async_scheduling(vllm_config: VllmConfig) -> None:

@@ -89,6 +89,13 @@ class NPUPlatform(Platform):
         return True
 
     @classmethod
+    def support_static_graph_mode(cls) -> bool:
+        """Whether upstream may capture graphs; which kind is decided in ``compilation_defaults.py``."""
+        from vllm_ascend_patch.npu.compilation_defaults import graphs_supported
+
+        return graphs_supported()
+
+    @classmethod
     def use_all_gather(cls) -> bool:
         return True
 
@@ -115,6 +122,10 @@ class NPUPlatform(Platform):
     @classmethod
     def get_device_communicator_cls(cls) -> str:
         return "vllm_ascend_patch.npu.communicator.NPUCommunicator"
+
+    @classmethod
+    def get_static_graph_wrapper_cls(cls) -> str:
+        return "vllm_ascend_patch.npu.graphs.NPUGraphWrapper"
 
     @classmethod
     def get_attn_backend_cls(cls, selected_backend: Any, *args: Any, **kwargs: Any) -> str:

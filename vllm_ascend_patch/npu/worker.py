@@ -18,6 +18,7 @@ from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.gpu_worker import Worker
 
 from vllm_ascend_patch.npu.accelerator import map_accelerator_names
+from vllm_ascend_patch.npu.compilation_defaults import graphs_supported
 from vllm_ascend_patch.npu.cuda_names import map_cuda_names
 from vllm_ascend_patch.npu.free_memory import requested_memory, snapshot
 
@@ -36,6 +37,10 @@ class NPUWorker(Worker):
 
         map_accelerator_names()
         map_cuda_names()
+        if graphs_supported():
+            from vllm_ascend_patch.npu.graphs import map_graph_names
+
+            map_graph_names()
         register_methods()
         _register_int8_linear()
         super().__init__(*args, **kwargs)
@@ -79,6 +84,18 @@ class NPUWorker(Worker):
         self.model_runner = self._make_model_runner()
         if self.rank == 0:
             gpu_worker.report_usage_stats(self.vllm_config)
+
+    def determine_available_memory(self) -> int:
+        """Upstream's, less what the graphs will take: upstream measures that on its own devices only."""
+        available = super().determine_available_memory()
+        if not graphs_supported() or self.cache_config.kv_cache_memory_bytes:
+            return available
+        if self.vllm_config.compilation_config.cudagraph_mode.name == "NONE":
+            return available
+        self.cudagraph_memory_estimate = self.model_runner.profile_cudagraph_memory()
+        self.peak_activation_memory += self.cudagraph_memory_estimate
+        self.available_kv_cache_memory_bytes -= self.cudagraph_memory_estimate
+        return int(available - self.cudagraph_memory_estimate)
 
     def compile_or_warm_up_model(self) -> Any:
         """Upstream's warm-up without its kernel warm-up, which imports CUDA-only model code."""

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from ..patching.declaration import Patch
 
-SEAMS: tuple[str, ...] = ("port_patches", "moe_patches", "dp_patches", "dp_token_counts_patches")
+SEAMS: tuple[str, ...] = ("port_patches", "moe_patches", "dp_patches", "dp_token_counts_patches", "graph_patches")
 """Modules of this folder, each with ``PATCHES: tuple[Patch, ...]``."""
 
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Script: makes vLLM's configuration for a model with several settings and prints what the platform made of each. No
+engine is started. Takes the checkpoint, ends with ``RESULT <json>``."""
+
+from __future__ import annotations
+
+import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
+
+import json
+import os
+import sys
+from typing import Any
+
+from vllm.engine.arg_utils import EngineArgs
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "enforce eager": {"enforce_eager": True},
+    "full graphs": {"compilation_config": {"cudagraph_mode": "FULL"}},
+    "full decode graphs": {"compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"}},
+    "no graphs": {"compilation_config": {"cudagraph_mode": "NONE"}},
+    "not compiled": {"compilation_config": {"mode": 0}},
+    "torch.compile alone": {"compilation_config": {"mode": 1}},
+    "inductor": {"compilation_config": {"backend": "inductor"}},
+    "own sizes": {"compilation_config": {"cudagraph_capture_sizes": [4, 2]}},
+    "forced alltoall": {},
+}
+
+
+def resolved(checkpoint: str, setting: str) -> dict[str, Any]:
+    os.environ["VLLM_ASCEND_PATCH_MOE_COMM"] = "alltoall" if setting == "forced alltoall" else "auto"
+    arguments = EngineArgs(
+        model=checkpoint,
+        skip_tokenizer_init=True,
+        dtype="float16",
+        max_model_len=512,
+        max_num_seqs=8,
+        max_num_batched_tokens=128,
+        **SETTINGS[setting],
+    )
+    compilation = arguments.create_engine_config().compilation_config
+    return {
+        "mode": compilation.mode.name,
+        "backend": compilation.backend,
+        "graphs": compilation.cudagraph_mode.name,
+        "sizes": compilation.cudagraph_capture_sizes,
+    }
+
+
+if __name__ == "__main__":
+    print("RESULT " + json.dumps({setting: resolved(sys.argv[1], setting) for setting in SETTINGS}), flush=True)

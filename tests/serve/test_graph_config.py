@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which compile and graph mode a user gets, by default and for every setting, and that changes are said in the log."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import run_script
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
+
+SIZES = [1, 2, 4, 8, 16]
+GRAPHS = {"mode": "VLLM_COMPILE", "backend": "eager", "graphs": "PIECEWISE", "sizes": SIZES}
+COMPILED = {"mode": "VLLM_COMPILE", "backend": "eager", "graphs": "NONE", "sizes": []}
+EAGER = {"mode": "NONE", "backend": "eager", "graphs": "NONE", "sizes": []}
+
+
+@pytest.fixture(scope="module")
+def resolved(
+    checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str]:
+    script = Path(__file__).with_name("graph_config_script.py")
+    command = [sys.executable, str(script), str(checkpoints("mixtral"))]
+    done = run_script(command, "", 1, tmp_path_factory.mktemp("config"), seconds=200)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-3000:]
+    return json.loads(lines[-1].removeprefix("RESULT ")), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("default", GRAPHS),
+        ("enforce eager", EAGER),
+        ("full graphs", GRAPHS),
+        ("full decode graphs", GRAPHS),
+        ("no graphs", COMPILED),
+        ("not compiled", EAGER),
+        ("torch.compile alone", GRAPHS),
+        ("inductor", GRAPHS),
+        ("own sizes", GRAPHS | {"sizes": [2, 4]}),
+        ("forced alltoall", COMPILED),
+    ],
+)
+def test_a_setting_gives_this_mode(
+    resolved: tuple[dict[str, Any], str], setting: str, expected: dict[str, Any]
+) -> None:
+    assert resolved[0][setting] == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cudagraph_mode is PIECEWISE instead of FULL: attention takes its lengths from the host",
+        "cudagraph_mode is PIECEWISE instead of FULL_DECODE_ONLY: attention takes its lengths from the host",
+        "mode is VLLM_COMPILE instead of STOCK_TORCH_COMPILE: graphs are captured between the attention operators",
+        "backend is eager instead of inductor: stock torch has no Inductor for NPUs",
+        "cudagraph_mode is NONE instead of PIECEWISE: VLLM_ASCEND_PATCH_MOE_COMM=alltoall reads sizes from the device",
+    ],
+)
+def test_what_was_changed_is_said(resolved: tuple[dict[str, Any], str], message: str) -> None:
+    assert message in resolved[1]
