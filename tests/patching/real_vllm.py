@@ -56,6 +56,23 @@ def untouched(targets: list[str]) -> dict[str, Any]:
     }
 
 
+def engine(arguments: list[str]) -> dict[str, Any]:
+    """Configure an engine for a model, and start it if that works; what came of it, and what of this package is loaded."""
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    try:
+        LLM(model=arguments[0], skip_tokenizer_init=True)
+        outcome = "started"
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    return {
+        "outcome": outcome,
+        "platform": type(current_platform).__qualname__,
+        "imported": sorted(name for name in sys.modules if name.startswith("vllm_ascend_patch.")),
+    }
+
+
 def applied(targets: list[str]) -> dict[str, Any]:
     """Load every target of an armed process, report the states, revert, and look for what is left."""
     from vllm.plugins import load_general_plugins
@@ -77,5 +94,5 @@ def applied(targets: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    action = {"untouched": untouched, "applied": applied}[sys.argv[1]]
+    action = {"untouched": untouched, "applied": applied, "engine": engine}[sys.argv[1]]
     print("RESULT " + json.dumps(action(sys.argv[2:])))

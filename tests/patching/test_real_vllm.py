@@ -22,9 +22,9 @@ pytestmark = [
 ]
 
 
-def run(command: list[str], **variables: str) -> dict[str, Any]:
+def run(command: list[str], *arguments: str, **variables: str) -> dict[str, Any]:
     done = subprocess.run(
-        [*command, *TARGETS],
+        [*command, *(arguments or TARGETS)],
         capture_output=True,
         text=True,
         env=clean_environment(**variables),
@@ -46,6 +46,20 @@ def test_nothing_is_touched_without_the_variable_and_the_import(virtual_npu: lis
     assert outcome["changed"] == outcome["marked"] == []
     assert outcome["failed"] == {}
     assert outcome["loaded"] == len(TARGETS)
+
+
+def test_without_the_variable_and_the_import_an_engine_comes_to_what_upstream_makes_of_the_machine(
+    virtual_npu: list[str], tmp_path: Path
+) -> None:
+    """Upstream is the same vLLM that loads no plugin at all. It knows no platform here, and stops."""
+    config = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "dtype": "float16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = run([*virtual_npu, SCRIPT, "engine"], str(tmp_path))
+    upstream = run([*virtual_npu, SCRIPT, "engine"], str(tmp_path), VLLM_PLUGINS="")
+    assert ours == upstream
+    assert upstream["imported"] == []
+    assert upstream["platform"] == "UnspecifiedPlatform"
+    assert upstream["outcome"] != "started"
 
 
 def test_with_the_variable_every_patch_is_applied_and_revert_undoes_it(virtual_npu: list[str]) -> None:
