@@ -23,7 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "torch.compile alone": {"compilation_config": {"mode": 1}},
     "inductor": {"compilation_config": {"backend": "inductor"}},
     "own sizes": {"compilation_config": {"cudagraph_capture_sizes": [4, 2]}},
-    "forced alltoall": {},
+    "forced alltoall": {"tensor_parallel_size": 2, "enable_expert_parallel": True},
 }
 
 

@@ -27,7 +27,7 @@ def resolved(
 ) -> tuple[dict[str, Any], str]:
     script = Path(__file__).with_name("graph_config_script.py")
     command = [sys.executable, str(script), str(checkpoints("mixtral"))]
-    done = run_script(command, "", 1, tmp_path_factory.mktemp("config"), seconds=200)
+    done = run_script(command, "", 2, tmp_path_factory.mktemp("config"), seconds=200)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stdout[-3000:]
     return json.loads(lines[-1].removeprefix("RESULT ")), done.stdout
