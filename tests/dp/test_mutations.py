@@ -7,7 +7,10 @@ import re
 
 import pytest
 
+from ..installed import needs_one_coordination
 from .processes import under_virtual_npu
+
+pytestmark = needs_one_coordination
 
 # mutation, check, what the check says
 EXPECTED = {

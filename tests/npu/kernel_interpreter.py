@@ -10,11 +10,11 @@ from __future__ import annotations
 import ast
 import itertools
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..installed import vllm_file
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,7 @@ class Kernel:
 
     def __init__(self, name: str) -> None:
         module, _, function = name.rpartition(".")
-        spec = find_spec("vllm")
-        assert spec is not None
-        assert spec.origin is not None
-        source = Path(spec.origin).parents[1].joinpath(*module.split(".")).with_suffix(".py")
+        source = vllm_file(*module.split(".")[1:]).with_suffix(".py")
         tree = ast.parse(source.read_text())
         definition = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
         definition.decorator_list = []

@@ -14,7 +14,10 @@ import torch
 from vllm_ascend_patch.npu import draft_kernels, rejection_kernels
 
 from ..dp.processes import under_virtual_npu
+from ..installed import needs_kernel_registry
 from .kernel_interpreter import Kernel
+
+pytestmark = needs_kernel_registry
 
 SEEDS = range(15)
 VOCABULARY = 11

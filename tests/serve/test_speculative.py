@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from ..installed import needs_kernel_registry
 from . import draft_models, tiny_models
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
+pytestmark = [needs_kernel_registry, pytest.mark.serve, pytest.mark.timeout(900)]
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 MTP = {"method": "mtp", "num_speculative_tokens": 3}

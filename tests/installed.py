@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the installed vLLM has, asked of its files: importing vLLM in the test process would choose its platform."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+
+def vllm_file(*parts: str) -> Path:
+    """Path of a file of the installed vLLM, which may not exist."""
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent.joinpath(*parts)
+
+
+HAS_KERNEL_REGISTRY = vllm_file("triton_utils", "dispatcher.py").exists()
+
+needs_kernel_registry = pytest.mark.skipif(
+    not HAS_KERNEL_REGISTRY,
+    reason="this vLLM takes no kernels from a platform: speculative decoding is refused, as test_refusals.py shows",
+)
+needs_one_coordination = pytest.mark.skipif(
+    not vllm_file("v1", "worker", "dp_utils.py").exists(),
+    reason="the ranks of this vLLM tell each other token counts alone: no graph mode, no drafters to get wrong",
+)
