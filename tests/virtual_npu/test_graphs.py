@@ -16,6 +16,10 @@ import torch_npu
 pytestmark = pytest.mark.usefixtures("npu")
 
 NPU = "npu:0"
+OLD = torch.__version__ < "2.8"
+
+# Its allocator still counts a capture that failed as under way, so that no later one of the process can begin.
+fails_a_capture = pytest.mark.skipif(OLD, reason="torch_npu 2.7 cannot capture again after a capture that failed")
 
 
 def captured(function: Callable[[], Any], **options: Any) -> tuple[torch.npu.NPUGraph, Any]:
@@ -181,15 +185,22 @@ def test_a_function_can_be_graphed_with_its_backward() -> None:
     torch.testing.assert_close(y.grad.cpu(), expected.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_a_dump_lists_the_calls(tmp_path: Path) -> None:
+def test_a_dump_lists_the_calls(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     x = torch.ones(2, device=NPU)
     graph = torch.npu.NPUGraph()
     graph.enable_debug_mode()
     with torch.npu.graph(graph):
         y = x + 1
         y.mul_(2)
-    graph.debug_dump(str(tmp_path / "graph.json"))
-    names = [event["name"] for event in json.loads((tmp_path / "graph.json").read_text())["traceEvents"]]
+    if OLD:  # prints, where newer ones write a file
+        capfd.readouterr()
+        graph.debug_dump()
+        printed = capfd.readouterr().err
+        dump = printed[printed.index("{") : printed.rindex("}") + 1]
+    else:
+        graph.debug_dump(str(tmp_path / "graph.json"))
+        dump = (tmp_path / "graph.json").read_text()
+    names = [event["name"] for event in json.loads(dump)["traceEvents"]]
     assert names == ["aten::add.Tensor", "aten::mul_.Tensor"]
 
 
@@ -297,6 +308,7 @@ VALUE = "the host has to wait for a value or a size that the device computes"
 COPY = "needs pinned host memory and non_blocking=True"
 
 
+@fails_a_capture
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -336,6 +348,7 @@ def test_what_needs_the_host_is_refused_by_name(call: Callable[[torch.Tensor], A
     assert (x + 1).tolist() == [2, 0, 3], "the device goes on working"
 
 
+@fails_a_capture
 def test_an_event_of_a_capture_cannot_be_waited_for() -> None:
     event = torch.npu.Event()
 
@@ -348,6 +361,7 @@ def test_an_event_of_a_capture_cannot_be_waited_for() -> None:
     assert "the event was recorded on a stream that is captured" in str(found.value.__context__ or found.value)
 
 
+@fails_a_capture
 def test_a_caught_refusal_still_gives_no_graph() -> None:
     x = torch.ones(2, device=NPU)
 
@@ -360,6 +374,7 @@ def test_a_caught_refusal_still_gives_no_graph() -> None:
         captured(carry_on)
 
 
+@fails_a_capture
 def test_a_group_that_was_not_ended_gives_no_graph() -> None:
     with pytest.raises(RuntimeError, match="a task group was begun and not ended"):
         captured(lambda: torch.npu.graph_task_group_begin(torch.npu.current_stream()))
