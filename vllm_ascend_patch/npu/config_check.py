@@ -22,6 +22,13 @@ _SUPPORTED_DRAFTERS = ("ngram", "mtp")
 _SUPPORTED_KV_CACHE_DTYPES = ("auto", "bfloat16", "float16")
 
 
+class NotServable(RuntimeError):
+    """A configuration that this port refuses, as the user meets it.
+
+    Not a ``ValueError``: pydantic, under which vLLM checks configurations, would put lines of its own around the message.
+    """
+
+
 def check_dtype(dtype: torch.dtype) -> None:
     """Raise ``ValueError`` unless the fused attention operator of torch_npu takes ``dtype``."""
     if dtype not in _SUPPORTED_DTYPES:

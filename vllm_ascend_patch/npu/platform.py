@@ -143,15 +143,18 @@ class NPUPlatform(Platform):
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
-        """Check what the port can serve, then fill in what upstream leaves to the platform."""
-        from vllm_ascend_patch.npu.config_check import check_config
+        """Check what the port can serve, then fill in what upstream leaves to the platform. Raises ``NotServable``."""
+        from vllm_ascend_patch.npu.config_check import NotServable, check_config
         from vllm_ascend_patch.npu.config_defaults import apply_defaults
         from vllm_ascend_patch.seams.moe_start_up import check_moe
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-        check_config(vllm_config)
-        apply_defaults(vllm_config)
-        check_moe(vllm_config)  # last: whether graphs are captured is one of the defaults
+        try:
+            check_config(vllm_config)
+            apply_defaults(vllm_config)
+            check_moe(vllm_config)  # last: whether graphs are captured is one of the defaults
+        except ValueError as error:
+            raise NotServable(str(error)) from None
 
     @classmethod
     def set_additional_forward_context(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
