@@ -74,6 +74,9 @@ class Server:
         serve = [vllm, "serve", str(model), "--host", "127.0.0.1", "--port", str(self.port), *arguments]
         self._command = npu_command(serve, devices, soc)
         self._environment = {**os.environ, **environment}
+        if not has_real_npus():
+            # Engines that compute on the host must not each take all of its cores; older vLLM does not see to that.
+            self._environment.setdefault("OMP_NUM_THREADS", "1")
         self._shared_memory_before = _shared_memory()
         self._process: subprocess.Popen[bytes] | None = None
         self._family: dict[int, psutil.Process] = {}
