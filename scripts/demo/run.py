@@ -102,8 +102,11 @@ def run(arguments: argparse.Namespace, folder: Path) -> int:
             answers = [ask(server, FIRST, arguments.max_tokens)]
             status.update(f"{len(TOGETHER)} requests at once …")
             together = time.monotonic()
-            with ThreadPoolExecutor(len(TOGETHER)) as pool:
+            pool = ThreadPoolExecutor(len(TOGETHER))
+            try:
                 answers += pool.map(lambda question: ask(server, question, arguments.max_tokens), TOGETHER)
+            finally:  # after Ctrl-C nobody waits for answers: the server is stopped, and they end with it
+                pool.shutdown(wait=False, cancel_futures=True)
             together = time.monotonic() - together
             status.update("stopping vLLM …")
     left = server.leftovers()

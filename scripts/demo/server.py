@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -77,9 +78,9 @@ class Server:
         if not has_real_npus():
             # Engines that compute on the host must not each take all of its cores; older vLLM does not see to that.
             self._environment.setdefault("OMP_NUM_THREADS", "1")
-        self._shared_memory_before = _shared_memory()
         self._process: subprocess.Popen[bytes] | None = None
         self._family: dict[int, psutil.Process] = {}
+        self._shared_memory: set[str] = set()
 
     def __enter__(self) -> Server:
         with self.log.open("wb") as output:
@@ -123,34 +124,39 @@ class Server:
         raise TimeoutError(f"the server was not ready within {seconds:.0f} s\n{self.log_tail()}")
 
     def family(self) -> list[psutil.Process]:
-        """Every process that the server has started so far and that is alive (found by parent, remembered)."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            root = psutil.Process(self.process.pid)
-            for process in (root, *root.children(recursive=True)):
-                self._family[process.pid] = process
+        """Every process that the server has started so far and that is alive (found by session, remembered)."""
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                if pid not in self._family and os.getsid(pid) == self.process.pid:
+                    self._family[pid] = psutil.Process(pid)
         return [p for p in self._family.values() if _alive(p)]
 
     def stop(self) -> None:
-        """End the server as Ctrl-C would, then everything that is left of it; return when all are gone."""
+        """End the server as Ctrl-C would, then everything that is left of it; return when all are gone.
+
+        Ctrl-C meanwhile ends the patience with the server, not the cleaning up.
+        """
         if self._process is None:
             return
-        self.family()
+        for process in self.family():
+            self._shared_memory |= _shared_memory_of(process)
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                self._process.send_signal(signal.SIGINT)
                 self._process.wait(_STOP_SECONDS)
-        for send in (psutil.Process.terminate, psutil.Process.kill):
-            left = self.family()
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    send(process)
-            psutil.wait_procs(left, timeout=5)
-        self._process.wait(5)
+        with _without_interrupts():
+            for send in (psutil.Process.terminate, psutil.Process.kill):
+                left = self.family()
+                for process in left:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        send(process)
+                psutil.wait_procs(left, timeout=5)
+            self._process.wait(5)
 
     def leftovers(self) -> list[str]:
         """What a stopped server left on the machine: processes, shared memory, a port that still listens."""
         found = [f"process {p.pid} {' '.join(p.cmdline())[:80]}" for p in self.family()]
-        found += [f"shared memory {name}" for name in sorted(_shared_memory() - self._shared_memory_before)]
+        found += [f"shared memory {path}" for path in sorted(self._shared_memory) if os.path.exists(path)]
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                 found.append(f"port {self.port} still listens")
@@ -175,6 +181,23 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _shared_memory() -> set[str]:
-    folder = Path("/dev/shm")
-    return {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+def _shared_memory_of(process: psutil.Process) -> set[str]:
+    """The shared memory that a process has mapped and that has a name."""
+    try:
+        lines = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {line[line.index("/dev/shm/") :] for line in lines if "/dev/shm/" in line and not line.endswith("(deleted)")}
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C does nothing inside; only a main thread can say so, and only it is interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
