@@ -140,7 +140,7 @@ def _times(layer: Callable[[], None], bare: Callable[[], None], repeat: int) -> 
             started = time.perf_counter()
             action()
             found.append((time.perf_counter() - started) * 1e6)
-    return median(times[0]), median(times[1])
+    return round(median(times[0]), 1), round(median(times[1]), 1)
 
 
 def run_rank(rank: int, port: int, repeat: int) -> None:
