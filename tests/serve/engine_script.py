@@ -54,6 +54,16 @@ def run_offline(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class ExpertMap:
+    """Asked of workers: which logical expert each physical one of a layer holds."""
+
+    model_runner: Any
+
+    def physical_to_logical(self) -> list[list[int]]:
+        (state,) = self.model_runner.eplb_state.model_states.values()
+        return state.physical_to_logical_map.tolist()
+
+
 async def run_async(job: dict[str, Any]) -> dict[str, Any]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -90,7 +100,9 @@ async def run_async(job: dict[str, Any]) -> dict[str, Any]:
         chance = random.Random(3)
         many = [(chance.choice(prompts)[: chance.randint(1, 60)], chance.randint(1, 24)) for _ in range(job["many"])]
         counts = [len(t) for t in await asyncio.gather(*(generate(p, n) for p, n in many))]
+        asked = await engine.collective_rpc(job["ask"]) if "ask" in job else None
         return {
+            "asked": asked,
             "alone": alone,
             "together": together,
             "late": late_tokens,

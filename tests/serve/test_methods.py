@@ -25,6 +25,8 @@ def job_for(checkpoint: Path, prompts: list[list[int]], max_tokens: int, tp: int
         "prompts": prompts,
         "max_tokens": max_tokens,
         "many": 10,
+        # One generation of processes less, each of which imports vLLM.
+        "arguments": {"distributed_executor_backend": "uni"} if tp == 1 else {},
     }
 
 

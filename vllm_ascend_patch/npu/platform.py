@@ -146,12 +146,14 @@ class NPUPlatform(Platform):
         """Check what the port can serve, then fill in what upstream leaves to the platform. Raises ``NotServable``."""
         from vllm_ascend_patch.npu.config_check import NotServable, check_config
         from vllm_ascend_patch.npu.config_defaults import apply_defaults
+        from vllm_ascend_patch.seams.eplb import apply_eplb_option
         from vllm_ascend_patch.seams.moe_start_up import check_moe
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
             check_config(vllm_config)
             apply_defaults(vllm_config)
+            apply_eplb_option(vllm_config)
             check_moe(vllm_config)  # last: whether graphs are captured is one of the defaults
         except ValueError as error:
             raise NotServable(str(error)) from None

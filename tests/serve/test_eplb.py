@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expert load balancing while serving: tokens stay the oracle's while vLLM moves experts between ranks, in every method."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import tiny_models
+from .test_methods import chosen, job_for
+from .test_refusals import refused
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
+
+EPLB = {"eplb_config": {"num_redundant_experts": 4, "window_size": 4, "step_interval": 8}}
+
+AT_START = [*range(8), *range(4)]  # logical experts, then replicas of the first ones
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "mc2",
+        pytest.param("alltoall", marks=pytest.mark.slow),
+        pytest.param("allgather", marks=pytest.mark.slow),
+    ],
+)
+def test_tokens_are_the_oracles_before_and_after_experts_move(
+    method: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
+) -> None:
+    checkpoint = checkpoints("qwen3_moe")
+    cases = tiny_models.cases(checkpoint)
+    job = job_for(checkpoint, [case.prompt for case in cases], tiny_models.NEW_TOKENS)
+    job["arguments"] |= {
+        "enforce_eager": True,
+        "additional_config": EPLB,
+        "worker_extension_cls": "engine_script.ExpertMap",
+    }
+    job["ask"] = "physical_to_logical"
+    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method)
+    answers = [case.answer for case in cases]
+    assert result["alone"] == answers[:2]
+    assert result["together"] == answers
+    assert result["late"] == answers
+    assert len(re.findall(r"Rearranged experts +in", result["log"])) >= 3
+    for layer in result["asked"][0]:
+        assert len(layer) == 12
+        assert set(layer) == set(range(8)), "every expert is somewhere"
+        assert layer != AT_START, "experts moved to where the load is"
+    assert chosen(result["log"]) == {method}
+
+
+def test_vllms_own_option_is_refused_before_anything_starts(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    output = refused(checkpoints("mixtral"), tmp_path, devices=2, dp=2, ep=True, arguments={"enable_eplb": True})
+    assert "Expert parallelism load balancing is only supported on CUDA devices" in output
+    assert "EngineCore" not in output
+
+
+def test_balancing_without_distributed_experts_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    output = refused(checkpoints("mixtral"), tmp_path, arguments={"additional_config": EPLB})
+    assert "expert load balancing needs experts on at least 2 ranks" in output[-1500:]
+
+
+def test_balancing_next_to_captured_graphs_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    arguments = {"additional_config": EPLB, "enforce_eager": False}
+    output = refused(checkpoints("mixtral"), tmp_path, devices=2, dp=2, ep=True, arguments=arguments)
+    assert "expert load balancing next to captured graphs is not supported on Ascend NPUs" in output[-1500:]

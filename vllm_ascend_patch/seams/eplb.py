@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns vLLM's expert load balancing on, which vLLM itself refuses on out-of-tree devices while it reads ``--enable-eplb``.
+
+Asked for as ``--additional-config '{"eplb_config": {...}}'``, the option that vLLM leaves to platforms, with the fields of
+vLLM's own ``EPLBConfig``. Recording, deciding and moving weights stay upstream's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+OPTION = "eplb_config"
+
+
+def apply_eplb_option(vllm_config: VllmConfig) -> None:
+    """Change the parallel configuration where the option is given; idempotent. ``ValueError`` for what cannot work."""
+    import vllm.config as upstream
+
+    options = vllm_config.additional_config
+    wanted = options.get(OPTION) if isinstance(options, dict) else None
+    if wanted is None:
+        return
+    parallel = vllm_config.parallel_config
+    if not hasattr(upstream, "EPLBConfig"):
+        raise ValueError(f"--additional-config '{{\"{OPTION}\": …}}' needs a vLLM that has EPLBConfig; leave it out")
+    if not parallel.enable_expert_parallel or parallel.tensor_parallel_size * parallel.data_parallel_size == 1:
+        raise ValueError(
+            "expert load balancing needs experts on at least 2 ranks: add --enable-expert-parallel and raise "
+            "--tensor-parallel-size or --data-parallel-size"
+        )
+    model = vllm_config.model_config
+    if model is not None and not model.enforce_eager:
+        raise ValueError(
+            "expert load balancing next to captured graphs is not supported on Ascend NPUs: add --enforce-eager, or leave "
+            "eplb_config out"
+        )
+    quantization = model.quantization if model is not None else None
+    if quantization is not None:
+        raise ValueError(
+            f"expert load balancing of {quantization} experts is not supported on Ascend NPUs: leave eplb_config out, or "
+            "serve the unquantised checkpoint"
+        )
+    # Weights travel over the host: of upstream's transports the only one that needs neither NCCL nor NIXL.
+    known = {field.name for field in fields(upstream.EPLBConfig)}  # earlier releases have neither of these two
+    fixed = {name: value for name, value in (("use_async", False), ("communicator", "torch_gloo")) if name in known}
+    parallel.eplb_config = upstream.EPLBConfig(**{**fixed, **wanted})
+    if any(getattr(parallel.eplb_config, name) != value for name, value in fixed.items()):
+        raise ValueError(
+            "expert load balancing on Ascend NPUs moves weights between steps and over the host: leave use_async and "
+            "communicator out of eplb_config"
+        )
+    parallel.enable_eplb = True
