@@ -178,7 +178,7 @@ def test_survivors_of_a_killed_worker_name_it_and_the_next_server_takes_the_same
     with serve(checkpoint, ports, tmp_path, 2) as server:
         server.wait_until_ready(START_SECONDS)
         ask(server, checkpoint, 0)
-    assert not server.leftovers()
+    assert not server.family(), "nothing is left"
 
 
 def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
