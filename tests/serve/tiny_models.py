@@ -88,7 +88,7 @@ WIDE: dict[str, PretrainedConfig] = {
     "mixtral_wide_experts": MixtralConfig(
         **_COMMON | {"hidden_size": 1024, "num_hidden_layers": 1, "max_position_embeddings": 4096},
         head_dim=32,
-        intermediate_size=2048,
+        intermediate_size=4096,
         num_local_experts=4,
         num_experts_per_tok=2,
         sliding_window=None,

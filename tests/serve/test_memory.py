@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KV cache leaves room for the largest step, because memory is profiled with the communication that serving uses.
+
+Real engines on virtual NPUs of 512 MiB, which refuse what does not fit as a device does. The model's experts are wide
+enough for their buffers to matter: MC2's hold every rank's rows in the worst case, twice AllToAll's for as many tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import run_script
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]
+
+SCRIPT = Path(__file__).with_name("memory_script.py")
+MIB = 1 << 20
+CAPACITY, LARGEST = 1024, 1040  # tokens of a step: MC2's on two ranks of A3, and the scheduler's
+
+
+def serve(checkpoint: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Fill two NPUs with KV cache, then run steps of ``LARGEST`` and of ``CAPACITY`` tokens."""
+    engine = {
+        "model": str(checkpoint),
+        "skip_tokenizer_init": True,
+        "dtype": "float16",
+        "tensor_parallel_size": 2,
+        "enable_expert_parallel": True,
+        "max_model_len": 4096,
+        "max_num_seqs": CAPACITY,
+        "max_num_batched_tokens": LARGEST,
+        "enable_prefix_caching": False,
+        "enforce_eager": True,
+        "gpu_memory_utilization": 0.94,  # the rest, 31 MiB, holds the allocator's segments of 20 MiB
+        "worker_cls": "memory_script.MeasuredWorker",
+    }
+    job = {"engine": engine, "prompt_lengths": [LARGEST + CAPACITY]}
+    return run_script([sys.executable, str(SCRIPT)], json.dumps(job), 2, folder, "A3", memory="512MiB")
+
+
+def test_the_largest_steps_fit_next_to_the_kv_cache(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    done = serve(checkpoints("mixtral_wide_experts"), tmp_path)
+    assert done.returncode == 0, done.stdout[-4000:]
+    before_sizing = done.stdout.partition("Available KV cache memory")[0]
+    assert set(re.findall(r"MoE communication: (\w+) for (\d+) tokens", before_sizing)) == {
+        ("alltoall", str(LARGEST)),
+        ("mc2", str(CAPACITY)),
+    }
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    result = json.loads(line.removeprefix("RESULT "))
+    assert result["generated"] == 2
+    for worker in result["workers"]:
+        assert worker["kv_cache"] > 200 * MIB
+        assert worker["peak"] <= worker["allowed"]
