@@ -2,8 +2,8 @@
 """An engine that fills its NPUs with KV cache and then runs the largest steps that it allows. Run as a subprocess.
 
 Reads the engine's arguments as JSON from standard input and writes ``RESULT <json>`` as its last line: per worker, the bytes
-that vLLM may use, those of the KV cache, and the most that were allocated while serving. The worker class stands here too,
-because vLLM imports it by name.
+that vLLM may use, those of the KV cache, and the most that were allocated while serving. The worker classes stand here too,
+because vLLM imports them by name.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import vllm_ascend_patch  # isort: skip  # noqa: F401
 
 import json
 import sys
+from typing import Any
 
+import torch
 import torch_npu
 from vllm import LLM, SamplingParams
 
 from vllm_ascend_patch.npu.worker import NPUWorker
+from vllm_ascend_patch.seams.moe_method import NPUExperts
 
 
 class MeasuredWorker(NPUWorker):
@@ -31,6 +34,22 @@ class MeasuredWorker(NPUWorker):
             "kv_cache": int(self.available_kv_cache_memory_bytes),
             "peak": int(torch_npu.npu.max_memory_allocated()),
         }
+
+
+class WithoutMoEInProfiling(MeasuredWorker):
+    """Sizes the KV cache as if experts and their communication took no memory."""
+
+    def determine_available_memory(self) -> int:
+        apply = NPUExperts.apply
+        NPUExperts.apply = _nothing  # type: ignore[method-assign, assignment]
+        try:
+            return super().determine_available_memory()
+        finally:
+            NPUExperts.apply = apply  # type: ignore[method-assign]
+
+
+def _nothing(method: Any, layer: Any, x: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    return torch.zeros_like(x)
 
 
 def main() -> None:

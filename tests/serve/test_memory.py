@@ -25,7 +25,7 @@ MIB = 1 << 20
 CAPACITY, LARGEST = 1024, 1040  # tokens of a step: MC2's on two ranks of A3, and the scheduler's
 
 
-def serve(checkpoint: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+def serve(checkpoint: Path, folder: Path, worker: str) -> subprocess.CompletedProcess[str]:
     """Fill two NPUs with KV cache, then run steps of ``LARGEST`` and of ``CAPACITY`` tokens."""
     engine = {
         "model": str(checkpoint),
@@ -39,14 +39,14 @@ def serve(checkpoint: Path, folder: Path) -> subprocess.CompletedProcess[str]:
         "enable_prefix_caching": False,
         "enforce_eager": True,
         "gpu_memory_utilization": 0.94,  # the rest, 31 MiB, holds the allocator's segments of 20 MiB
-        "worker_cls": "memory_script.MeasuredWorker",
+        "worker_cls": f"memory_script.{worker}",
     }
     job = {"engine": engine, "prompt_lengths": [LARGEST + CAPACITY]}
     return run_script([sys.executable, str(SCRIPT)], json.dumps(job), 2, folder, "A3", memory="512MiB")
 
 
 def test_the_largest_steps_fit_next_to_the_kv_cache(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
-    done = serve(checkpoints("mixtral_wide_experts"), tmp_path)
+    done = serve(checkpoints("mixtral_wide_experts"), tmp_path, "MeasuredWorker")
     assert done.returncode == 0, done.stdout[-4000:]
     before_sizing = done.stdout.partition("Available KV cache memory")[0]
     assert set(re.findall(r"MoE communication: (\w+) for (\d+) tokens", before_sizing)) == {
@@ -59,3 +59,11 @@ def test_the_largest_steps_fit_next_to_the_kv_cache(checkpoints: Callable[[str],
     for worker in result["workers"]:
         assert worker["kv_cache"] > 200 * MIB
         assert worker["peak"] <= worker["allowed"]
+
+
+def test_profiling_without_moe_communication_would_leave_too_little(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = serve(checkpoints("mixtral_wide_experts"), tmp_path, "WithoutMoEInProfiling")
+    assert done.returncode != 0
+    assert "out of memory" in done.stdout
