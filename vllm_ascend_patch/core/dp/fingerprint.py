@@ -7,6 +7,7 @@ are named together with what differs. No versions are read here: the caller says
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -49,10 +50,17 @@ def compare(fingerprints: Sequence[Mapping[str, str]]) -> None:
     )
 
 
+_LAST_READER = timedelta(seconds=10)
+
+
 def exchange_fingerprints(
-    store: dist.Store, rank: int, size: int, fingerprint: Mapping[str, str], timeout: timedelta
+    store: dist.Store, rank: int, size: int, fingerprint: Mapping[str, str], timeout: timedelta, hosts_store: bool
 ) -> None:
     """Publish this rank's fingerprint, read everybody's, compare.
+
+    Args:
+        hosts_store: the store lives in this process. Then it does not end with an error before the others have read
+            what they need to find the same one.
 
     Raises:
         RankMissingError: a rank did not publish in time; named.
@@ -70,4 +78,12 @@ def exchange_fingerprints(
             f"start-up: no fingerprint from data-parallel rank(s) {', '.join(map(str, missing))} within "
             f"{timeout.total_seconds():.0f} s. Is the patch set active in their process?"
         ) from error
-    compare([json.loads(store.get(key)) for key in keys])
+    texts = [store.get(key) for key in keys]
+    store.set(f"fingerprint/read/{rank}", "1")
+    try:
+        compare([json.loads(text) for text in texts])
+    except FingerprintMismatchError:
+        if hosts_store:
+            with contextlib.suppress(RuntimeError, ValueError):  # a rank that died meanwhile
+                store.wait([f"fingerprint/read/{r}" for r in range(size)], _LAST_READER)
+        raise

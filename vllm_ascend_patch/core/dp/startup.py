@@ -94,10 +94,10 @@ def start_session(
         "data-parallel size": str(size),
         "micro-batches": str(config.num_microbatches),
     }
-    exchange_fingerprints(own_store, rank, size, fingerprint, timedelta(seconds=STARTUP_TIMEOUT_SECONDS))
+    hosts_store = dist.get_rank() == 0  # torch.distributed keeps a job's store in the process of rank 0
+    exchange_fingerprints(own_store, rank, size, fingerprint, timedelta(seconds=STARTUP_TIMEOUT_SECONDS), hosts_store)
     progress = Progress()
     progress.enter("start-up", blocking=False)
-    hosts_store = dist.get_rank() == 0  # torch.distributed keeps a job's store in the process of rank 0
     watchdog = Watchdog(Board(own_store, rank, size), progress, config.timeout, hosts_store=hosts_store)
     watchdog.start()
     transport = _build_transport(config, rank, size, cpu_group, device_group, device, watchdog)
