@@ -21,8 +21,12 @@ TIMEOUT = 2.0
 
 def _steps(session, count: int) -> None:  # type: ignore[no-untyped-def]
     for number in range(count):
-        session.announce(Vote(number + 1, number + 1), with_prefill=False)
-        session.resolve(Vote(number + 1, number + 1))
+        try:
+            session.announce(Vote(number + 1, number + 1), with_prefill=False)
+            session.resolve(Vote(number + 1, number + 1))
+        except Exception as error:
+            session.abandon(error)  # as the patched functions of an engine do
+            raise
         session.channel.progress.enter("between steps", blocking=False)
 
 

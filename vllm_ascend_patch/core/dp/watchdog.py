@@ -9,7 +9,6 @@ stuck somewhere it cannot be reached (a device collective), the thread ends the 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import threading
@@ -285,14 +284,3 @@ def _ended(peers: list[PeerView]) -> list[PeerView]:
 
 class _LeftError(RankMissingError):
     """A rank shut down in order. An error only for a rank that still needs it."""
-
-
-@contextlib.contextmanager
-def reporting(watchdog: Watchdog | None):  # type: ignore[no-untyped-def]
-    """Any exception that leaves the block is put on the board before it goes on, so that no peer waits for its timeout."""
-    try:
-        yield
-    except Exception as error:
-        if watchdog is not None:
-            watchdog.report_failure(f"{type(error).__name__}: {error}")
-        raise
