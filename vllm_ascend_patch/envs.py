@@ -130,8 +130,8 @@ VARIABLES: dict[str, Variable] = {
             "VLLM_ASCEND_PATCH_DP_SYNC",
             "auto",
             ("auto", "device", "cpu"),
-            "Transport of the data-parallel metadata all-reduce: the NPU group, the CPU (gloo) group, or chosen by "
-            "topology. It must be the same on every rank.",
+            "Transport of the data-parallel metadata all-reduce: the NPU group, the CPU (gloo) group, or the "
+            "faster one as measured at start-up. It must be the same on every rank.",
             "when the model runner starts",
         ),
         Variable(
@@ -146,7 +146,8 @@ VARIABLES: dict[str, Variable] = {
             name="VLLM_ASCEND_PATCH_TRACE",
             default="",
             values="a path; {rank} and {pid} are filled in",
-            meaning="Where each process writes a JSON line per step: what was posted, agreed and chosen. Empty: nowhere.",
+            meaning="File of each process's step trace, in the Chrome/Perfetto format: what was posted, agreed and chosen. "
+            "Empty: none.",
             when="when the model runner starts",
             parse=str,
         ),
