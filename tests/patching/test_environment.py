@@ -118,20 +118,19 @@ def test_every_disabled_patch_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert "VLLM_ASCEND_PATCH_ENABLE" in reason(PATCHES[2])
 
 
-def test_importing_the_package_is_quick_and_light() -> None:
-    """Under 30 ms of processor time with cached bytecode; no torch, vllm or wrapt. Best of a few: machines are busy."""
+def test_importing_the_package_loads_the_standard_library_and_nothing_else() -> None:
+    """What keeps the import light; how long it takes is in ``benchmarks/patch_overhead.py``."""
     program = """
-        import sys, time
-        start = time.process_time()
+        import sys
+        before = set(sys.modules)
         import vllm_ascend_patch
-        print(time.process_time() - start)
-        assert not {"torch", "torch_npu", "vllm", "wrapt"} & set(sys.modules)
+        loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+        print(sorted(loaded - set(sys.stdlib_module_names)))
         import os
         assert os.environ["VLLM_ASCEND_PATCH"] == "1"
     """
-    environment = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-    best = min(float(run_python(program, environment=environment)) for _ in range(8))
-    assert best < 0.030, f"{best * 1000:.1f} ms"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    assert run_python(program, environment=environment).strip() == "['vllm_ascend_patch']"
 
 
 def test_disarming_gives_the_environment_back() -> None:
