@@ -102,6 +102,7 @@ def fingerprint(vllm_config: Any) -> dict[str, str]:
     model, scheduler, parallel = vllm_config.model_config, vllm_config.scheduler_config, vllm_config.parallel_config
     compilation, speculative = vllm_config.compilation_config, vllm_config.speculative_config
     patches = [s.patch.id for s in vllm_ascend_patch.status() if str(s.state) not in ("disabled", "not needed")]
+    graph_mode = getattr(compilation, "cudagraph_mode", None)  # 0.10.0 has none
     capture_sizes = ",".join(str(size) for size in compilation.cudagraph_capture_sizes or ())
     settings: dict[str, Any] = {
         "patch set": vllm_ascend_patch.__version__,
@@ -118,7 +119,7 @@ def fingerprint(vllm_config: Any) -> dict[str, str]:
         "pipeline parallel size": parallel.pipeline_parallel_size,
         "expert parallel": parallel.enable_expert_parallel,
         "micro-batching": getattr(parallel, "enable_dbo", None),
-        "graph mode": getattr(compilation.cudagraph_mode, "name", compilation.cudagraph_mode),
+        "graph mode": getattr(graph_mode, "name", graph_mode),
         "graph sizes": hashlib.sha256(capture_sizes.encode()).hexdigest()[:12],
         "speculation": f"{speculative.method} {speculative.num_speculative_tokens}" if speculative else None,
         "VLLM_ASCEND_PATCH_DP_SYNC": envs.VLLM_ASCEND_PATCH_DP_SYNC,
