@@ -24,7 +24,8 @@ fails_a_capture = pytest.mark.skipif(OLD, reason="torch_npu 2.7 cannot capture a
 
 def captured(function: Callable[[], Any], **options: Any) -> tuple[torch.npu.NPUGraph, Any]:
     graph = torch.npu.NPUGraph()
-    with torch.npu.graph(graph, **options):
+    # The inner context: torch_npu's empty_cache walks over the devices in use, and leaves another one current when it fails.
+    with torch.npu.graph(graph, **options), torch.npu.device(NPU):
         result = function()
     return graph, result
 
