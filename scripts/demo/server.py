@@ -23,6 +23,7 @@ import psutil
 import requests
 
 _STOP_SECONDS = 40.0  # vLLM joins its engines for a while before it gives up on them
+_INTERRUPTED_SECONDS = 10.0  # with requests in flight vLLM's API server waits for its clients without end
 
 
 def has_real_npus() -> bool:
@@ -97,7 +98,7 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.stop(_STOP_SECONDS if kind is None else _INTERRUPTED_SECONDS)
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -131,10 +132,11 @@ class Server:
                     self._family[pid] = psutil.Process(pid)
         return [p for p in self._family.values() if _alive(p)]
 
-    def stop(self) -> None:
-        """End the server as Ctrl-C would, then everything that is left of it; return when all are gone.
+    def stop(self, seconds: float = _STOP_SECONDS) -> None:
+        """End the server as Ctrl-C would, after ``seconds`` everything that is left of it; return when all are gone.
 
-        Ctrl-C meanwhile ends the patience with the server, not the cleaning up.
+        Ctrl-C meanwhile ends the patience with the server, not the cleaning up. Shared memory of a server that did not
+        end by itself is removed here; what one leaves that did, ``leftovers`` tells.
         """
         if self._process is None:
             return
@@ -143,7 +145,8 @@ class Server:
         if self._process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 self._process.send_signal(signal.SIGINT)
-                self._process.wait(_STOP_SECONDS)
+                self._process.wait(seconds)
+        by_itself = self._process.poll() is not None
         with _without_interrupts():
             for send in (psutil.Process.terminate, psutil.Process.kill):
                 left = self.family()
@@ -152,6 +155,9 @@ class Server:
                         send(process)
                 psutil.wait_procs(left, timeout=5)
             self._process.wait(5)
+            if not by_itself:
+                for path in self._shared_memory:
+                    Path(path).unlink(missing_ok=True)
 
     def leftovers(self) -> list[str]:
         """What a stopped server left on the machine: processes, shared memory, a port that still listens."""
