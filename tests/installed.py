@@ -18,12 +18,13 @@ def vllm_file(*parts: str) -> Path:
 
 
 HAS_KERNEL_REGISTRY = vllm_file("triton_utils", "dispatcher.py").exists()
+HAS_ONE_COORDINATION = vllm_file("v1", "worker", "dp_utils.py").exists()
 
 needs_kernel_registry = pytest.mark.skipif(
     not HAS_KERNEL_REGISTRY,
     reason="this vLLM takes no kernels from a platform: speculative decoding is refused, as test_refusals.py shows",
 )
 needs_one_coordination = pytest.mark.skipif(
-    not vllm_file("v1", "worker", "dp_utils.py").exists(),
+    not HAS_ONE_COORDINATION,
     reason="the ranks of this vLLM tell each other token counts alone: no graph mode, no drafters to get wrong",
 )

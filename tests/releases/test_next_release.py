@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,43 @@ from vllm_ascend_patch.patching.source import DirectoryTree, SourceTree
 from vllm_ascend_patch.patching.verdict import Verdict
 from vllm_ascend_patch.seams import declarations, examination, records
 
+from ..installed import HAS_ONE_COORDINATION
+
 RUNNER = "v1/worker/gpu_model_runner.py"
-DP = "v1/worker/dp_utils.py"
 PATCHES = {patch.id: patch for patch in declarations.patches()}
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Where the installed release's data-parallel metadata sync is, and which patches are written for it."""
+
+    patch: str
+    prepare_inputs: str
+    file: str
+    function: str
+    reads: str  # a parameter that the patch reads
+    gone: str  # what is said when the function is not there
+
+
+SYNC = (
+    Sync(
+        "dp-all-reduce",
+        "dp-prepare-inputs",
+        "v1/worker/dp_utils.py",
+        "_run_ar",
+        "parallel_config",
+        "no _run_ar in vllm.v1.worker.dp_utils",
+    )
+    if HAS_ONE_COORDINATION
+    else Sync(
+        "dp-counts-all-reduce",
+        "dp-counts-prepare-inputs",
+        "forward_context.py",
+        "num_tokens_across_dp",
+        "num_tokens",
+        "vllm.forward_context:DPMetadata has no num_tokens_across_dp",
+    )
+)
 
 
 @pytest.fixture
@@ -28,8 +63,7 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     release = examination.installed_release()
     assert installed is not None
     assert release is not None
-    major, minor, patch_level, *_ = (*release.split("."), "0")
-    unreleased = f"{major}.{minor}.{int(patch_level) + 90}"  # closest to the installed release's own record
+    unreleased = f"{release}.90"  # closest to the installed release's own record
 
     def examine(patch_id: str, edits: dict[str, Callable[[str], str]]) -> Verdict:
         root = tmp_path / "vllm"
@@ -63,7 +97,7 @@ def _all_but_python(folder: str, names: list[str]) -> set[str]:
 def test_an_unknown_release_is_refused_even_when_nothing_that_matters_changed(
     next_release: Callable[..., Verdict],
 ) -> None:
-    verdict = next_release("dp-all-reduce", {DP: lambda text: text + "\n# next\n"})
+    verdict = next_release(SYNC.patch, {SYNC.file: lambda text: text + "\n# next\n"})
     assert verdict.refuses
     assert "there is no record of this release" in verdict.line
     assert "VLLM_ASCEND_PATCH_STRICT=warn" in verdict.line
@@ -71,35 +105,33 @@ def test_an_unknown_release_is_refused_even_when_nothing_that_matters_changed(
 
 def test_a_renamed_argument_is_named(next_release: Callable[..., Verdict]) -> None:
     verdict = next_release(
-        "dp-prepare-inputs",
+        SYNC.prepare_inputs,
         {RUNNER: lambda text: _in_definition(text, "_prepare_inputs", "scheduler_output", "schedule")},
     )
     assert verdict.refuses
-    assert "dp-prepare-inputs" in verdict.line
+    assert SYNC.prepare_inputs in verdict.line
     assert "parameter 'scheduler_output' is gone" in verdict.line
 
 
 def test_a_moved_function_is_missed_where_it_was(next_release: Callable[..., Verdict]) -> None:
-    def moved(text: str) -> str:
-        return text.replace("def _run_ar(", "def _run_all_reduce(").replace(" _run_ar(", " _run_all_reduce(")
-
-    verdict = next_release("dp-all-reduce", {DP: moved})
+    verdict = next_release(SYNC.patch, {SYNC.file: lambda text: text.replace(f"{SYNC.function}(", "moved_away(")})
     assert verdict.refuses
-    assert "no _run_ar in vllm.v1.worker.dp_utils" in verdict.line
+    assert SYNC.gone in verdict.line
 
 
 def test_an_added_row_in_the_sync_is_noticed(next_release: Callable[..., Verdict]) -> None:
     def with_a_row(text: str) -> str:
-        return _in_definition(text, "_run_ar", "parallel_config", "wants_something_new: bool, parallel_config")
+        return _in_definition(text, SYNC.function, SYNC.reads, f"wants_something_new: bool, {SYNC.reads}")
 
-    verdict = next_release("dp-all-reduce", {DP: with_a_row})
+    verdict = next_release(SYNC.patch, {SYNC.file: with_a_row})
     assert verdict.refuses
-    assert "parameter 'parallel_config' moved" in verdict.line
-    assert "wants_something_new, parallel_config" in verdict.line
+    assert f"parameter '{SYNC.reads}' moved" in verdict.line
+    assert f"wants_something_new, {SYNC.reads}" in verdict.line
 
 
 def _in_definition(text: str, function: str, old: str, new: str) -> str:
     """Replace the first ``old`` in the parameters of ``function``."""
-    start = text.index(f"def {function}(")
+    head = f"def {function}("
+    start = text.index(head) + len(head)
     end = text.index(") ->", start)
     return text[:start] + text[start:end].replace(old, new, 1) + text[end:]
