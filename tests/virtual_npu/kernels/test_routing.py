@@ -259,6 +259,10 @@ def test_init_routing_v2_limits() -> None:
         ({"x": torch.zeros(3, 4, dtype=torch.int8), "quant_mode": 1}, "x with quant_mode 1 must be"),
         ({"scale": torch.zeros(2)}, r"scale without quantisation must have shape \[3\]"),
         ({"scale": torch.zeros(7, 4), "quant_mode": 1}, "scale with dynamic quantisation must have shape"),
+        (
+            {"x_dtype": "absent", "scale": torch.zeros(1, 4), "quant_mode": 1},
+            "scale with dynamic quantisation must have",
+        ),
         ({"x_dtype": "absent", "active_num": -1}, "active_num must be T \\* K = 6 with torch_npu 2.7.1"),
         ({"x_dtype": "absent", "active_expert_range": []}, "with torch_npu 2.7.1"),
         ({"x_dtype": "absent", "expert_tokens_num_flag": False}, "with torch_npu 2.7.1"),

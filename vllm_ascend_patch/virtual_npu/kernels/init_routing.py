@@ -130,8 +130,8 @@ def moe_init_routing_v2(
         if quant_mode == -1:
             require_shape(op, "scale without quantisation", scale, (tokens,))
         else:
-            rows_of_scale = scale.shape[0] if scale.dim() == 2 and scale.shape[0] == 1 else last - first
-            require_shape(op, "scale with dynamic quantisation", scale, (rows_of_scale, hidden))
+            for_all = not old_wheel and scale.dim() == 2 and scale.shape[0] == 1  # the 2.7.1 wheel's meta refuses that
+            require_shape(op, "scale with dynamic quantisation", scale, (1 if for_all else last - first, hidden))
 
     route = _sort(expert_idx, first, last)
     rows = copies if active_num <= 0 else min(active_num, copies)
