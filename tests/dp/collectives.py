@@ -21,6 +21,11 @@ class CollectiveCounter(TorchDispatchMode):
         super().__init__()
         self.calls: Counter[tuple[str, int, str, int]] = Counter()
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Models are compiled as they would be unobserved; vLLM's collectives run outside of the compiled pieces."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             tensors = [t for t in tree_flatten(args)[0] if isinstance(t, torch.Tensor)]
