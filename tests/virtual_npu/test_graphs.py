@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch_npu
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.usefixtures("npu")
 
@@ -56,6 +57,31 @@ def test_a_replay_equals_the_eager_calls_for_changed_inputs() -> None:
         ids.copy_(torch.tensor([step, 9 - step, 0, 5], device=NPU))
         graph.replay()
         assert torch.equal(result, decode_layer(hidden, weight, table, ids))
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that ran while it was active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_the_calls_of_a_capture_and_none_of_a_replay() -> None:
+    """Some kernels call other operators: these are the replay's, too."""
+    x = torch.tensor([1, 5, 9], device=NPU)
+    recorder = Recorder()
+    with recorder:
+        graph, result = captured(lambda: torch.remainder(x, 4))
+        assert "aten.remainder.Scalar" in recorder.seen
+        recorder.seen.clear()
+        graph.replay()
+        assert not [name for name in recorder.seen if "remainder" in name]  # torch_npu sets its seed before a replay
+    assert result.tolist() == [1, 1, 1]
 
 
 def test_nothing_has_run_when_a_capture_ends() -> None:

@@ -3,6 +3,9 @@
 // See graph.h.
 #include "graph.h"
 
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include <stdexcept>
 
 #include "../cann/virtual_graph.h"
@@ -14,6 +17,8 @@ namespace virtual_npu {
 namespace {
 
 int run(void* payload) {
+  // A device replays a graph without the host's operators: no Python dispatch mode sees its calls.
+  const c10::impl::ExcludeDispatchKeyGuard unobserved(c10::python_ks);
   try {
     (*static_cast<std::function<void()>*>(payload))();
     return 0;
