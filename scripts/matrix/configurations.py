@@ -11,6 +11,9 @@ from typing import Any
 
 from demo.steps import read_events
 
+from vllm_ascend_patch.seams import records
+from vllm_ascend_patch.seams.graph_patches import GRAPH_CAPTURE
+
 MAX_TOKENS = 12
 """Enough to decode over a few steps; the oracle's margins hold for the first tokens as for all."""
 
@@ -25,6 +28,7 @@ class Configuration:
         takes: methods that have to be taken in all.
         arguments: further engine arguments.
         environment: further environment variables.
+        graphs: the model is compiled and captured, and every worker has to replay.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Configuration:
     force: tuple[str, ...] = ()
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    graphs: bool = False
 
     def job(self, model: Path, prompts: list[list[int]], folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         """The job for ``engine.py``; its workers write into ``folder``. ``arguments`` are the release's."""
@@ -51,6 +56,7 @@ class Configuration:
             "arguments": {
                 "enable_chunked_prefill": True,  # the default in newer releases only
                 "worker_extension_cls": "matrix.worker.MatrixWorker",
+                "enforce_eager": not self.graphs,
                 **self.arguments,
                 **arguments,
             },
@@ -91,7 +97,23 @@ CONFIGURATIONS: dict[str, Configuration] = {
         # On the device, the sums over TP of this small model are as large as the vector.
         environment={"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"},
     ),
+    # As "dp2", without a flag for eager: decoding is replayed, prompts are not.
+    "graphs": Configuration(
+        "DP 2, EP, graphs",
+        1,
+        2,
+        "mixtral_wide",
+        "A3",
+        frozenset({"mc2", "alltoall"}),
+        arguments={"distributed_executor_backend": "uni"},
+        graphs=True,
+    ),
 }
+
+
+def applies(configuration: Configuration, release: str) -> bool:
+    """Whether the configuration is for this release: models are captured where the patch that allows it is declared."""
+    return not configuration.graphs or records.covers(GRAPH_CAPTURE, release)
 
 
 def judge(configuration: Configuration, result: dict[str, Any], answers: list[list[int]]) -> list[str]:
@@ -144,10 +166,23 @@ def _count_collectives(reports: list[dict[str, Any]]) -> tuple[int, int]:
     return vectors, others
 
 
-def read_methods(configuration: Configuration, trace: Path) -> tuple[dict[str, int], list[str]]:
-    """Forwards per MoE method, from the ranks' step traces; and what is wrong with them."""
+def read_traces(configuration: Configuration, trace: Path) -> tuple[dict[str, Any], list[str]]:
+    """From the ranks' step traces: forwards per MoE method, and those that were replayed; and what is wrong with them."""
     files = sorted(trace.parent.glob(f"{trace.stem}.rank*{trace.suffix}"))
-    events = (event for file in files for event in read_events(file))
-    methods = Counter(event["args"]["method"] for event in events if event["name"] == "moe")
+    ranks = [list(read_events(file)) for file in files]
+    methods = Counter(event["args"]["method"] for events in ranks for event in events if event["name"] == "moe")
     missing = sorted(configuration.takes - set(methods))
-    return dict(methods), [f"MoE methods not taken: {', '.join(missing)}"] if missing else []
+    problems = [f"MoE methods not taken: {', '.join(missing)}"] if missing else []
+    summary: dict[str, Any] = {"methods": dict(methods)}
+    if configuration.graphs:
+        replayed = [
+            sum(
+                event["name"] == "forward" and event.get("args", {}).get("graph_mode") == "PIECEWISE"
+                for event in events
+            )
+            for events in ranks
+        ]
+        summary["replayed_forwards"] = sum(replayed)
+        if not all(replayed) or not replayed:
+            problems.append(f"forwards in captured graphs per rank: {replayed}")
+    return summary, problems

@@ -26,7 +26,7 @@ for _folder in (_ROOT, _ROOT / "scripts"):
 
 from matrix import releases, runner, sources, table  # noqa: E402
 from matrix.cases import cases as make_cases  # noqa: E402
-from matrix.configurations import CONFIGURATIONS  # noqa: E402
+from matrix.configurations import CONFIGURATIONS, applies  # noqa: E402
 from vllm_ascend_patch.patching.source import SourceUnavailable  # noqa: E402
 
 RESULTS = _ROOT / "docs" / "matrix.json"
@@ -76,6 +76,8 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
     records = {}
     for key in only:
         configuration = CONFIGURATIONS[key]
+        if not applies(configuration, release):
+            continue
         model, cases = make_cases(configuration.family, cache / "models")
         log = Path(tempfile.gettempdir()) / f"matrix-{release}-{key}.log"
         records[key] = runner.run(configuration, paths, model, cases, arguments, seconds, log)

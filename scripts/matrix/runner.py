@@ -16,7 +16,7 @@ from typing import Any
 
 from demo.server import npu_command
 
-from .configurations import Configuration, judge, read_methods, read_workers
+from .configurations import Configuration, judge, read_traces, read_workers
 
 _ROOT = Path(__file__).resolve().parents[2]
 _REFUSALS = ("PatchRefused", "NoDevice", "AppliedTooLate", "EnvError")
@@ -49,7 +49,8 @@ def run(
         environment = _environment(paths) | {"VLLM_ASCEND_PATCH_TRACE": str(trace), **configuration.environment}
         returncode = _watched(command, json.dumps(job), environment, seconds, log)
         summary, problems = read_workers(configuration, folder)
-        summary["methods"], more = read_methods(configuration, trace)
+        steps, more = read_traces(configuration, trace)
+        summary |= steps
         problems += more
     record: dict[str, Any] = {"configuration": configuration.name, "seconds": round(time.monotonic() - start, 1)}
     text = log.read_text(errors="replace")

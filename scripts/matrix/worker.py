@@ -44,8 +44,11 @@ class MatrixWorker(CountingWorker):
             vars(selector).update(vars(forced))
 
     def matrix_report(self, folder: str) -> None:
-        """Write what happened in this process since ``matrix_begin``."""
+        """Write what happened in this process since ``matrix_begin``, and end its trace: some releases kill workers."""
+        from vllm_ascend_patch.core import trace
         from vllm_ascend_patch.core.dp.current import current_session
+
+        trace.stop()
 
         new = Counter(COUNTER.calls)
         new.subtract(self._matrix_before)

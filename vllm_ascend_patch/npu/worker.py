@@ -92,6 +92,8 @@ class NPUWorker(Worker):
             return available
         if self.vllm_config.compilation_config.cudagraph_mode.name == "NONE":
             return available
+        if not hasattr(self.model_runner, "profile_cudagraph_memory"):
+            return available  # as older releases do on their own devices
         self.cudagraph_memory_estimate = self.model_runner.profile_cudagraph_memory()
         self.peak_activation_memory += self.cudagraph_memory_estimate
         self.available_kv_cache_memory_bytes -= self.cudagraph_memory_estimate
