@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,9 +199,10 @@ def report(steps: StepSummary, devices: str, ready_seconds: float, tokens_per_se
 
 
 def devices_in(log: Path) -> str:
-    """The devices that the workers said they run on."""
-    found = re.findall(r"NPU worker on (npu:\d+ \([^)]*\))", log.read_text(errors="replace"))
-    return ", ".join(sorted(set(found))) or "no worker said so"
+    """The devices that the workers said they run on. Where vLLM shows each engine one device only, all have one number."""
+    found = Counter(re.findall(r"NPU worker on (npu:\d+ \([^)]*\))", log.read_text(errors="replace")))
+    words = [device if times == 1 else f"{times} x {device}" for device, times in sorted(found.items())]
+    return ", ".join(words) or "no worker said so"
 
 
 def _brief(line: str) -> str:
