@@ -57,7 +57,10 @@ def test_every_rank_can_run_what_was_agreed(vectors: list[StepVector], parts: in
         assert tokens == vector.tokens <= vector.padded_tokens <= padded, "padding never drops a token"
         assert active == (0 if vector.idle else vector.tokens), "an idle rank's tokens are all padding"
 
-    if agreement.graph_mode or agreement.microbatch:
+    assert agreement.padded_across_ranks == bool(
+        agreement.graph_mode or agreement.microbatch or all(v.pad_vote for v in vectors)
+    )
+    if agreement.padded_across_ranks:
         assert len(set(agreement.padded_tokens)) == 1, "graphs and micro-batches need one size"
     else:
         assert agreement.padded_tokens == tuple(v.padded_tokens for v in vectors), "nothing else pads across ranks"

@@ -33,6 +33,7 @@ def random_vector(rng: random.Random) -> StepVector:
         graph_mode=rng.choice([0, 1, 2, 2, 2]),
         with_prefill=not idle and rng.random() < 0.3,
         idle=idle,
+        pad_vote=rng.random() < 0.7,
         drafts=plan,
     )
 

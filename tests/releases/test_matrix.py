@@ -88,8 +88,8 @@ def test_a_rank_that_replayed_no_graph_is_found_out(tmp_path: Path) -> None:
 
 def test_graphs_are_run_where_the_patch_that_allows_them_is_declared() -> None:
     assert applies(CONFIGURATIONS["graphs"], "0.33.0")
-    assert not applies(CONFIGURATIONS["graphs"], "0.16.0")
-    assert applies(TWO, "0.16.0")
+    assert not applies(CONFIGURATIONS["graphs"], "0.13.0")
+    assert applies(TWO, "0.13.0")
 
 
 def test_the_reason_of_a_failure_is_the_last_error_that_is_one() -> None:

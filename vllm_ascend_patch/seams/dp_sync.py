@@ -70,7 +70,7 @@ def run_ar(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> 
         padded_tokens=int(bound["padded_num_tokens_per_ubatch"]),
         microbatch=bool(bound["should_ubatch"]),
         graph_mode=int(bound.get("cudagraph_mode", 0)),
-        pad=bool(bound.get("should_dp_pad", True)),
+        pad=bool(bound.get("should_dp_pad", False)),
     )
     if _capturing:
         raise VoteCapturedError(vote)

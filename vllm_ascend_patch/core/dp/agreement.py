@@ -4,7 +4,8 @@
 No communication, no state and no clock here. The rules:
 
 * The least capable rank decides the graph mode.
-* Ranks are padded to one size only if a graph or micro-batching demands it, otherwise each keeps its own.
+* Ranks are padded to one size only if a graph or micro-batching demands it, or all of them say that they pad anyway;
+  otherwise each keeps its own.
 * Micro-batching is all or none. Idle ranks have no say: they can neither veto nor bring it about. It is dropped if any
   busy rank's last micro-batch would hold no token of its own.
 * The columns must belong together: same sequence number, same kind of forward. If not, every rank finds the same error.
@@ -38,6 +39,7 @@ class StepAgreement:
         microbatch: whether all ranks split their batch.
         any_prefill: whether any rank has a request inside its prompt.
         idle: which ranks run a dummy step.
+        padded_across_ranks: whether ranks were padded to one size.
         drafts: agreements for the drafter forwards that follow (first, later ones), or None if some rank could not
             foresee them, so that they need a sync of their own.
     """
@@ -52,16 +54,12 @@ class StepAgreement:
     microbatch: bool
     any_prefill: bool
     idle: tuple[bool, ...]
+    padded_across_ranks: bool
     drafts: tuple[StepAgreement, StepAgreement] | None = field(default=None, repr=False)
 
     @property
     def dp_size(self) -> int:
         return len(self.tokens)
-
-    @property
-    def padded_across_ranks(self) -> bool:
-        """Whether ranks were padded to one size."""
-        return self.microbatch or self.graph_mode != GraphMode.NONE
 
     def canonical_rows(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Rows (tokens, padded tokens, micro-batch vote, graph mode) that encode the decision itself.
@@ -95,13 +93,13 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
     """
     _check_same_step(rows)
     # In the order of `Field`; looking members of an enumeration up costs more than the rest of this function.
-    counts, own, votes, modes, prefills, idles, _, kinds, sequences, declared, *_ = rows
+    counts, own, votes, modes, prefills, idles, pads, kinds, sequences, declared, *_ = rows
     tokens, own_padded, idle = tuple(counts), tuple(own), tuple(map(bool, idles))
     graph_mode = min(modes)
     largest = max(own_padded)
     microbatch = _agree_microbatching(tokens, votes, idle, largest, num_microbatches)
     kind = _KINDS[kinds[0]]
-    pad = microbatch or graph_mode != GraphMode.NONE
+    pad = microbatch or graph_mode != GraphMode.NONE or all(pads)
     drafts = None
     if kind is StepKind.MAIN and all(declared):
         drafts = (
@@ -119,6 +117,7 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
         microbatch=microbatch,
         any_prefill=any(prefills),
         idle=idle,
+        padded_across_ranks=pad,
         drafts=drafts,
     )
 
@@ -156,17 +155,19 @@ def _agree_draft(
     )
     graph_mode = min(modes)
     largest = max(padded)
+    pad = graph_mode != GraphMode.NONE
     return StepAgreement(
         sequence=rows[Field.SEQUENCE][0],
         kind=StepKind.DRAFT,
         tokens=tokens,
         active_tokens=tuple(0 if i else t for t, i in zip(tokens, idle, strict=True)),
-        padded_tokens=(largest,) * len(tokens) if graph_mode != GraphMode.NONE else padded,
+        padded_tokens=(largest,) * len(tokens) if pad else padded,
         max_tokens=largest,
         graph_mode=graph_mode,
         microbatch=False,
         any_prefill=any(rows[Field.WITH_PREFILL]),
         idle=idle,
+        padded_across_ranks=pad,
     )
 
 

@@ -32,7 +32,7 @@ class Vote:
     padded_tokens: int
     microbatch: bool = False
     graph_mode: int = GraphMode.NONE
-    pad: bool = True
+    pad: bool = False
 
     def as_draft(self) -> DraftVote:
         return DraftVote(self.tokens, self.padded_tokens, self.graph_mode)

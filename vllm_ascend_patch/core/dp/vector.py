@@ -42,7 +42,7 @@ class Field(enum.IntEnum):
 
 
 NUM_FIELDS = len(Field)
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 
 class StepKind(enum.IntEnum):
@@ -93,7 +93,8 @@ class StepVector:
         graph_mode: the best `GraphMode` this rank has a graph for.
         with_prefill: some request of this rank is still inside its prompt.
         idle: a dummy step of a rank without work: its tokens are all padding.
-        pad_vote: this rank allows padding across ranks (a row of releases that let each rank vote on it).
+        pad_vote: this rank pads to the largest rank whatever the graph mode (releases that do so once graphs are
+            configured).
         kind: which forward this is.
         drafts: the drafter forwards this step will be followed by, or None if they are not known for certain.
     """
@@ -104,7 +105,7 @@ class StepVector:
     graph_mode: int = GraphMode.NONE
     with_prefill: bool = False
     idle: bool = False
-    pad_vote: bool = True
+    pad_vote: bool = False
     kind: StepKind = StepKind.MAIN
     drafts: DraftPlan | None = None
 
