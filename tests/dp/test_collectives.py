@@ -99,6 +99,9 @@ def test_every_step_takes_exactly_one_collective(run: Run, rank: int) -> None:
         after = run.phases[phase][rank]
         steps = after["forwards"] - before["forwards"]
         new = {k: n - _reduces(before).get(k, 0) for k, n in _reduces(after).items()}
+        # Where the engine shares the worker's thread, its question whether any rank has work left is counted, too.
+        questions = new.pop(("allreduce_", SIZE, "cpu", 4), 0)
+        assert questions <= steps / 8, f"{phase}: {questions} for {steps} steps"
         new = {key: count for key, count in new.items() if count}
         assert new == ({run.setup.step: steps} if steps else {}), f"{phase}: {steps} steps"
         assert (steps == 0) == (phase == "idle"), f"{phase}: {steps} steps"
