@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ..installed import needs_int8_experts
 from . import tiny_models, w8a8_models
 from .test_refusals import refused
 
@@ -71,6 +72,7 @@ def test_the_method_changes_between_prompt_and_decoding_on_a3(
     assert chosen(result["log"]) == {"mc2", "alltoall"}
 
 
+@needs_int8_experts
 @pytest.mark.parametrize(
     ("dp", "method"),
     [
