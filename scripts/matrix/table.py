@@ -24,11 +24,7 @@ def sentence(entry: dict[str, Any]) -> str:
     """What was run on one release and what came of it."""
     runs = entry["runs"].values()
     parts = []
-    works = [
-        record["configuration"] + ("" if "commit" in record else " (an earlier commit)")
-        for record in runs
-        if record["outcome"] == "works"
-    ]
+    works = [record["configuration"] for record in runs if record["outcome"] == "works"]
     if works:
         taken = {method for record in runs if record["outcome"] == "works" for method in record.get("methods", ())}
         methods = ", ".join(words for name, words in _METHODS.items() if name in taken)

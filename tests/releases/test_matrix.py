@@ -101,17 +101,17 @@ def test_the_reason_of_a_failure_is_the_last_error_that_is_one() -> None:
     assert last_error(log) == "ValueError: 3 is too many"
 
 
-def test_the_table_says_what_works_what_does_not_and_what_an_earlier_commit_did() -> None:
+def test_the_table_says_what_works_and_what_does_not() -> None:
     entry = {
         "packages": ["transformers==4.57.6"],
         "runs": {
-            "1": {"configuration": "one device", "outcome": "works", "methods": {"allgather": 3}},
+            "1": {"configuration": "one device", "outcome": "works", "methods": {"allgather": 3}, "commit": "abc"},
             "dp2": {"configuration": "DP 2, EP", "outcome": "works", "methods": {"mc2": 3}, "commit": "abc"},
             "tp2dp2": {"configuration": "TP 2 x DP 2, EP", "outcome": "refused", "why": "no", "commit": "abc"},
         },
     }
     assert table.sentence(entry) == (
-        "works: one device (an earlier commit); DP 2, EP; MoE through AllGather, MC2. refused: TP 2 x DP 2, EP: no. "
+        "works: one device; DP 2, EP; MoE through AllGather, MC2. refused: TP 2 x DP 2, EP: no. "
         "With transformers==4.57.6"
     )
 
