@@ -7,6 +7,8 @@ vLLM's own all-reduce would have made (vLLM has no notion of an idle rank).
 
 from __future__ import annotations
 
+import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
+
 import sys
 from dataclasses import replace
 
