@@ -199,7 +199,7 @@ def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
                 victim.kill()
             assert pending.exception() is not None
         log = server.log.read_text(errors="replace")
-        named = re.search(r"(no heartbeat for more than|limit) 15 s.* rank 1 \(pid", log)
+        named = re.search(r"(no heartbeat for more than|limit|in phase .* for) 15 s.* rank 1 \(pid", log)
         assert named, "no survivor named the rank that stopped, after the time that was set\n" + server.log_tail(80)
         psutil.wait_procs(server.family(), timeout=20)  # Python's resource tracker ends after everybody else
         assert not server.family(), "nothing is left"
