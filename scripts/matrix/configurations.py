@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +97,9 @@ CONFIGURATIONS: dict[str, Configuration] = {
         # On the device, the sums over TP of this small model are as large as the vector.
         environment={"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"},
     ),
-    # As "dp2", without a flag for eager: decoding is replayed, prompts are not.
-    "graphs": Configuration(
-        "DP 2, EP, graphs",
-        1,
-        2,
-        "mixtral_wide",
-        "A3",
-        frozenset({"mc2", "alltoall"}),
-        arguments={"distributed_executor_backend": "uni"},
-        graphs=True,
-    ),
 }
+# Without a flag for eager: decoding is replayed, prompts are not.
+CONFIGURATIONS["graphs"] = replace(CONFIGURATIONS["dp2"], name="DP 2, EP, graphs", graphs=True)
 
 
 def applies(configuration: Configuration, release: str) -> bool:
@@ -183,6 +174,6 @@ def read_traces(configuration: Configuration, trace: Path) -> tuple[dict[str, An
             for events in ranks
         ]
         summary["replayed_forwards"] = sum(replayed)
-        if not all(replayed) or not replayed:
+        if len(replayed) != configuration.dp or not all(replayed):
             problems.append(f"forwards in captured graphs per rank: {replayed}")
     return summary, problems

@@ -84,6 +84,10 @@ def test_a_rank_that_replayed_no_graph_is_found_out(tmp_path: Path) -> None:
     summary, problems = read_traces(CONFIGURATIONS["graphs"], tmp_path / "trace.json")
     assert summary["replayed_forwards"] == 1
     assert problems == ["forwards in captured graphs per rank: [1, 0]"]
+    (tmp_path / "trace.rank1.json").unlink()
+    assert read_traces(CONFIGURATIONS["graphs"], tmp_path / "trace.json")[1] == [
+        "forwards in captured graphs per rank: [1]"
+    ]
 
 
 def test_graphs_are_run_where_the_patch_that_allows_them_is_declared() -> None:
