@@ -191,7 +191,7 @@ def report(steps: StepSummary, devices: str, ready_seconds: float, tokens_per_se
     table = Table(title="what happened", show_header=False, title_justify="left")
     table.add_row("devices", devices)
     table.add_row("engine steps", f"{steps.steps} on {steps.ranks} ranks, {steps.idle_steps} of them idle (dummy)")
-    table.add_row("DP collectives per step", steps.collectives)
+    table.add_row("DP metadata exchanges per step", steps.exchanges)
     table.add_row("MoE communication", steps.methods)
     table.add_row("tokens per second", f"{tokens_per_second:.1f} with {len(TOGETHER)} requests at once")
     table.add_row("time", f"{ready_seconds:.0f} s to a ready server, {total:.0f} s in all")

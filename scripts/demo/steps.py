@@ -18,14 +18,14 @@ class StepSummary:
         ranks: ranks that wrote a trace.
         steps: forwards of the main model, summed over ranks.
         idle_steps: how many of them were dummy steps of a rank without requests.
-        collectives: data-parallel metadata collectives per forward.
+        exchanges: of data-parallel metadata, per forward.
         methods: MoE communication methods, with the reason for each.
     """
 
     ranks: int
     steps: int
     idle_steps: int
-    collectives: str
+    exchanges: str
     methods: str
 
 
@@ -37,13 +37,13 @@ def summarise(trace: Path) -> StepSummary:
     posts = sum(e["name"] == "post" for e in events)
     forwards = [e["args"] for e in events if e["name"] == "moe"]
     transports = ", ".join(sorted({str(w.get("transport")) for w in waits}))
-    collectives = "none: nothing was traced"
+    exchanges = "none: nothing was traced"
     if forwards:
-        collectives = f"{posts / len(forwards):.2f} ({posts} for {len(forwards)} forwards, transport {transports})"
+        exchanges = f"{posts / len(forwards):.2f} ({posts} for {len(forwards)} forwards, transport {transports})"
     reasons = Counter((f["method"], f["reason"]) for f in forwards)
     methods = "\n".join(f"{method}: {count} forwards ({reason})" for (method, reason), count in reasons.most_common())
     return StepSummary(
-        len(files), len(waits), sum(bool(w.get("idle")) for w in waits), collectives, methods or "not traced"
+        len(files), len(waits), sum(bool(w.get("idle")) for w in waits), exchanges, methods or "not traced"
     )
 
 

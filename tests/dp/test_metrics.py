@@ -32,7 +32,7 @@ def test_without_an_endpoint_one_line_per_interval_has_the_numbers(caplog: pytes
         counters.interval = 1e-9
         counters.count(STEPS[1], wait_seconds=40e-6, hidden_seconds=1e-3)
     assert caplog.messages == [
-        "DP rank 1: 2 steps (1 idle), 2 collectives, 1 saved, mean wait 30 us, 8 padding of 13 tokens"
+        "DP rank 1: 2 steps (1 idle), 2 exchanges, 1 saved, mean wait 30 us, 8 padding of 13 tokens"
     ]
 
 
@@ -61,7 +61,7 @@ def test_with_an_endpoint_every_workers_counters_are_in_its_directory(tmp_path: 
     for rank, idle, padding in (("0", 0.0, 2.0), ("1", 1.0, 8.0)):
         expected = {
             "steps": 2.0,
-            "collectives": 2.0,
+            "exchanges": 2.0,
             "idle_steps": idle,
             "padding_tokens": padding,
             "wait_seconds": 1.0,

@@ -148,8 +148,8 @@ def test_a_server_answers_alone_in_bursts_and_after_idling(
     counted = {int(rank): float(value) for rank, value in _counters(text, "steps")}
     assert sorted(counted) == list(range(size)), f"every rank's counters are on vLLM's endpoint: {counted}"
     assert len(set(counted.values())) == 1, f"all ranks ran the same steps: {counted}"
-    collectives = {int(rank): float(value) for rank, value in _counters(text, "collectives")}
-    assert collectives == counted, "one collective per step"
+    exchanges = {int(rank): float(value) for rank, value in _counters(text, "exchanges")}
+    assert exchanges == counted, "one exchange per step"
     assert not server.leftovers()
 
 

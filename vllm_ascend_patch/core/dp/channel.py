@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank's end of the step sync: post a vector, wait for the agreement. One collective per pair, in order.
+"""One rank's end of the step sync: post a vector, wait for the agreement. One exchange per pair, in order.
 
 Ties vector, transport, watchdog, counters and trace together. Which forward needs a vector is the caller's business
 (`session.py`).

@@ -30,7 +30,7 @@ class StepCounters:
 
     def __init__(self, rank: int, interval: float = 60.0) -> None:
         self.rank, self.interval = rank, interval
-        self.steps = self.idle_steps = self.collectives = self.reused = 0
+        self.steps = self.idle_steps = self.exchanges = self.reused = 0
         self.padding_tokens = self.tokens = 0
         self.wait_seconds = self.hidden_seconds = 0.0
         self._since = time.monotonic()
@@ -38,7 +38,7 @@ class StepCounters:
         self._prometheus = _prometheus_counters(rank) if os.environ.get("PROMETHEUS_MULTIPROC_DIR") else None
 
     def count(self, agreement: StepAgreement, wait_seconds: float, hidden_seconds: float) -> None:
-        """One forward whose agreement took a collective of its own.
+        """One forward whose agreement took a vector of its own: a collective, or a round through shared memory.
 
         Args:
             wait_seconds: host time blocked in `wait`.
@@ -46,7 +46,7 @@ class StepCounters:
         """
         own, padded = agreement.active_tokens[self.rank], agreement.padded_tokens[self.rank]
         idle = agreement.idle[self.rank]
-        self.collectives += 1
+        self.exchanges += 1
         self.steps += 1
         self.idle_steps += idle
         self.tokens += own
@@ -55,7 +55,7 @@ class StepCounters:
         self.hidden_seconds += hidden_seconds
         if self._prometheus is not None:
             self._prometheus["steps"].inc()
-            self._prometheus["collectives"].inc()
+            self._prometheus["exchanges"].inc()
             self._prometheus["idle_steps"].inc(int(idle))
             self._prometheus["padding_tokens"].inc(padded - own)
             self._prometheus["wait_seconds"].inc(wait_seconds)
@@ -63,15 +63,15 @@ class StepCounters:
             self._log_if_due()
 
     def count_reuse(self) -> None:
-        """One forward that needed no collective, because the step's agreement covered it."""
+        """One forward that needed no vector, because the step's agreement covered it."""
         self.reused += 1
         if self._prometheus is not None:
             self._prometheus["reused"].inc()
 
     def summary(self) -> str:
-        mean = self.wait_seconds / self.collectives * 1e6 if self.collectives else 0.0
+        mean = self.wait_seconds / self.exchanges * 1e6 if self.exchanges else 0.0
         return (
-            f"DP rank {self.rank}: {self.steps} steps ({self.idle_steps} idle), {self.collectives} collectives, "
+            f"DP rank {self.rank}: {self.steps} steps ({self.idle_steps} idle), {self.exchanges} exchanges, "
             f"{self.reused} saved, mean wait {mean:.0f} us, {self.padding_tokens} padding of "
             f"{self.tokens + self.padding_tokens} tokens"
         )
@@ -90,7 +90,7 @@ def _prometheus_counters(rank: int) -> dict[str, Any] | None:
         return None
     texts = {
         "steps": "Forwards that took a data-parallel step sync",
-        "collectives": "Step-sync all-reduces",
+        "exchanges": "Step-sync exchanges: all-reduces, or rounds through shared memory",
         "idle_steps": "Dummy steps of this rank",
         "reused": "Forwards that re-used the step's agreement",
         "padding_tokens": "Rows that ran as padding",
