@@ -129,9 +129,10 @@ VARIABLES: dict[str, Variable] = {
         _choices(
             "VLLM_ASCEND_PATCH_DP_SYNC",
             "auto",
-            ("auto", "device", "cpu"),
-            "Transport of the data-parallel metadata all-reduce: the NPU group, the CPU (gloo) group, or the "
-            "faster one as measured at start-up. It must be the same on every rank.",
+            ("auto", "device", "cpu", "shared"),
+            "How the data-parallel metadata travels: an all-reduce on the NPU group or on the CPU (gloo) group, memory "
+            "that all ranks of one host share, or the fastest of these as measured at start-up. It must be the same on "
+            "every rank.",
             "when the model runner starts",
         ),
         Variable(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sessions of a gloo world, as start-up builds them."""
+"""Sessions among processes of this host without a device, as start-up builds them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from vllm_ascend_patch.core.dp.startup import SessionConfig, start_session
 CPU = torch.device("cpu")
 
 
-def cpu_session(rank: int, size: int, timeout: float = 60.0, fingerprint: dict[str, str] | None = None) -> DPSession:
-    """A session over gloo. All ranks call it together."""
+def host_session(
+    rank: int,
+    size: int,
+    timeout: float = 60.0,
+    fingerprint: dict[str, str] | None = None,
+    transport: str = "cpu",
+) -> DPSession:
+    """A session over gloo or shared memory. All ranks call it together."""
     group = dist.new_group(list(range(size)), backend="gloo")
-    config = SessionConfig("cpu", timeout, 2, fingerprint or {"software": "same"}, "test", log_interval=0)
+    config = SessionConfig(transport, timeout, 2, fingerprint or {"software": "same"}, "test", log_interval=0)
     store = dist.distributed_c10d._get_default_store()
     return start_session(config, store, rank, size, group, None, CPU)

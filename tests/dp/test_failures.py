@@ -10,13 +10,16 @@ import time
 
 import pytest
 
-from vllm_ascend_patch.core.dp import DraftPlan, DraftVote, Vote
+from vllm_ascend_patch.core.dp import DraftPlan, DraftVote, RankFailedError, Vote
 from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE
 
 from .processes import Outcome, run_ranks, values_of
-from .sessions import cpu_session
+from .sessions import host_session
 
 TIMEOUT = 2.0
+
+over_both = pytest.mark.parametrize("transport", ["cpu", "shared"])
+"""Gloo notices a closed connection; shared memory notices nothing, so that the watchdog alone must find who is missing."""
 
 
 def _steps(session, count: int) -> None:  # type: ignore[no-untyped-def]
@@ -33,8 +36,8 @@ def _survivors(outcomes: list[Outcome], lost: int) -> list[str]:
     return [str(e) for e in errors]
 
 
-def _killed(rank: int, size: int) -> float:
-    session = cpu_session(rank, size, TIMEOUT)
+def _killed(rank: int, size: int, transport: str) -> float:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
     _steps(session, 5)
     if rank == 1:
         session.channel.progress.enter("forward", blocking=True)
@@ -48,17 +51,18 @@ def _killed(rank: int, size: int) -> float:
     return 0.0
 
 
+@over_both
 @pytest.mark.parametrize("size", [2, 4])
-def test_survivors_of_a_killed_rank_name_it_and_exit_non_zero(size: int) -> None:
-    outcomes = run_ranks(_killed, size, timeout=60)
+def test_survivors_of_a_killed_rank_name_it_and_exit_non_zero(size: int, transport: str) -> None:
+    outcomes = run_ranks(_killed, size, transport, timeout=60)
     assert outcomes[1].exit_code == -signal.SIGKILL
     for error in _survivors(outcomes, lost=1):
         assert "rank 1 (pid" in error
         assert "phase 'forward' of step 5" in error
 
 
-def _stopped(rank: int, size: int) -> None:
-    session = cpu_session(rank, size, TIMEOUT)
+def _stopped(rank: int, size: int, transport: str) -> None:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
     _steps(session, 3)
     if rank == 0:  # alive, with a heartbeat, but it never comes to the next step
         session.channel.progress.enter("between steps", blocking=False)
@@ -71,9 +75,10 @@ def _stopped(rank: int, size: int) -> None:
         raise
 
 
-def test_a_rank_that_stays_away_is_named_with_step_and_phase_after_the_timeout() -> None:
+@over_both
+def test_a_rank_that_stays_away_is_named_with_step_and_phase_after_the_timeout(transport: str) -> None:
     start = time.monotonic()
-    outcomes = run_ranks(_stopped, 3, timeout=60)
+    outcomes = run_ranks(_stopped, 3, transport, timeout=60)
     assert time.monotonic() - start > TIMEOUT
     for error in _survivors(outcomes, lost=0):
         assert error.startswith(("RankMissingError", "RankFailedError"))
@@ -82,8 +87,8 @@ def test_a_rank_that_stays_away_is_named_with_step_and_phase_after_the_timeout()
         assert "VLLM_ASCEND_PATCH_DP_TIMEOUT" in error or "no heartbeat" in error
 
 
-def _suspended(rank: int, size: int) -> None:
-    session = cpu_session(rank, size, TIMEOUT)
+def _suspended(rank: int, size: int, transport: str) -> None:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
     _steps(session, 3)
     if rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)  # neither steps nor heartbeats, but the connections stay open
@@ -93,17 +98,18 @@ def _suspended(rank: int, size: int) -> None:
         os.kill(session.channel.watchdog.board.peer(1).pid, signal.SIGKILL)  # or the test would wait for it
 
 
-def test_a_suspended_process_is_found_by_its_silence() -> None:
+@over_both
+def test_a_suspended_process_is_found_by_its_silence(transport: str) -> None:
     start = time.monotonic()
-    for error in _survivors(run_ranks(_suspended, 2, timeout=40), lost=1):
+    for error in _survivors(run_ranks(_suspended, 2, transport, timeout=40), lost=1):
         assert error.startswith("RankMissingError")
         assert "rank 1 (pid" in error
         assert "silent for" in error
     assert time.monotonic() - start < 5 * TIMEOUT
 
 
-def _failing(rank: int, size: int) -> float:
-    session = cpu_session(rank, size, 60.0)
+def _failing(rank: int, size: int, transport: str) -> float:
+    session = host_session(rank, size, 60.0, transport=transport)
     _steps(session, 2)
     if rank == 2:
         error = ValueError("out of blocks")
@@ -119,15 +125,16 @@ def _failing(rank: int, size: int) -> float:
     return 0.0
 
 
-def test_an_exception_on_one_rank_reaches_the_others_before_any_timeout() -> None:
-    for error in _survivors(run_ranks(_failing, 3, timeout=60), lost=2):
+@over_both
+def test_an_exception_on_one_rank_reaches_the_others_before_any_timeout(transport: str) -> None:
+    for error in _survivors(run_ranks(_failing, 3, transport, timeout=60), lost=2):
         assert error.startswith("RankFailedError")
         assert "rank 2 (pid" in error
         assert "ValueError: out of blocks" in error
 
 
 def _stuck_in_forward(rank: int, size: int) -> None:
-    session = cpu_session(rank, size, TIMEOUT)
+    session = host_session(rank, size, TIMEOUT)
     session.channel.watchdog._grace = 1.0
     _steps(session, 3)
     if rank == 1:
@@ -141,23 +148,24 @@ def test_a_main_thread_that_cannot_be_reached_is_ended_from_outside() -> None:
     assert [o.exit_code for o in outcomes] == [EXIT_CODE, -signal.SIGKILL, EXIT_CODE]
 
 
-def _store_host_killed(rank: int, size: int) -> None:
-    session = cpu_session(rank, size, TIMEOUT)
+def _store_host_killed(rank: int, size: int, transport: str) -> None:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
     session.channel.watchdog._grace = 1.0
     _steps(session, 3)
     if rank == 0:  # its process holds the store that the others' heartbeats go through
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(1)
+    time.sleep(0.5)  # less than the grace: a rank that does not wait for anyone is ended then
     _steps(session, 2)
 
 
-def test_losing_the_rank_that_hosts_the_store_is_no_hang_either() -> None:
-    for error in _survivors(run_ranks(_store_host_killed, 3, timeout=60), lost=0):
+@over_both
+def test_losing_the_rank_that_hosts_the_store_is_no_hang_either(transport: str) -> None:
+    for error in _survivors(run_ranks(_store_host_killed, 3, transport, timeout=60), lost=0):
         assert "rank 0" in error
 
 
 def _changed_vote(rank: int, size: int) -> None:
-    session = cpu_session(rank, size, TIMEOUT)
+    session = host_session(rank, size, TIMEOUT)
     _steps(session, 2)
     session.announce(Vote(8, 8, graph_mode=2), with_prefill=False)
     session.resolve(Vote(8, 8, graph_mode=0 if rank == 1 else 2))
@@ -173,7 +181,7 @@ def test_a_decision_that_changed_after_it_was_sent_is_an_error_on_every_rank() -
 
 
 def _extra_drafter_forward(rank: int, size: int) -> None:
-    session = cpu_session(rank, size, TIMEOUT)
+    session = host_session(rank, size, TIMEOUT)
     _steps(session, 2)
     if rank == 1:
         session.resolve(Vote(1, 1))  # a drafter's forward that the others do not run
@@ -190,7 +198,7 @@ def test_ranks_in_different_forwards_all_find_it_in_the_same_matrix() -> None:
 
 
 def _wrong_draft_plan(rank: int, size: int) -> None:
-    session = cpu_session(rank, size, TIMEOUT)
+    session = host_session(rank, size, TIMEOUT)
     vote = Vote(8, 8)
     session.announce(vote, False, DraftPlan(DraftVote(8, 8), DraftVote(2, 2)))
     session.resolve(vote)
@@ -205,7 +213,7 @@ def test_a_drafter_forward_other_than_declared_is_an_error_on_every_rank() -> No
 
 
 def _different_software(rank: int, size: int) -> None:
-    cpu_session(rank, size, TIMEOUT, {"torch-npu": "2.13.0" if rank != 2 else "2.7.1", "model": "m"})
+    host_session(rank, size, TIMEOUT, {"torch-npu": "2.13.0" if rank != 2 else "2.7.1", "model": "m"})
 
 
 def test_a_rank_with_other_software_is_named_at_start_up_by_every_rank() -> None:
@@ -214,8 +222,8 @@ def test_a_rank_with_other_software_is_named_at_start_up_by_every_rank() -> None
         assert "rank 2: torch-npu: '2.7.1' instead of '2.13.0'" in str(outcome.error)
 
 
-def _orderly_exit(rank: int, size: int) -> str:
-    session = cpu_session(rank, size, TIMEOUT)
+def _orderly_exit(rank: int, size: int, transport: str) -> str:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
     _steps(session, 3)
     if rank == 1:
         session.close()
@@ -225,12 +233,55 @@ def _orderly_exit(rank: int, size: int) -> str:
     return "stayed"
 
 
-def test_an_idle_rank_survives_the_orderly_exit_of_another() -> None:
-    assert values_of(run_ranks(_orderly_exit, 2, timeout=60)) == ["stayed", "left"]
+@over_both
+def test_an_idle_rank_survives_the_orderly_exit_of_another(transport: str) -> None:
+    assert values_of(run_ranks(_orderly_exit, 2, transport, timeout=60)) == ["stayed", "left"]
 
 
-def _slow_start(rank: int, size: int) -> str:
-    session = cpu_session(rank, size, 1.0)
+def _leaving(rank: int, size: int, transport: str) -> None:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
+    session.channel.watchdog._grace = 0.5
+    _steps(session, 3)
+    if rank == 1:
+        session.close()
+        time.sleep(3)  # its process and its connections stay
+        return
+    start = time.monotonic()
+    try:
+        _steps(session, 1)
+    finally:
+        assert time.monotonic() - start < 2 * TIMEOUT, "found too late"
+
+
+@over_both
+def test_a_rank_that_left_is_named_by_one_that_still_needs_it(transport: str) -> None:
+    for error in _survivors(run_ranks(_leaving, 2, transport, timeout=60), lost=1):
+        assert "LeftError: rank 1 (pid" in error
+        assert "shut down" in error
+
+
+def _abandoned(rank: int, size: int, transport: str) -> str:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
+    _steps(session, 3)
+    if rank == 0:
+        session.announce(Vote(1, 1), with_prefill=False)
+        start = time.monotonic()
+        session.abandon(ValueError("no room"))
+        assert time.monotonic() - start < 3, "letting go waits for the others for a second, not for ever"
+    else:
+        time.sleep(3)
+        with pytest.raises(RankFailedError, match=r"rank 0 .* failed: ValueError: no room"):
+            _steps(session, 2)
+    return "told"
+
+
+@over_both
+def test_a_rank_lets_go_of_a_step_that_no_other_joins(transport: str) -> None:
+    assert values_of(run_ranks(_abandoned, 2, transport, timeout=60)) == ["told", "told"]
+
+
+def _slow_start(rank: int, size: int, transport: str) -> str:
+    session = host_session(rank, size, 1.0, transport=transport)
     if rank == 0:
         time.sleep(4)  # four timeouts of loading weights
     session.expect_dummy(idle=False)
@@ -239,13 +290,14 @@ def _slow_start(rank: int, size: int) -> str:
     return "ran"
 
 
-def test_while_starting_a_slow_rank_is_waited_for() -> None:
-    assert values_of(run_ranks(_slow_start, 2, timeout=60)) == ["ran", "ran"]
+@over_both
+def test_while_starting_a_slow_rank_is_waited_for(transport: str) -> None:
+    assert values_of(run_ranks(_slow_start, 2, transport, timeout=60)) == ["ran", "ran"]
 
 
 def test_a_second_vector_before_the_first_was_used_is_refused() -> None:
     def double(rank: int, size: int) -> None:
-        session = cpu_session(rank, size, TIMEOUT)
+        session = host_session(rank, size, TIMEOUT)
         session.announce(Vote(1, 1), with_prefill=False)
         session.announce(Vote(2, 2), with_prefill=False)
 

@@ -121,7 +121,7 @@ AUTO = (
     4,
     "auto",
     ("--no-async-scheduling",),
-    r"DP metadata transport: (cpu|device) \(measured .* cpu \d+ us, device \d+ us\)",
+    r"DP metadata transport: (cpu|device|shared) \(measured .* cpu \d+ us, device \d+ us, shared \d+ us\)",
 )
 
 

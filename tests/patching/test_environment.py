@@ -34,7 +34,7 @@ def test_every_default_is_valid_and_documented(variable: envs.Variable) -> None:
         ("VLLM_ASCEND_PATCH", "maybe", "1 or 0"),
         ("VLLM_ASCEND_PATCH_STRICT", "loud", "error, warn, off"),
         ("VLLM_ASCEND_PATCH_LOG", "chatty", "debug, info, warning, error"),
-        ("VLLM_ASCEND_PATCH_DP_SYNC", "gpu", "auto, device, cpu"),
+        ("VLLM_ASCEND_PATCH_DP_SYNC", "gpu", "auto, device, cpu, shared"),
         ("VLLM_ASCEND_PATCH_DP_TIMEOUT", "-1", "above 0"),
         ("VLLM_ASCEND_PATCH_DP_TIMEOUT", "nan", "above 0"),
         ("VLLM_ASCEND_PATCH_DP_TIMEOUT", "soon", "seconds"),

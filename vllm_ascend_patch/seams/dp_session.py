@@ -47,7 +47,7 @@ def start(vllm_config: Any, device: torch.device) -> None:
         )
     group = get_dp_group()
     transport = envs.VLLM_ASCEND_PATCH_DP_SYNC
-    with_device = transport != "cpu" and device.type != "cpu"
+    with_device = transport in ("auto", "device") and device.type != "cpu"
     cpu_group, device_group, index = _own_groups(group, with_device)
     config = SessionConfig(
         transport=transport,

@@ -84,7 +84,7 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
     """Decide one step from the reduced matrix.
 
     Args:
-        rows: `[NUM_FIELDS, dp_size]` ints, the result of the SUM all-reduce (`tensor.tolist()`).
+        rows: `[NUM_FIELDS, dp_size]` ints, what the transport made of all ranks' columns.
         num_microbatches: parts a micro-batched step has; a setting that all ranks share.
 
     Raises:

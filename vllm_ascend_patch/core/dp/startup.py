@@ -17,16 +17,18 @@ import torch.distributed as dist
 from .board import Board, Progress, private_store
 from .calibrate import choose, detect_blocking_wait
 from .channel import DPChannel
+from .errors import DPSyncError
 from .fingerprint import exchange_fingerprints
 from .metrics import StepCounters
 from .session import DPSession
+from .shared_mapping import connect
 from .transport import CpuTransport, DeviceTransport, Transport
 from .vector import LAYOUT_VERSION, NUM_FIELDS
 from .watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-TRANSPORTS = ("auto", "device", "cpu")
+TRANSPORTS = ("auto", "device", "cpu", "shared")
 
 STARTUP_TIMEOUT_SECONDS = 1800.0
 """Ranks may reach the start-up exchange this far apart (torch.distributed's default timeout for gloo groups)."""
@@ -39,7 +41,7 @@ class SessionConfig:
     """Settings that all ranks share.
 
     Attributes:
-        transport: "auto", "device" or "cpu".
+        transport: one of `TRANSPORTS`.
         timeout: seconds until a missing rank is an error.
         num_microbatches: parts of a micro-batched step.
         fingerprint: what must be equal on all ranks; these settings are added to it.
@@ -75,11 +77,12 @@ def start_session(
         rank: this rank in its data-parallel group.
         size: ranks in the group, at least 2.
         cpu_group: a gloo group of the data-parallel ranks that nothing else uses.
-        device_group: the same on the device's backend; may be None when `config.transport` is "cpu".
+        device_group: the same on the device's backend; None without a device, or when `config.transport` needs none.
         device: where the device group's tensors live.
 
     Raises:
         FingerprintMismatchError, RankMissingError: start-up cannot go on.
+        DPSyncError: the "shared" transport was asked for, but the ranks have no memory in common.
         ValueError: the "device" transport was asked for without a device group.
     """
     global _generation
@@ -105,9 +108,8 @@ def start_session(
     channel = DPChannel(transport, progress, watchdog, config.num_microbatches, counters)
     if rank == 0:
         logger.info(
-            "DP metadata: one %s all-reduce of %d bytes per step over %d ranks, watchdog %g s",
-            transport.name,
-            transport.payload_bytes,
+            "DP metadata: %s per step over %d ranks, watchdog %g s",
+            transport.describe(),
             size,
             config.timeout,
         )
@@ -124,10 +126,27 @@ def _build_transport(
     watchdog: Watchdog,
 ) -> Transport:
     cpu = CpuTransport(cpu_group, rank, size, NUM_FIELDS)
-    if config.transport == "cpu" or (config.transport == "auto" and device_group is None):
+    if config.transport == "cpu":
         return cpu
-    if device_group is None:
+    candidates: list[Transport] = [cpu]
+    if config.transport in ("device", "auto") and device_group is not None:
+        on_device = DeviceTransport(device_group, rank, size, NUM_FIELDS, device)
+        detect_blocking_wait(on_device, watchdog.check)
+        candidates.append(on_device)
+    if config.transport in ("shared", "auto"):
+        shared, reason = connect(cpu, watchdog.check)
+        if shared is not None:
+            candidates.append(shared)
+        elif config.transport == "shared":
+            watchdog.stop()  # all ranks leave with this error; that the others do is no news
+            raise DPSyncError(
+                "VLLM_ASCEND_PATCH_DP_SYNC=shared needs memory that all data-parallel ranks share, but there is none: "
+                f"{reason}. Ranks on several hosts, or in containers that do not share /dev/shm, take auto, cpu or device"
+            )
+        elif rank == 0:
+            logger.info("DP metadata: shared memory is no candidate: %s", reason)
+    if config.transport == "auto":
+        return choose(candidates, watchdog.check) if len(candidates) > 1 else cpu
+    if len(candidates) == 1:
         raise ValueError("the DP metadata transport 'device' needs a device process group, but there is none")
-    on_device = DeviceTransport(device_group, rank, size, NUM_FIELDS, device)
-    detect_blocking_wait(on_device, watchdog.check)
-    return on_device if config.transport == "device" else choose([cpu, on_device], watchdog.check)
+    return candidates[1]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a step matrix travels: over gloo from host memory, or over the device's collective library on a side stream.
+"""How a step matrix travels: over gloo from host memory, or over the device's collective library on a side stream. (Through
+memory that the ranks share: `shared_memory.py`.)
 
 A transport knows buffers, streams and work handles; it knows nothing of what the rows mean. Each has two slots that are
 allocated once and used in turn, so the result of one step may be read while the next one is under way. `post` never
@@ -25,26 +26,26 @@ _SLICE = timedelta(milliseconds=250)
 
 
 class Transport(ABC):
-    """Sums one `[fields, dp_size]` int32 matrix over a process group that nothing else uses.
+    """Puts every rank's column together into one `[fields, dp_size]` int32 matrix, on every rank.
 
     Args:
-        group: a process group of its own: a side-stream or asynchronous collective must never interleave with others.
-        rank: this rank in the group.
+        rank: this rank in the data-parallel group.
         size: ranks in the group.
         fields: rows of the matrix.
     """
 
     name: str
 
-    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, fields: int) -> None:
-        self.group, self.rank, self.size, self.fields = group, rank, size, fields
-        self._turn = 0
-        self._options = dist.AllreduceOptions()
-        self._options.reduceOp = dist.ReduceOp(dist.ReduceOp.SUM)
+    def __init__(self, rank: int, size: int, fields: int) -> None:
+        self.rank, self.size, self.fields = rank, size, fields
 
     @property
     def payload_bytes(self) -> int:
         return 4 * self.fields * self.size
+
+    def describe(self) -> str:
+        """What a step costs, for the log."""
+        return f"one {self.name} all-reduce of {self.payload_bytes} bytes"
 
     @abstractmethod
     def column(self) -> np.ndarray:
@@ -64,7 +65,22 @@ class Transport(ABC):
         """
 
 
-class CpuTransport(Transport):
+class _AllReduce(Transport):
+    """Sums the matrix, in which the other ranks' columns are zero, over a process group.
+
+    Args:
+        group: a process group of its own: a side-stream or asynchronous collective must never interleave with others.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, fields: int) -> None:
+        super().__init__(rank, size, fields)
+        self.group = group
+        self._turn = 0
+        self._options = dist.AllreduceOptions()
+        self._options.reduceOp = dist.ReduceOp(dist.ReduceOp.SUM)
+
+
+class CpuTransport(_AllReduce):
     """Asynchronous gloo all-reduce of preallocated host memory."""
 
     name = "cpu"
@@ -91,7 +107,7 @@ class CpuTransport(Transport):
         return self._arrays[slot].tolist()
 
 
-class DeviceTransport(Transport):
+class DeviceTransport(_AllReduce):
     """All-reduce on the device group, on a stream of its own.
 
     The main stream never waits for it and is never waited for: input and result are staged through pinned host memory on
@@ -172,7 +188,8 @@ def wait_for_completion(work: Any, check: Check) -> None:
 
 
 def wait_until(done: Callable[[], bool], check: Check) -> None:
-    """Poll: at full speed for 200 microseconds (a balanced step is done by then), then in sleeps that grow to 1 ms."""
+    """Poll: at full speed for 200 microseconds (a balanced step is done by then), then in sleeps that grow to 250
+    microseconds, which is also about what a late rank is noticed late."""
     start = time.monotonic()
     pause = 20e-6
     next_check = start + 0.25
@@ -184,4 +201,4 @@ def wait_until(done: Callable[[], bool], check: Check) -> None:
             check(now - start)
             next_check = now + 0.25
         time.sleep(pause)
-        pause = min(pause * 1.5, 1e-3)
+        pause = min(pause * 1.5, 250e-6)

@@ -5,7 +5,7 @@ Only the layout and its packing live here; what follows from a matrix of such ve
 travels in `transport.py`.
 
 The wire is one contiguous int32 matrix `[NUM_FIELDS, dp_size]`. Each rank fills its own column, the rest is zero, and a
-SUM all-reduce gives every rank the whole matrix.
+SUM all-reduce, or memory that the ranks share, gives every rank the whole matrix.
 """
 
 from __future__ import annotations
