@@ -135,7 +135,7 @@ def collect(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
             line = json.loads(text)
             cell = merged.setdefault(
                 (line["scenario"], line["variant"]),
-                {"calls": 0, "bytes": line["bytes"]} | {key: [] for key in LISTS},
+                {"calls": 0, "bytes": line["bytes"], "transport": line["transport"]} | {key: [] for key in LISTS},
             )
             for key in LISTS:
                 cell[key] += line[key]
@@ -161,6 +161,7 @@ def report(ranks: int, merged: dict[tuple[str, str], dict[str, Any]]) -> list[di
             {
                 "ranks": ranks,
                 "scenario": scenario,
+                "transport": ours["transport"],
                 "steps": len(ours["waits"]),
                 "upstream_p50": percentile(upstream["waits"], 0.5),
                 "upstream_p99": percentile(upstream["waits"], 0.99),
@@ -190,6 +191,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for column in (
         "ranks",
         "scenario",
+        "transport",
         "steps",
         "upstream p50",
         "p99",
@@ -204,7 +206,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         times.add_column(column, justify="right")
     for row in rows:
         times.add_row(
-            *(str(row[k]) for k in ("ranks", "scenario", "steps")),
+            *(str(row[k]) for k in ("ranks", "scenario", "transport", "steps")),
             *(
                 f"{row[k]:.0f}"
                 for k in ("upstream_p50", "upstream_p99", "wait_p50", "wait_p99", "vote_p50", "post_p50")

@@ -111,11 +111,17 @@ class TimedWorker:
         """Append what was measured to this rank's file."""
         measured = _clock.take()
         rank = self.parallel_config.data_parallel_rank
-        bytes_per_call = (
-            _session.channel.transport.payload_bytes
-            if variant == "ours"
-            else 16 * self.parallel_config.data_parallel_size  # four int32 rows
-        )
-        line = {"variant": variant, "scenario": scenario, "rank": rank, "bytes": bytes_per_call, **measured}
+        if variant == "ours":
+            transport, bytes_per_call = _session.channel.transport.name, _session.channel.transport.payload_bytes
+        else:
+            transport, bytes_per_call = "cpu", 16 * self.parallel_config.data_parallel_size  # four int32 rows
+        line = {
+            "variant": variant,
+            "scenario": scenario,
+            "rank": rank,
+            "transport": transport,
+            "bytes": bytes_per_call,
+            **measured,
+        }
         with Path(folder, f"rank{rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
