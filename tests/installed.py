@@ -19,6 +19,7 @@ def vllm_file(*parts: str) -> Path:
 
 HAS_KERNEL_REGISTRY = vllm_file("triton_utils", "dispatcher.py").exists()
 HAS_ONE_COORDINATION = vllm_file("v1", "worker", "dp_utils.py").exists()
+FULL_GRAPHS_BY_DEFAULT = HAS_ONE_COORDINATION
 
 needs_kernel_registry = pytest.mark.skipif(
     not HAS_KERNEL_REGISTRY,

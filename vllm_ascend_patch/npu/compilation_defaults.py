@@ -8,9 +8,10 @@ A value that the user gave is kept where it can work; what is changed is said in
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.logger import init_logger
+from vllm.platforms.interface import Platform
 
 from vllm_ascend_patch import envs
 
@@ -23,19 +24,24 @@ _BACKEND = "eager"
 
 
 @cache
-def graphs_supported() -> bool:
-    """Whether graphs are captured on the installed vLLM: where the patch that allows it is declared for the release."""
-    from vllm_ascend_patch.seams import examination, records
-    from vllm_ascend_patch.seams.graph_patches import GRAPH_CAPTURE
+def graph_obstacle() -> str | None:
+    """Why the installed vLLM runs without graphs here, in words; None if nothing is in the way."""
+    from vllm_ascend_patch.seams import examination, graph_support
 
     release = examination.installed_release()
-    return release is not None and records.covers(GRAPH_CAPTURE, release)
+    return "the release of vLLM is unknown" if release is None else graph_support.graph_obstacle(release)
+
+
+def graphs_supported() -> bool:
+    """Whether graphs are captured on the installed vLLM."""
+    return graph_obstacle() is None
 
 
 def apply(vllm_config: VllmConfig) -> None:
     """Change ``vllm_config.compilation_config`` in place; idempotent."""
-    if not graphs_supported():
-        _run_eager(vllm_config, "on this release of vLLM the port runs eager")
+    obstacle = graph_obstacle()
+    if obstacle is not None:
+        _run_eager(vllm_config, obstacle)
         return
     if vllm_config.speculative_config is not None:
         _run_eager(vllm_config, "models with drafters were not tried with graphs")
@@ -43,22 +49,29 @@ def apply(vllm_config: VllmConfig) -> None:
         _run_pieces(vllm_config)
     compilation = vllm_config.compilation_config
     if compilation.cudagraph_mode.name == "NONE":
-        compilation.max_cudagraph_capture_size = 0
+        if hasattr(compilation, "max_cudagraph_capture_size"):
+            compilation.max_cudagraph_capture_size = 0
         compilation.cudagraph_capture_sizes = []
 
 
 def _run_pieces(vllm_config: VllmConfig) -> None:
     """Compiled in pieces, with graphs of them, unless the user or the communication method wants less."""
-    from vllm.config import CompilationMode, CUDAGraphMode
+    from vllm.config import CUDAGraphMode
 
-    compilation = vllm_config.compilation_config
-    if compilation.mode == CompilationMode.NONE:
+    compilation, levels = vllm_config.compilation_config, _levels()
+    if not _asks_for_graph_support():
+        _capture_as_upstream(vllm_config)
+    if getattr(compilation, levels.field) == levels.none:
         _change(compilation, "cudagraph_mode", CUDAGraphMode.NONE, "the model is not compiled")
     else:
         why = "graphs are captured between the attention operators of a model that vLLM splits there"
-        _change(compilation, "mode", CompilationMode.VLLM_COMPILE, why)
-        _change(compilation, "backend", _BACKEND, "stock torch has no Inductor for NPUs")
-        _change(compilation, "use_inductor_graph_partition", False, "stock torch has no Inductor for NPUs")
+        _change(compilation, levels.field, levels.pieces, why)
+        why = "stock torch has no Inductor for NPUs"
+        if levels.field == "level":  # there, the backend is another level's
+            _change(compilation, "use_inductor", False, why)
+        else:
+            _change(compilation, "backend", _BACKEND, why)
+            _change(compilation, "use_inductor_graph_partition", False, why)
         _no_fusions(compilation.pass_config)
     if compilation.cudagraph_mode.has_full_cudagraphs():
         why = "attention takes its lengths from the host, so it runs between graphs"
@@ -72,20 +85,52 @@ def _run_eager(vllm_config: VllmConfig, why: str) -> None:
     """What was not tried with graphs: the model runs as it is written."""
     import vllm.config as upstream
 
-    compilation = vllm_config.compilation_config
-    if hasattr(upstream, "CompilationMode"):
-        _change(compilation, "mode", upstream.CompilationMode.NONE, why)
-    else:
-        _change(compilation, "level", upstream.CompilationLevel.NO_COMPILATION, why)
-        if vllm_config.model_config is not None:
-            # Otherwise these releases pad data-parallel ranks to one size, as if graphs were captured.
-            vllm_config.model_config.enforce_eager = True
+    compilation, levels = vllm_config.compilation_config, _levels()
+    _change(compilation, levels.field, levels.none, why)
+    if levels.field == "level" and vllm_config.model_config is not None:
+        # Otherwise these releases pad data-parallel ranks to one size, as if graphs were captured.
+        vllm_config.model_config.enforce_eager = True
     if hasattr(compilation, "cudagraph_mode"):
         _change(compilation, "cudagraph_mode", upstream.CUDAGraphMode.NONE, why)
     else:
         compilation.use_cudagraph = False
     if compilation.compile_sizes is None:
         compilation.compile_sizes = []
+
+
+class _Levels(NamedTuple):
+    """The field that says how far a model is compiled, and its values for not at all and for in pieces."""
+
+    field: str
+    none: Any
+    pieces: Any
+
+
+@cache
+def _levels() -> _Levels:
+    import vllm.config as upstream
+
+    if hasattr(upstream, "CompilationMode"):
+        return _Levels("mode", upstream.CompilationMode.NONE, upstream.CompilationMode.VLLM_COMPILE)
+    levels = upstream.CompilationLevel
+    return _Levels("level", levels.NO_COMPILATION, levels.PIECEWISE)
+
+
+def _asks_for_graph_support() -> bool:
+    """Whether upstream has asked the platform before it set the graph mode; else only its own devices get one."""
+    return hasattr(Platform, "support_static_graph_mode")
+
+
+def _capture_as_upstream(vllm_config: VllmConfig) -> None:
+    """What upstream sets on its own devices; a mode that the user gave is lost by then, but for ``use_cudagraph``."""
+    from vllm.config import CUDAGraphMode
+
+    compilation = vllm_config.compilation_config
+    eager = vllm_config.model_config is not None and vllm_config.model_config.enforce_eager
+    wanted = getattr(compilation, _levels().field) == _levels().pieces and compilation.use_cudagraph and not eager
+    compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE if wanted else CUDAGraphMode.NONE
+    compilation.cudagraph_num_of_warmups = 1
+    vllm_config._set_cudagraph_sizes()
 
 
 def _no_fusions(passes: Any) -> None:

@@ -8,14 +8,26 @@ replayed, attention runs eagerly. Whether graphs are captured, and which, is dec
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch_npu
 from vllm.compilation.cuda_graph import CUDAGraphWrapper
+from vllm.forward_context import get_forward_context
+
+from vllm_ascend_patch.seams.step_metadata import prepare_graph
 
 
 class NPUGraphWrapper(CUDAGraphWrapper):
     """Upstream's wrapper of a compiled piece; what it calls ``torch.cuda`` is torch_npu."""
+
+
+class PreparingGraphWrapper(NPUGraphWrapper):
+    """For releases in which the platform does not learn that a forward begins."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        prepare_graph(get_forward_context())
+        return super().__call__(*args, **kwargs)
 
 
 def map_graph_names() -> None:

@@ -6,9 +6,12 @@ Input preparation, padding and profiling stay upstream's, so that patches on ``G
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from vllm_ascend_patch.core import trace
+from vllm_ascend_patch.seams.dp_phases import trace_forwards
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +25,19 @@ class NPUModelRunner(GPUModelRunner):
         super().__init__(vllm_config, device)
         # A shared prefix is no special case for the fused operator, and the graph decision stays computable early.
         self.cascade_attn_enabled = False
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Upstream's; then what it does not do in old releases.
+
+        Attention is made one operator to the compiler, which splits models there: newer releases ask the platform
+        (``opaque_attention_op``), 0.10.1 does it on its own devices only. Forwards are traced, where no method runs them.
+        """
+        super().load_model(*args, **kwargs)
+        if trace.enabled() and not hasattr(GPUModelRunner, "_model_forward"):
+            trace_forwards(self.get_model())
+        for layer in self.vllm_config.compilation_config.static_forward_context.values():
+            if getattr(layer, "use_direct_call", False):
+                layer.use_direct_call = False
 
     def _init_device_properties(self) -> None:
         """Upstream reads the number of multiprocessors, for cascade attention alone, which is off."""

@@ -125,7 +125,8 @@ class NPUPlatform(Platform):
 
     @classmethod
     def get_static_graph_wrapper_cls(cls) -> str:
-        return "vllm_ascend_patch.npu.graphs.NPUGraphWrapper"
+        hook = hasattr(Platform, "set_additional_forward_context")
+        return f"vllm_ascend_patch.npu.graphs.{'NPUGraphWrapper' if hook else 'PreparingGraphWrapper'}"
 
     @classmethod
     def get_attn_backend_cls(cls, selected_backend: Any, *args: Any, **kwargs: Any) -> str:

@@ -88,12 +88,12 @@ class NPUWorker(Worker):
     def determine_available_memory(self) -> int:
         """Upstream's, less what the graphs will take: upstream measures that on its own devices only."""
         available = super().determine_available_memory()
+        if not hasattr(self.model_runner, "profile_cudagraph_memory"):
+            return available  # as older releases do on their own devices
         if not graphs_supported() or self.cache_config.kv_cache_memory_bytes:
             return available
         if self.vllm_config.compilation_config.cudagraph_mode.name == "NONE":
             return available
-        if not hasattr(self.model_runner, "profile_cudagraph_memory"):
-            return available  # as older releases do on their own devices
         self.cudagraph_memory_estimate = self.model_runner.profile_cudagraph_memory()
         self.peak_activation_memory += self.cudagraph_memory_estimate
         self.available_kv_cache_memory_bytes -= self.cudagraph_memory_estimate

@@ -111,7 +111,7 @@ PATCHES: tuple[Patch, ...] = (
         target=f"{_RUNNER}._model_forward",
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.dp_phases:model_forward",
-        releases=">=0.12",
+        releases=">=0.11.1",
         why="The trace shows where the forward begins and ends.",
         how="Times the call when a trace is being written; otherwise only names the phase.",
         upstream=_NO_HOOK,

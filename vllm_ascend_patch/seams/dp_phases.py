@@ -10,6 +10,8 @@ from typing import Any
 from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.core.dp.current import current_session
 
+from .step_metadata import tokens_across_dp
+
 
 def _in_phase(phase: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     session = current_session()
@@ -48,19 +50,28 @@ def model_forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> An
         trace.complete("forward", start, time.perf_counter_ns(), _forward_details())
 
 
+def trace_forwards(model: Any) -> None:
+    """The same for releases that have no method for it: on the model itself."""
+    starts: list[int] = []
+
+    def begins(*_: Any) -> None:
+        starts.append(time.perf_counter_ns())
+
+    def ends(*_: Any) -> None:
+        trace.complete("forward", starts.pop(), time.perf_counter_ns(), _forward_details())
+
+    model.register_forward_pre_hook(begins)
+    model.register_forward_hook(ends)
+
+
 def _forward_details() -> dict[str, Any]:
     """Token counts and what the forward context says about the step."""
-    from vllm.forward_context import get_forward_context, is_forward_context_available
+    from vllm.forward_context import get_forward_context
 
-    if not is_forward_context_available():
-        return {}
     context = get_forward_context()
-    details: dict[str, Any] = {"graph_mode": context.cudagraph_runtime_mode.name}
-    tokens = getattr(context.dp_metadata, "num_tokens_across_dp_cpu", None)
+    mode = getattr(context, "cudagraph_runtime_mode", None)
+    details: dict[str, Any] = {"graph_mode": mode.name} if mode is not None else {}
+    tokens = tokens_across_dp(context.dp_metadata)
     if tokens is not None:
         details["tokens_per_rank"] = tokens.tolist()
-    for value in getattr(context, "additional_kwargs", {}).values():
-        methods = getattr(value, "methods", None)
-        if methods is not None:
-            details["method"] = ",".join(sorted(methods() if callable(methods) else methods))
     return details

@@ -99,6 +99,22 @@ def rows_for(names: tuple[str, ...], agreement: StepAgreement) -> list[tuple[int
 
 def dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     """A dummy forward: idle, profiling, warm-up or capture. Sends a vector like any other."""
+    return run_dummy(original, runner, args, kwargs)
+
+
+def run_dummy(
+    original: Callable[..., Any],
+    runner: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    prepare: Callable[[bool, dict[str, Any]], dict[str, Any]] = lambda idle, bound: {},
+) -> Any:
+    """Run a dummy forward that the ranks agree on where upstream asks.
+
+    Args:
+        prepare: called before upstream's code with whether this is an idle step, and with the arguments by name; returns
+            keyword arguments to add.
+    """
     set_attention(None)
     session = current_session()
     if session is None:
@@ -111,7 +127,7 @@ def dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: A
     session.channel.progress.enter(_dummy_phase(idle, bound), blocking=True)
     try:
         with trace.span("dummy", {"tokens": num_tokens, "idle": idle} if trace.enabled() else None):
-            return original(runner, *args, **kwargs)
+            return original(runner, *args, **(kwargs | prepare(idle, bound)))
     except Exception as error:
         session.abandon(error)
         raise

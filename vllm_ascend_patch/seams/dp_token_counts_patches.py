@@ -53,6 +53,16 @@ PATCHES: tuple[Patch, ...] = (
         why="The attention state and what the ranks must agree on are known before input preparation starts.",
         how="Posts the step vector asynchronously, then runs upstream's input preparation.",
         reads=("scheduler_output",),
+        releases="<0.11.1",
+    ),
+    _wrap(
+        "prepare-inputs-with-rows",
+        f"{_RUNNER}._prepare_inputs",
+        "dp_token_counts:prepare_inputs_with_rows",
+        why="The attention state and what the ranks must agree on are known before input preparation starts.",
+        how="The same, for an all-reduce that carries whether the ranks pad, too.",
+        reads=("scheduler_output",),
+        releases=">=0.11.1,<0.12",
     ),
     _wrap(
         "all-reduce",
@@ -66,10 +76,21 @@ PATCHES: tuple[Patch, ...] = (
     _wrap(
         "dummy-run",
         f"{_RUNNER}._dummy_run",
+        "dp_token_counts:dummy_run",
+        why="Idle, profiling and capturing ranks send the same vector through the same function as busy ones.",
+        how="Announces a dummy step. Its all-reduce follows where upstream has it, or before, if an idle rank has to know "
+        "whether the others replay graphs.",
+        reads=("num_tokens",),
+        releases="<0.11.1",
+    ),
+    _wrap(
+        "dummy-run-with-rows",
+        f"{_RUNNER}._dummy_run",
         "dp_sync:dummy_run",
-        why="Idle and profiling ranks send the same vector through the same function as busy ones.",
+        why="Idle, profiling and capturing ranks send the same vector through the same function as busy ones.",
         how="Announces a dummy step; its all-reduce follows where upstream has it.",
         reads=("num_tokens",),
+        releases=">=0.11.1,<0.12",
     ),
     _wrap(
         "idle-step",

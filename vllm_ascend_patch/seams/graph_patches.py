@@ -10,13 +10,12 @@ GRAPH_CAPTURE = Patch(
     target="vllm.distributed.parallel_state:GroupCoordinator.graph_capture",
     kind=Kind.WRAP,
     implementation="vllm_ascend_patch.seams.graph_capture:graph_capture",
-    releases=">=0.14",
+    releases=">=0.10.1",
     why="Upstream asserts that a group on a captured stream has CUDA's or XPU's communicator.",
     how="The group counts as one without a device communicator while the context is entered.",
     upstream="none: the assertion names two classes",
     remove_when="vLLM asks the communicator instead of its class",
 )
-"""Releases for which it is not declared run without graphs: ``npu/compilation_defaults.py`` asks for it. Those before 0.14
-do not tell the platform when a forward begins, and a replay runs no Python that could bring its mask up to date."""
+"""Releases for which it is not declared run without graphs (``graph_support.py``): they have no graph modes."""
 
 PATCHES: tuple[Patch, ...] = (GRAPH_CAPTURE,)

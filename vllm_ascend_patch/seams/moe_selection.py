@@ -48,6 +48,11 @@ def remember_config(config: Any) -> None:
     _worker_config = config
 
 
+def worker_config() -> Any:
+    """The configuration of the model that this process serves."""
+    return _worker_config
+
+
 def _config() -> Any:
     import vllm.config
 
@@ -79,8 +84,13 @@ def scheduler_facts(config: Any) -> SchedulerFacts:
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_num_seqs=scheduler.max_num_seqs,
         tokens_per_decode=1 + drafts,
-        max_captured_tokens=(compilation.max_cudagraph_capture_size or 0) if graphs else 0,
+        max_captured_tokens=largest_graph(compilation) if graphs else 0,
     )
+
+
+def largest_graph(compilation: Any) -> int:
+    """Tokens of the largest graph that is captured, 0 without any."""
+    return max(compilation.cudagraph_capture_sizes or (0,))
 
 
 def num_nodes(parallel: Any) -> int:

@@ -2,7 +2,8 @@
 """Carries what the ranks agreed on for a forward step from vLLM's forward context to the MoE layers.
 
 vLLM asks the platform for additional fields on every forward, real or dummy, once the token counts of all data-parallel
-ranks are known. Everything here is host side and the same on every rank, except how many of this rank's rows are real.
+ranks are known (see ``step_metadata.py`` for releases that do not). Everything here is host side and the same on every
+rank, except how many of this rank's rows are real.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from vllm_ascend_patch.core.dp import current as dp
 from vllm_ascend_patch.core.moe.active_mask import ActiveMask
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.step import MoEStep
-from vllm_ascend_patch.seams.moe_selection import selectors
+from vllm_ascend_patch.seams.moe_selection import largest_graph, selectors
 
 if TYPE_CHECKING:
     import torch
@@ -84,8 +85,7 @@ def _mask(context: dict[str, Any], active: int, rows: int) -> torch.Tensor | Non
     if not any(selector.facts.ep_size > 1 or selector.facts.dp_size > 1 for selector in selectors()):
         return None
     if _active_mask is None:
-        largest = context["vllm_config"].compilation_config.max_cudagraph_capture_size
-        _active_mask = ActiveMask(largest, "npu")
+        _active_mask = ActiveMask(largest_graph(context["vllm_config"].compilation_config), "npu")
     _active_mask.set(active)
     return _active_mask.first(rows)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step's token counts in releases that do not ask the platform for forward context fields.
 
-There they are read from the data-parallel metadata of the forward context, when the first MoE layer of a forward asks.
+There they are made from the forward context itself when they are first needed: by a graph that is about to be captured or
+replayed, else by the first MoE layer of the forward.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vllm_ascend_patch.seams.moe_selection import worker_config
 from vllm_ascend_patch.seams.step_context import FIELD, ForwardTokens, forward_context_fields
 
 
@@ -17,20 +19,29 @@ def forward_tokens(context: Any, rows: int) -> ForwardTokens:
     """The counts for ``context``, a forward context of vLLM; made once per forward.
 
     Args:
-        rows: rows of the layer's input; they are the step's tokens where there is no data parallelism.
+        rows: rows of the forward; they are the step's tokens where there is no data parallelism.
     """
     known = vars(context).get(FIELD)
     if known is None:
         across_dp = tokens_across_dp(context.dp_metadata)
+        rank = _dp_rank()
         known = forward_context_fields(
-            num_tokens=rows if across_dp is None else int(across_dp[_dp_rank()]),
+            attn_metadata=context.attn_metadata,
+            vllm_config=worker_config(),
+            num_tokens=rows if across_dp is None else int(across_dp[rank]),
             num_tokens_across_dp=across_dp,
             ubatch_slices=getattr(context, "ubatch_slices", None),
             cudagraph_runtime_mode=getattr(context, "cudagraph_runtime_mode", None),
-            dp_rank=_dp_rank(),
+            dp_rank=rank,
         )[FIELD]
         setattr(context, FIELD, known)
     return known
+
+
+def prepare_graph(context: Any) -> None:
+    """Bring what graphs read up to date before one is captured or replayed: a replay runs no layer that would ask."""
+    if not hasattr(context, "additional_kwargs") and context.cudagraph_runtime_mode.name != "NONE":
+        forward_tokens(context, context.batch_descriptor.num_tokens)
 
 
 def tokens_across_dp(metadata: Any) -> torch.Tensor | None:
