@@ -11,8 +11,7 @@ from typing import Any
 
 from demo.steps import read_events
 
-from vllm_ascend_patch.seams import records
-from vllm_ascend_patch.seams.graph_patches import GRAPH_CAPTURE
+from vllm_ascend_patch.seams.graph_support import graph_obstacle
 
 MAX_TOKENS = 12
 """Enough to decode over a few steps; the oracle's margins hold for the first tokens as for all."""
@@ -100,13 +99,13 @@ CONFIGURATIONS: dict[str, Configuration] = {
         environment={"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"},
     ),
 }
-# Without a flag for eager: decoding is replayed, prompts are not.
+# Without a flag for eager: decoding is replayed, prompts are not. Releases that cannot are eager all the same.
 CONFIGURATIONS["graphs"] = replace(CONFIGURATIONS["dp2"], name="DP 2, EP, graphs", graphs=True)
 
 
-def applies(configuration: Configuration, release: str) -> bool:
-    """Whether the configuration is for this release: models are captured where the patch that allows it is declared."""
-    return not configuration.graphs or records.covers(GRAPH_CAPTURE, release)
+def obstacle(configuration: Configuration, release: str) -> str | None:
+    """Why the configuration cannot be run on this release with the matrix's torch, in words."""
+    return graph_obstacle(release) if configuration.graphs else None
 
 
 def judge(configuration: Configuration, result: dict[str, Any], answers: list[list[int]]) -> list[str]:
@@ -134,6 +133,11 @@ def read_workers(configuration: Configuration, folder: Path) -> tuple[dict[str, 
         problems.append(f"patches not applied: {', '.join(bad)}")
     needed = Counter(state for state in patches.values() if state != "not needed")
     summary: dict[str, Any] = {"patches": dict(needed), "forwards": sum(report["forwards"] for report in reports)}
+    if configuration.graphs:
+        replays = [report["replays"] for report in reports]
+        summary["replays"] = sum(replays)
+        if not all(replays):
+            problems.append(f"replays of captured graphs per worker: {replays}")
     if configuration.dp > 1:
         vectors, others = _count_collectives(reports)
         summary["collectives_per_forward"] = round(vectors / max(summary["forwards"], 1), 3)
@@ -160,22 +164,11 @@ def _count_collectives(reports: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def read_traces(configuration: Configuration, trace: Path) -> tuple[dict[str, Any], list[str]]:
-    """From the ranks' step traces: forwards per MoE method, and those that were replayed; and what is wrong with them."""
+    """From the ranks' step traces: forwards per MoE method, and what is wrong with them."""
     files = sorted(trace.parent.glob(f"{trace.stem}.rank*{trace.suffix}"))
     ranks = [list(read_events(file)) for file in files]
     methods = Counter(event["args"]["method"] for events in ranks for event in events if event["name"] == "moe")
     missing = sorted(configuration.takes - set(methods))
     problems = [f"MoE methods not taken: {', '.join(missing)}"] if missing else []
     summary: dict[str, Any] = {"methods": dict(methods)}
-    if configuration.graphs:
-        replayed = [
-            sum(
-                event["name"] == "forward" and event.get("args", {}).get("graph_mode") == "PIECEWISE"
-                for event in events
-            )
-            for events in ranks
-        ]
-        summary["replayed_forwards"] = sum(replayed)
-        if len(replayed) != configuration.dp or not all(replayed):
-            problems.append(f"forwards in captured graphs per rank: {replayed}")
     return summary, problems

@@ -26,10 +26,11 @@ for _folder in (_ROOT, _ROOT / "scripts"):
 
 from matrix import releases, runner, sources, table  # noqa: E402
 from matrix.cases import cases as make_cases  # noqa: E402
-from matrix.configurations import CONFIGURATIONS, applies  # noqa: E402
+from matrix.configurations import CONFIGURATIONS, obstacle  # noqa: E402
 from vllm_ascend_patch.patching.source import SourceUnavailable  # noqa: E402
 
 RESULTS = _ROOT / "docs" / "matrix.json"
+_INTENDED = ("works", "refused", "eager")
 
 
 def main() -> int:
@@ -47,7 +48,7 @@ def main() -> int:
             print(f"[{number}/{len(wanted)}] vLLM {release}: not run: {error}", flush=True)
             continue
         _keep(options.results, release, {key: {**record, "commit": commit} for key, record in records.items()})
-        bad += any(record["outcome"] not in ("works", "refused") for record in records.values())
+        bad += any(record["outcome"] not in _INTENDED for record in records.values())
         line = ", ".join(_words(record) for record in records.values())
         print(f"[{number}/{len(wanted)}] vLLM {release}: {line} ({time.monotonic() - start:.0f} s)", flush=True)
         if not options.keep:
@@ -76,12 +77,13 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
     records = {}
     for key in only:
         configuration = CONFIGURATIONS[key]
-        if not applies(configuration, release):
+        if why := obstacle(configuration, release):
+            records[key] = {"configuration": configuration.name, "outcome": "eager", "why": why}
             continue
         model, cases = make_cases(configuration.family, cache / "models")
         log = Path(tempfile.gettempdir()) / f"matrix-{release}-{key}.log"
         records[key] = runner.run(configuration, paths, model, cases, arguments, seconds, log)
-        if records[key]["outcome"] in ("works", "refused"):
+        if records[key]["outcome"] in _INTENDED:
             log.unlink()
         else:
             print(f"    {release}, {configuration.name}: {records[key].get('why')} (log: {log})", flush=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from matrix import table
-from matrix.configurations import CONFIGURATIONS, MAX_TOKENS, applies, judge, read_traces, read_workers
+from matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
 from matrix.releases import RELEASES, packages
 from matrix.runner import last_error
 
@@ -75,25 +75,18 @@ def test_a_method_that_was_never_taken_is_named(tmp_path: Path) -> None:
     assert read_traces(TWO, tmp_path / "trace.json") == ({"methods": {"mc2": 1}}, ["MoE methods not taken: alltoall"])
 
 
-def test_a_rank_that_replayed_no_graph_is_found_out(tmp_path: Path) -> None:
-    events = [{"name": "moe", "args": {"method": method}} for method in ("mc2", "alltoall")]
-    for rank, mode in enumerate(("PIECEWISE", "NONE")):
-        forward = {"name": "forward", "args": {"graph_mode": mode}}
-        lines = [json.dumps(event) + ",\n" for event in (*events, forward)]
-        (tmp_path / f"trace.rank{rank}.json").write_text("[\n" + "".join(lines))
-    summary, problems = read_traces(CONFIGURATIONS["graphs"], tmp_path / "trace.json")
-    assert summary["replayed_forwards"] == 1
-    assert problems == ["forwards in captured graphs per rank: [1, 0]"]
-    (tmp_path / "trace.rank1.json").unlink()
-    assert read_traces(CONFIGURATIONS["graphs"], tmp_path / "trace.json")[1] == [
-        "forwards in captured graphs per rank: [1]"
-    ]
+def test_a_worker_that_replayed_no_graph_is_found_out(tmp_path: Path) -> None:
+    for number, replays in enumerate((3, 0)):
+        (tmp_path / f"worker-{number}.json").write_text(json.dumps(worker(replays=replays)))
+    summary, problems = read_workers(CONFIGURATIONS["graphs"], tmp_path)
+    assert summary["replays"] == 3
+    assert problems == ["replays of captured graphs per worker: [3, 0]"]
 
 
-def test_graphs_are_run_where_the_patch_that_allows_them_is_declared() -> None:
-    assert applies(CONFIGURATIONS["graphs"], "0.33.0")
-    assert not applies(CONFIGURATIONS["graphs"], "0.13.0")
-    assert applies(TWO, "0.13.0")
+def test_graphs_are_run_where_nothing_is_in_the_way() -> None:
+    assert obstacle(CONFIGURATIONS["graphs"], "0.33.0") is None
+    assert obstacle(CONFIGURATIONS["graphs"], "0.10.0") == "vLLM 0.10.0 has no graph modes"
+    assert obstacle(TWO, "0.10.0") is None
 
 
 def test_the_reason_of_a_failure_is_the_last_error_that_is_one() -> None:
