@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upstream's V1 model runner on an NPU: nothing but what its constructor asks of the device.
+"""Upstream's V1 model runner on an NPU: nothing but what its constructor asks of the device, and what loading leaves out.
 
 Input preparation, padding and profiling stay upstream's, so that patches on ``GPUModelRunner`` take effect here.
 """
