@@ -28,7 +28,8 @@ else
   # Random schedules through the release's own decision code; on the CPU, in many processes.
   TORCH_DEVICE_BACKEND_AUTOLOAD=0 "$venv/bin/python" -m pytest tests/dp/test_fuzz.py -m "not slow"
   oracle=tests/serve/test_oracle.py::test_greedy_tokens_equal_transformers
-  rest=(-m "not slow" "$oracle[qwen2_moe-one device]" "$oracle[mixtral-dp 2 with ep]" tests/serve/test_refusals.py
-    tests/releases tests/patching/test_real_vllm.py)
+  graphs=tests/serve/test_graphs.py::test_tokens_equal_transformers_with_graphs
+  rest=(-m "not slow" "$oracle[qwen2_moe-one device]" "$oracle[mixtral-dp 2 with ep]" "$graphs[mixtral_wide-1-2-A3-methods1]"
+    tests/serve/test_refusals.py tests/releases tests/patching/test_real_vllm.py)
 fi
 exec "$venv/bin/python" -m vllm_ascend_patch virtual-npu --devices 8 -- "$venv/bin/python" -m pytest "${rest[@]}"

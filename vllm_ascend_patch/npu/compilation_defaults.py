@@ -14,6 +14,7 @@ from vllm.logger import init_logger
 from vllm.platforms.interface import Platform
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.core.moe.model_facts import has_experts
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -141,7 +142,8 @@ def _no_fusions(passes: Any) -> None:
 
 
 def _is_moe(vllm_config: VllmConfig) -> bool:
-    return vllm_config.model_config is not None and vllm_config.model_config.is_moe
+    model = vllm_config.model_config
+    return model is not None and has_experts(model.hf_config.to_dict())
 
 
 def _change(compilation: Any, field: str, value: Any, why: str, log: Any = logger.info) -> None:
