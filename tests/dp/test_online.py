@@ -153,10 +153,11 @@ def test_a_server_answers_alone_in_bursts_and_after_idling(
     assert not server.leftovers()
 
 
+@pytest.mark.parametrize("transport", ["cpu", "auto"])
 def test_survivors_of_a_killed_worker_name_it_and_the_next_server_takes_the_same_ports(
-    checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
+    transport: str, checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
 ) -> None:
-    with serve(checkpoint, ports, tmp_path, 2) as server:
+    with serve(checkpoint, ports, tmp_path, 2, transport) as server:
         server.wait_until_ready(START_SECONDS)
         ask(server, checkpoint, 0)
         victim = _worker(server, rank=1)
@@ -175,17 +176,19 @@ def test_survivors_of_a_killed_worker_name_it_and_the_next_server_takes_the_same
         assert not left, f"survivors are still there: {left}"
         log = server.log.read_text(errors="replace")
         assert re.search(r"rank 1 \(pid", log), "no survivor named the rank that died\n" + server.log_tail(80)
-    with serve(checkpoint, ports, tmp_path, 2) as server:
+    with serve(checkpoint, ports, tmp_path, 2, transport) as server:
         server.wait_until_ready(START_SECONDS)
         ask(server, checkpoint, 0)
+    assert not list(Path("/dev/shm").glob("vllm_ascend_patch.*")), "no shared memory is left"
     assert not server.family(), "nothing is left"
 
 
+@pytest.mark.parametrize("transport", ["device", "auto"])
 def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
-    checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
+    transport: str, checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
 ) -> None:
     """vLLM's own supervision sees living processes, and the health check stays green: only the watchdog finds this."""
-    with serve(checkpoint, ports, tmp_path, 2, "device") as server:
+    with serve(checkpoint, ports, tmp_path, 2, transport) as server:
         server.wait_until_ready(START_SECONDS)
         ask(server, checkpoint, 0)
         victim = _worker(server, rank=1)
