@@ -19,7 +19,10 @@ from dataclasses import dataclass, field
 from .errors import StepMismatchError
 from .vector import NUM_FIELDS, Field, GraphMode, StepKind
 
+# Looking members of an enumeration up costs more than the rest of a step's decision.
 _KINDS = {int(kind): kind for kind in StepKind}
+_MAIN = StepKind.MAIN
+_NO_GRAPH = int(GraphMode.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +94,19 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
         StepMismatchError: the columns are not from the same step or the same kind of forward, or a column is empty.
             The same on every rank, since it is found from the shared matrix alone.
     """
-    _check_same_step(rows)
-    # In the order of `Field`; looking members of an enumeration up costs more than the rest of this function.
+    if len(rows) != NUM_FIELDS:
+        raise StepMismatchError(f"step matrix has {len(rows)} rows, this version's layout has {NUM_FIELDS}")
+    # In the order of `Field`.
     counts, own, votes, modes, prefills, idles, pads, kinds, sequences, declared, *_ = rows
+    _check_same_step(kinds, sequences)
     tokens, own_padded, idle = tuple(counts), tuple(own), tuple(map(bool, idles))
     graph_mode = min(modes)
     largest = max(own_padded)
-    microbatch = _agree_microbatching(tokens, votes, idle, largest, num_microbatches)
+    microbatch = any(votes) and _agree_microbatching(tokens, votes, idle, largest, num_microbatches)
     kind = _KINDS[kinds[0]]
-    pad = microbatch or graph_mode != GraphMode.NONE or all(pads)
+    pad = microbatch or graph_mode != _NO_GRAPH or all(pads)
     drafts = None
-    if kind is StepKind.MAIN and all(declared):
+    if kind is _MAIN and all(declared):
         drafts = (
             _agree_draft(rows, Field.DRAFT_FIRST_TOKENS, graph_mode, idle),
             _agree_draft(rows, Field.DRAFT_NEXT_TOKENS, graph_mode, idle),
@@ -110,7 +115,7 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
         sequence=sequences[0],
         kind=kind,
         tokens=tokens,
-        active_tokens=tuple(0 if i else t for t, i in zip(tokens, idle, strict=True)),
+        active_tokens=tuple(0 if i else t for t, i in zip(tokens, idle, strict=True)) if any(idles) else tokens,
         padded_tokens=(largest,) * len(tokens) if pad else own_padded,
         max_tokens=largest,
         graph_mode=graph_mode,
@@ -125,8 +130,6 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
 def _agree_microbatching(
     tokens: tuple[int, ...], votes: Sequence[int], idle: tuple[bool, ...], padded: int, parts: int
 ) -> bool:
-    if not any(votes):
-        return False
     busy = [rank for rank, is_idle in enumerate(idle) if not is_idle]
     return (
         bool(busy)
@@ -171,10 +174,7 @@ def _agree_draft(
     )
 
 
-def _check_same_step(rows: Sequence[Sequence[int]]) -> None:
-    if len(rows) != NUM_FIELDS:
-        raise StepMismatchError(f"step matrix has {len(rows)} rows, this version's layout has {NUM_FIELDS}")
-    kinds, sequences = rows[Field.KIND], rows[Field.SEQUENCE]
+def _check_same_step(kinds: Sequence[int], sequences: Sequence[int]) -> None:
     if kinds[0] in _KINDS and kinds.count(kinds[0]) == len(kinds) == sequences.count(sequences[0]):
         return
     names = {number: kind.name.lower() for number, kind in _KINDS.items()} | {0: "nothing"}
