@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+from array import array
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 
 from vllm_ascend_patch.core import trace
@@ -79,7 +80,8 @@ def run_ar(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> 
         return original(*args, **kwargs)
     agreement = session.resolve(vote)
     session.channel.progress.enter("forward", blocking=True)
-    return torch.from_numpy(np.array(rows_for(names, agreement), dtype=np.int32))  # half the time of torch.tensor
+    rows = rows_for(names, agreement)
+    return torch.frombuffer(array("i", chain.from_iterable(rows)), dtype=torch.int32).view(len(rows), -1)
 
 
 def rows_for(names: tuple[str, ...], agreement: StepAgreement) -> list[tuple[int, ...]]:
