@@ -6,12 +6,13 @@ engine steps.
     python -m vllm_ascend_patch virtual-npu --devices 8 -- python benchmarks/dp_sync.py --ranks 2 4 8
 
 An engine per number of ranks; blocks of requests alternate between the two variants. "balanced": the same work on every
-rank; "unbalanced": requests of very different lengths, fewer than ranks at the end. Times are host times in microseconds of
-steps with real work. "exposed" is everything that the step pays: for upstream the call of its all-reduce, for the step
-vector computing and posting the vote plus what is left to wait. On simulated devices this says what the host pays, nothing
-about a device. On fewer cores than ranks, waits measure the operating system's scheduler: whoever runs last waits for
-nobody. The last line is JSON: the rows, and the ratio of the exposed medians (ours to upstream's) of the balanced scenario
-at the largest number of ranks that has a core each, against the goal of a tenth.
+rank; "unbalanced": requests of very different lengths, fewer than ranks at the end. The transport is the one that start-up
+finds the fastest, unless VLLM_ASCEND_PATCH_DP_SYNC says another. Times are host times in microseconds of steps with real
+work. "exposed" is everything that the step pays: for upstream the call of its all-reduce, for the step vector computing and
+posting the vote plus what is left to wait. On simulated devices this says what the host pays, nothing about a device. On
+fewer cores than ranks, waits measure the operating system's scheduler: whoever runs last waits for nobody. The last line is
+JSON: the rows, and the ratio of the exposed medians (ours to upstream's) of the balanced scenario at the largest number of
+ranks that has a core each, against the goal of a tenth.
 """
 
 from __future__ import annotations
@@ -173,9 +174,10 @@ def report(ranks: int, merged: dict[tuple[str, str], dict[str, Any]]) -> list[di
                 "wait_ratio": percentile(ours["waits"], 0.5) / percentile(upstream["waits"], 0.5),
                 "exposed_ratio": percentile(exposed, 0.5) / percentile(upstream["waits"], 0.5),
                 "hidden_share": prepared / (prepared + percentile(ours["waits"], 0.5)),
-                "upstream_collectives": upstream["calls"],
+                "upstream_transport": upstream["transport"],
+                "upstream_exchanges": upstream["calls"],
                 "upstream_bytes": upstream["bytes"],
-                "ours_collectives": ours["calls"],
+                "ours_exchanges": ours["calls"],
                 "ours_bytes": ours["bytes"],
             }
         )
@@ -186,7 +188,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=130)
+    console = Console(width=140)
     times = Table(title="Wait for data-parallel metadata per step, microseconds of host time")
     for column in (
         "ranks",
@@ -217,9 +219,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
     console.print(times)
     counts = Table(
-        title="Collectives per forward (real and dummy; drafters: upstream up to two more each step, ours none)"
+        title="Exchanges, one per forward, real or dummy (drafters: upstream up to two more each step, ours none)"
     )
-    for column in ("ranks", "scenario", "variant", "calls", "bytes per call"):
+    for column in ("ranks", "scenario", "variant", "transport", "exchanges", "bytes each"):
         counts.add_column(column, justify="right")
     for row in rows:
         for variant in VARIANTS:
@@ -227,7 +229,8 @@ def show(rows: list[dict[str, Any]]) -> None:
                 str(row["ranks"]),
                 row["scenario"],
                 variant,
-                str(row[f"{variant}_collectives"]),
+                row["transport"] if variant == "ours" else row["upstream_transport"],
+                str(row[f"{variant}_exchanges"]),
                 str(row[f"{variant}_bytes"]),
             )
     console.print(counts)

@@ -114,7 +114,8 @@ class TimedWorker:
         if variant == "ours":
             transport, bytes_per_call = _session.channel.transport.name, _session.channel.transport.payload_bytes
         else:
-            transport, bytes_per_call = "cpu", 16 * self.parallel_config.data_parallel_size  # four int32 rows
+            transport = "cpu" if self.parallel_config.disable_nccl_for_dp_synchronization else "device"
+            bytes_per_call = 16 * self.parallel_config.data_parallel_size  # four int32 rows
         line = {
             "variant": variant,
             "scenario": scenario,
