@@ -29,33 +29,35 @@ _agreed: StepAgreement | None = None
 
 
 def prepare_inputs(original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-    """Decide and post, then prepare inputs while the collective is under way (up to 0.11.0)."""
-    global _expected
-    num_tokens = scheduler_output.total_num_scheduled_tokens
-    _expected = _vote(runner, num_tokens, padded_for_graphs(runner, num_tokens))
-    return _announce(_expected, original, runner, scheduler_output, *args, **kwargs)
+    """Decide and post, then prepare inputs while the exchange is under way (up to 0.11.0)."""
+    return _prepare(_vote, original, runner, scheduler_output, *args, **kwargs)
 
 
 def prepare_inputs_with_rows(
     original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """The same for ``_run_ar``, which carries no graph mode, and pads the ranks once graphs are configured."""
-    num_tokens = scheduler_output.total_num_scheduled_tokens
-    padded = padded_for_graphs(runner, num_tokens)
-    vote = Vote(num_tokens, padded, pad=_has_graphs(runner))
-    return _announce(vote, original, runner, scheduler_output, *args, **kwargs)
+    return _prepare(_vote_with_rows, original, runner, scheduler_output, *args, **kwargs)
 
 
-def _announce(
-    vote: Vote, original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any
+def _prepare(
+    vote_for: Callable[[Any, int, int], Vote],
+    original: Callable[..., Any],
+    runner: Any,
+    scheduler_output: Any,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
+    global _expected, _agreed
     attention = attention_of(runner, scheduler_output, scheduled_tokens(runner, scheduler_output))
     set_attention(attention)
     session = current_session()
     if session is None:
         return original(runner, scheduler_output, *args, **kwargs)
     try:
-        session.announce(vote, attention.with_prefill)
+        num_tokens = scheduler_output.total_num_scheduled_tokens
+        _expected, _agreed = vote_for(runner, num_tokens, padded_for_graphs(runner, num_tokens)), None
+        session.announce(_expected, attention.with_prefill)
         return original(runner, scheduler_output, *args, **kwargs)
     except Exception as error:
         session.abandon(error)
@@ -90,8 +92,9 @@ def num_tokens_across_dp(original: Callable[..., torch.Tensor], *args: Any, **kw
     num_tokens = kwargs["num_tokens"] if "num_tokens" in kwargs else args[0]
     agreement, _agreed = _agreed, None
     if agreement is None:
-        as_expected = _expected is not None and _expected.padded_tokens == num_tokens
-        vote = _expected if as_expected and _expected is not None else Vote(num_tokens, num_tokens)
+        vote = _expected
+        if vote is None or vote.padded_tokens != num_tokens:
+            vote = Vote(num_tokens, num_tokens)
         agreement = session.resolve(vote)
     session.channel.progress.enter("forward", blocking=True)
     return torch.tensor(agreement.padded_tokens, dtype=torch.int32)
@@ -116,6 +119,10 @@ def _vote(runner: Any, num_tokens: int, padded_tokens: int) -> Vote:
         graph_mode=GraphMode.PIECEWISE if replays else GraphMode.NONE,
         pad=not config.model_config.enforce_eager,
     )
+
+
+def _vote_with_rows(runner: Any, num_tokens: int, padded_tokens: int) -> Vote:
+    return Vote(num_tokens, padded_tokens, pad=_has_graphs(runner))
 
 
 def _has_graphs(runner: Any) -> bool:

@@ -40,7 +40,7 @@ def forward_tokens(context: Any, rows: int) -> ForwardTokens:
 
 def prepare_graph(context: Any) -> None:
     """Bring what graphs read up to date before one is captured or replayed: a replay runs no layer that would ask."""
-    if not hasattr(context, "additional_kwargs") and context.cudagraph_runtime_mode.name != "NONE":
+    if context.cudagraph_runtime_mode.name != "NONE":
         forward_tokens(context, context.batch_descriptor.num_tokens)
 
 
