@@ -39,12 +39,14 @@ def job_for(checkpoint: Path, tp: int, dp: int, ep: bool, arguments: dict[str, A
 
 
 def graph_modes(traces: Path) -> list[Counter[str]]:
-    """How many forwards each worker ran in which graph mode."""
+    """How many forwards each worker ran in which graph mode, and for how many it told its layers the step ("told")."""
     found = []
     for file in sorted(traces.glob("*.json")):
-        events = [json.loads(line.rstrip(",\n")) for line in file.read_text().splitlines() if '"forward"' in line]
+        lines = [line.rstrip(",\n") for line in file.read_text().splitlines() if '"forward"' in line or '"moe"' in line]
+        events = [json.loads(line) for line in lines]
         modes = Counter(event["args"]["graph_mode"] for event in events if "graph_mode" in event.get("args", {}))
         if modes:
+            modes["told"] = sum(event["name"] == "moe" for event in events)
             found.append(modes)
     return found
 
@@ -96,6 +98,7 @@ def test_tokens_equal_transformers_with_graphs(
     assert len(modes) == tp * dp
     for mode in modes:
         assert mode["PIECEWISE"] > mode["NONE"] > 0, modes
+        assert mode["told"] >= mode["PIECEWISE"], f"replays whose mask nobody brought up to date: {modes}"
     replays = [mode["PIECEWISE"] for mode in modes]
     # The engine is stopped while ranks may still run an idle step, which then is in the trace of some only.
     assert max(replays) - min(replays) <= 1, f"the ranks did not replay together: {modes}"
