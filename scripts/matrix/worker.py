@@ -16,6 +16,8 @@ from typing import Any
 
 from tests.dp.worker_extension import COUNTER, FORWARDS, CountingWorker
 
+REPLAYS: Counter[str] = Counter()
+
 
 class MatrixWorker(CountingWorker):
     """Methods that ``collective_rpc`` reaches."""
@@ -26,7 +28,7 @@ class MatrixWorker(CountingWorker):
         """Count from here on: start-up is over."""
         self.count_forwards()
         self._matrix_before = Counter(COUNTER.calls)
-        self._matrix_replays = _count_replays()
+        _count_replays()
 
     def matrix_posted(self) -> int:
         """Step vectors sent so far."""
@@ -57,7 +59,7 @@ class MatrixWorker(CountingWorker):
         transport = session.channel.transport if session is not None else None
         report = {
             "forwards": FORWARDS["model"],
-            "replays": len(self._matrix_replays),
+            "replays": REPLAYS["graph"],
             "vector": (transport.name, transport.payload_bytes) if transport is not None else None,
             "all_reduces": [
                 {"ranks": ranks, "device": device, "bytes": size, "count": count}
@@ -69,19 +71,17 @@ class MatrixWorker(CountingWorker):
         Path(folder, f"worker-{os.getpid()}.json").write_text(json.dumps(report))
 
 
-def _count_replays() -> list[None]:
-    """A list that grows with every replay of a graph, whoever asks for it."""
+def _count_replays() -> None:
+    """Count the replays of graphs from now on, whoever asks for them."""
     import torch_npu
 
-    replays: list[None] = []
     replay = torch_npu.npu.NPUGraph.replay
 
     def counted(graph: Any) -> Any:
-        replays.append(None)
+        REPLAYS["graph"] += 1
         return replay(graph)
 
     torch_npu.npu.NPUGraph.replay = counted
-    return replays
 
 
 def _patches() -> dict[str, str]:
