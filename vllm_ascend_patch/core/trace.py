@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step trace: Chrome/Perfetto events of one rank, buffered and written by the process itself.
+"""The step trace: Chrome/Perfetto events of one rank, written by a thread of the process itself.
 
 Writing only; reading and summarising is `trace_report.py`. Off by default, and then every call is one test of a module
 variable. The file is the "JSON array" flavour of the Chrome trace format, whose closing bracket is optional, so the trace
-of a killed process still opens.
+of a killed process still opens; so does that of a process that hangs, up to the moment at which it began to.
 """
 
 from __future__ import annotations
@@ -11,31 +11,37 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-_FLUSH_EVENTS = 512
-_FLUSH_SECONDS = 5.0
+logger = logging.getLogger("vllm_ascend_patch")
+
+_WRITE_SECONDS = 0.5
+"""What a process that is killed may lose of its trace."""
 
 
 class _Writer:
     def __init__(self, path: Path, rank: int, label: str) -> None:
         self.path, self.rank = path, rank
-        self._buffer: list[str] = []
-        self._lock = threading.Lock()
-        self._last_flush = time.monotonic()
         self._pid = os.getpid()
+        self._events: deque[str] = deque()
+        self._closing = threading.Event()
         # perf_counter is cheap and monotonic; the offset puts ranks of one host on one time axis.
         self._offset_ns = time.time_ns() - time.perf_counter_ns()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO | None = path.open("w", encoding="utf-8")
-        self._file.write("[\n")
+        # Unbuffered: a forked process must not inherit half a line that it would write when it ends.
+        self._file = path.open("wb", buffering=0)
+        self._file.write(b"[\n")
         self._append({"ph": "M", "name": "process_name", "args": {"name": label}})
         self._append({"ph": "M", "name": "process_sort_index", "args": {"sort_index": rank}})
+        self._thread = threading.Thread(target=self._write_now_and_then, name="step trace", daemon=True)
+        self._thread.start()
 
     def complete(self, name: str, start_ns: int, end_ns: int, args: dict[str, Any] | None) -> None:
         event: dict[str, Any] = {
@@ -57,23 +63,29 @@ class _Writer:
     def _append(self, event: dict[str, Any]) -> None:
         event["pid"] = self.rank
         event["tid"] = self._pid
-        self._buffer.append(json.dumps(event, separators=(",", ":"), default=str))
-        if len(self._buffer) >= _FLUSH_EVENTS or time.monotonic() - self._last_flush > _FLUSH_SECONDS:
-            self.flush()
+        self._events.append(json.dumps(event, separators=(",", ":"), default=str))
 
-    def flush(self) -> None:
-        with self._lock:
-            buffer, self._buffer = self._buffer, []
-            self._last_flush = time.monotonic()
-            if buffer and self._file is not None and os.getpid() == self._pid:
-                self._file.write(",\n".join(buffer) + ",\n")
-                self._file.flush()
+    def _write_now_and_then(self) -> None:
+        while not self._closing.wait(_WRITE_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        lines = [self._events.popleft() for _ in range(len(self._events))]
+        try:
+            if lines:
+                self._file.write((",\n".join(lines) + ",\n").encode())
+        except OSError as error:
+            # A full disk costs the trace, not the server; nothing may pile up in memory either.
+            logger.error("the trace %s ends here: %s", self.path, error.strerror)
+            self._closing.set()
+            _forget()
 
     def close(self) -> None:
-        self.flush()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Write what is left. The writing thread ends first: nobody else takes events."""
+        self._closing.set()
+        self._thread.join()
+        self._write()
+        self._file.close()
 
 
 _writer: _Writer | None = None
@@ -104,6 +116,15 @@ def stop() -> None:
     if writer is not None:
         atexit.unregister(stop)
         writer.close()
+
+
+def _forget() -> None:
+    """No more events, and nothing written. In a forked process the trace is its parent's, and so is the writing thread."""
+    global _writer
+    _writer = None
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def enabled() -> bool:

@@ -36,7 +36,13 @@ def start(vllm_config: Any, device: torch.device) -> None:
     parallel = vllm_config.parallel_config
     if envs.VLLM_ASCEND_PATCH_TRACE:
         rank = dist.get_rank() if dist.is_initialized() else 0
-        trace.start(envs.VLLM_ASCEND_PATCH_TRACE, rank, f"rank {rank} (DP {parallel.data_parallel_rank})")
+        try:
+            trace.start(envs.VLLM_ASCEND_PATCH_TRACE, rank, f"rank {rank} (DP {parallel.data_parallel_rank})")
+        except OSError as error:
+            raise envs.EnvError(
+                f"VLLM_ASCEND_PATCH_TRACE={envs.VLLM_ASCEND_PATCH_TRACE}: {error.filename} cannot be written "
+                f"({error.strerror}); name a file where the workers may write, or leave the variable empty"
+            ) from None
     install_session(None)
     if parallel.data_parallel_size == 1 or get_dp_group().world_size == 1:
         return

@@ -53,7 +53,13 @@ class ForwardTokens:
             step = MoEStep(self.per_dp_rank, self.active, choice.method, self.captured, mask)
             if trace.enabled():
                 trace.instant(
-                    "moe", {"method": choice.method, "reason": choice.reason, "max_tokens": max(self.per_dp_rank)}
+                    "moe",
+                    {
+                        "method": choice.method,
+                        "reason": choice.reason,
+                        "max_tokens": max(self.per_dp_rank),
+                        "captured": self.captured,
+                    },
                 )
             self._steps[id(selector)] = step
         return step
