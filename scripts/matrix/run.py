@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The matrix: run vLLM releases one after the other on (virtual) NPUs, keep a result file, print a line per release.
+"""The matrix: run vLLM releases on (virtual) NPUs, two at a time, keep a result file, print a line per release.
 
     scripts/matrix.sh                      every release, every configuration
     scripts/matrix.sh 0.33.0 0.12.0        some releases
@@ -11,10 +11,12 @@ Results are merged into the result file; the README table and the doctor's words
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ from vllm_ascend_patch.patching.source import SourceUnavailable  # noqa: E402
 
 RESULTS = _ROOT / "docs" / "matrix.json"
 _INTENDED = ("works", "refused", "eager")
+_AT_A_TIME = 2
+"""Releases that run side by side: an engine's start is mostly one process that imports, compiles or waits."""
+
+_shared = threading.Lock()  # for what releases have in common: models and packages, made once
 
 
 def main() -> int:
@@ -39,21 +45,37 @@ def main() -> int:
     cache.mkdir(parents=True, exist_ok=True)
     wanted = options.releases or list(reversed(releases.RELEASES))
     commit, bad = _commit(), 0
-    for number, release in enumerate(wanted, 1):
-        start = time.monotonic()
-        try:
-            records = run_release(release, options.only, cache, options.seconds)
-        except (SourceUnavailable, RuntimeError, subprocess.SubprocessError) as error:
-            bad += 1
-            print(f"[{number}/{len(wanted)}] vLLM {release}: not run: {error}", flush=True)
-            continue
-        _keep(options.results, release, {key: {**record, "commit": commit} for key, record in records.items()})
-        bad += any(record["outcome"] not in _INTENDED for record in records.values())
-        line = ", ".join(_words(record) for record in records.values())
-        print(f"[{number}/{len(wanted)}] vLLM {release}: {line} ({time.monotonic() - start:.0f} s)", flush=True)
+    pool = concurrent.futures.ThreadPoolExecutor(_AT_A_TIME)
+    runs = {pool.submit(_timed, release, options, cache): release for release in wanted}
+    try:
+        for number, run in enumerate(concurrent.futures.as_completed(runs), 1):
+            head = f"[{number}/{len(wanted)}] vLLM {runs[run]}"
+            try:
+                records, seconds = run.result()
+            except (SourceUnavailable, RuntimeError, subprocess.SubprocessError) as error:
+                bad += 1
+                print(f"{head}: not run: {error}", flush=True)
+                continue
+            _keep(options.results, runs[run], {key: {**record, "commit": commit} for key, record in records.items()})
+            bad += any(record["outcome"] not in _INTENDED for record in records.values())
+            print(f"{head}: {', '.join(map(_words, records.values()))} ({seconds:.0f} s)", flush=True)
+    except KeyboardInterrupt:
+        print("stopped; the releases above are recorded", flush=True)
+        return 130
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        runner.stop_all()
+    return 1 if bad else 0
+
+
+def _timed(release: str, options: argparse.Namespace, cache: Path) -> tuple[dict[str, dict[str, Any]], float]:
+    """`run_release` and the seconds that it took; its sources are gone afterwards."""
+    start = time.monotonic()
+    try:
+        return run_release(release, options.only, cache, options.seconds), time.monotonic() - start
+    finally:
         if not options.keep:
             sources.remove(release, cache)
-    return 1 if bad else 0
 
 
 def _keep(file: Path, release: str, records: dict[str, dict[str, Any]]) -> None:
@@ -71,7 +93,8 @@ def _keep(file: Path, release: str, records: dict[str, dict[str, Any]]) -> None:
 def run_release(release: str, only: list[str], cache: Path, seconds: float) -> dict[str, dict[str, Any]]:
     """Every configuration of one release; the record of each by the configuration's key."""
     unpacked = sources.unpack(release, cache)
-    packages = sources.overlay(releases.packages(release), cache)
+    with _shared:
+        packages = sources.overlay(releases.packages(release), cache)
     paths = [unpacked, packages] if packages else [unpacked]
     arguments = releases.ARGUMENTS.get(release, {})
     records = {}
@@ -80,7 +103,8 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
         if why := obstacle(configuration, release):
             records[key] = {"configuration": configuration.name, "outcome": "eager", "why": why}
             continue
-        model, cases = make_cases(configuration.family, cache / "models")
+        with _shared:
+            model, cases = make_cases(configuration.family, cache / "models")
         log = Path(tempfile.gettempdir()) / f"matrix-{release}-{key}.log"
         records[key] = runner.run(configuration, paths, model, cases, arguments, seconds, log)
         if records[key]["outcome"] in _INTENDED:

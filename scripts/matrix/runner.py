@@ -19,6 +19,8 @@ from demo.server import npu_command
 from .configurations import Configuration, judge, read_traces, read_workers
 
 _ROOT = Path(__file__).resolve().parents[2]
+_running: set[subprocess.Popen[str]] = set()
+_stopping = False
 _REFUSALS = ("PatchRefused", "NoDevice", "AppliedTooLate", "EnvError")
 
 
@@ -92,15 +94,33 @@ def _watched(command: list[str], text: str, environment: dict[str, str], seconds
             env=environment,
             cwd=_ROOT,
         )
+    _running.add(process)
     try:
-        process.communicate(text, timeout=seconds)
+        if not _stopping:
+            process.communicate(text, timeout=seconds)
+        if _stopping:
+            raise RuntimeError("stopped")
         return process.returncode
     except subprocess.TimeoutExpired:
         return None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _running.discard(process)
+        _kill(process)
         process.wait()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """The process and its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop_all() -> None:
+    """Kill every engine that runs; the threads that watch them come to an end and start no other."""
+    global _stopping
+    _stopping = True
+    for process in list(_running):
+        _kill(process)
 
 
 def last_error(text: str) -> str:
