@@ -83,7 +83,8 @@ def _keep(file: Path, release: str, records: dict[str, dict[str, Any]]) -> None:
     results = json.loads(file.read_text()) if file.is_file() else {}
     known = results.setdefault(release, {"runs": {}})
     known["packages"] = list(releases.packages(release))
-    known["runs"] |= records
+    runs = known["runs"] | records
+    known["runs"] = {key: runs[key] for key in CONFIGURATIONS if key in runs}
     results = dict(sorted(results.items(), key=table.order))
     file.write_text(json.dumps(results, indent=1) + "\n")
     if file == RESULTS:
