@@ -185,14 +185,16 @@ class Watchdog:
             self._trouble_since = now
             if stuck:  # an idle rank may be on its own way out, as when all ranks shut down
                 logger.critical("rank %d cannot go on: %s", self.board.rank, error)
-        elif now - self._trouble_since > self._grace:
+            return
+        # A main thread that waits gives a rank that left the same grace, and shall be the first to raise.
+        if now - self._trouble_since > self._grace * (2 if isinstance(error, _LeftError) else 1):
             if not stuck:
                 logger.critical("rank %d cannot go on: %s", self.board.rank, error)
             logger.critical(
                 "rank %d: still in phase '%s' after %.0f s of grace; ending the process with code %d",
                 self.board.rank,
                 self.progress.phase,
-                self._grace,
+                now - self._trouble_since,
                 EXIT_CODE,
             )
             self.report_failure(str(error))
