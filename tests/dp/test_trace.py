@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from vllm_ascend_patch import envs
 from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.core.trace_report import read_trace
+from vllm_ascend_patch.seams.dp_session import open_trace
 
 from .processes import ROOT
 
@@ -61,6 +63,15 @@ def test_a_forked_process_adds_nothing_to_its_parents_trace(tmp_path: Path) -> N
     trace.instant("moe", {"step": 2})
     trace.stop()
     assert _steps(file) == [0, 2]
+
+
+def test_a_path_that_cannot_be_written_is_one_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ASCEND_PATCH_TRACE", "/dev/null/trace.json")
+    with pytest.raises(
+        envs.EnvError, match=r"TRACE=/dev/null/trace.json: /dev/null cannot be written \(.*\); name a file"
+    ):
+        open_trace(0)
+    assert not trace.enabled()
 
 
 def test_a_full_disk_ends_the_trace_and_not_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

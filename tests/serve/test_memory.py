@@ -61,6 +61,7 @@ def test_the_largest_steps_fit_next_to_the_kv_cache(checkpoints: Callable[[str],
         assert worker["peak"] <= worker["allowed"]
 
 
+@pytest.mark.slow
 def test_profiling_without_moe_communication_would_leave_too_little(
     checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

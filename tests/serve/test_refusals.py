@@ -73,14 +73,6 @@ def test_an_unknown_value_of_a_variable_lists_the_valid_ones(
     assert "auto, allgather, mc2, alltoall" in output
 
 
-def test_a_trace_that_cannot_be_written_is_refused_with_its_path(
-    checkpoints: Callable[[str], Path], tmp_path: Path
-) -> None:
-    environment = {"VLLM_ASCEND_PATCH_TRACE": "/dev/null/trace.json"}
-    output = refused(checkpoints("mixtral"), tmp_path, environment=environment)
-    assert "VLLM_ASCEND_PATCH_TRACE=/dev/null/trace.json: /dev/null cannot be written (File exists)" in output
-
-
 def test_speculation_that_is_not_served_is_refused_with_what_is(
     checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -29,20 +29,27 @@ def model_runner_init(original: Callable[..., None], runner: Any, *args: Any, **
     start(runner.vllm_config, runner.device)
 
 
+def open_trace(data_parallel_rank: int) -> None:
+    """Begin the step trace that the user asked for. Raises :class:`envs.EnvError` where it cannot be written."""
+    path = envs.VLLM_ASCEND_PATCH_TRACE
+    if not path:
+        return
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    try:
+        trace.start(path, rank, f"rank {rank} (DP {data_parallel_rank})")
+    except OSError as error:
+        raise envs.EnvError(
+            f"VLLM_ASCEND_PATCH_TRACE={path}: {error.filename} cannot be written ({error.strerror}); name a file where "
+            "the workers may write, or leave the variable empty"
+        ) from None
+
+
 def start(vllm_config: Any, device: torch.device) -> None:
     """Build this process's session; without data parallelism there is none. Also opens the trace."""
     from vllm.distributed.parallel_state import get_dp_group
 
     parallel = vllm_config.parallel_config
-    if envs.VLLM_ASCEND_PATCH_TRACE:
-        rank = dist.get_rank() if dist.is_initialized() else 0
-        try:
-            trace.start(envs.VLLM_ASCEND_PATCH_TRACE, rank, f"rank {rank} (DP {parallel.data_parallel_rank})")
-        except OSError as error:
-            raise envs.EnvError(
-                f"VLLM_ASCEND_PATCH_TRACE={envs.VLLM_ASCEND_PATCH_TRACE}: {error.filename} cannot be written "
-                f"({error.strerror}); name a file where the workers may write, or leave the variable empty"
-            ) from None
+    open_trace(parallel.data_parallel_rank)
     install_session(None)
     if parallel.data_parallel_size == 1 or get_dp_group().world_size == 1:
         return
