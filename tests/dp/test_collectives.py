@@ -16,6 +16,7 @@ import pytest
 from vllm_ascend_patch.core.dp.vector import NUM_FIELDS
 from vllm_ascend_patch.core.trace_report import read_trace, summarise
 
+from ..installed import needs_kernel_registry
 from .processes import ROOT, under_virtual_npu
 
 pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(900)]
@@ -62,7 +63,13 @@ class Run:
     folder: Path
 
 
-@pytest.fixture(scope="module", params=SETUPS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=needs_kernel_registry if "speculative_config" in setup.arguments else ())
+        for name, setup in SETUPS.items()
+    ],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     setup = SETUPS[request.param]
     folder = tmp_path_factory.mktemp("collectives")
