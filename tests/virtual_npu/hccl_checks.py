@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each rank of a world checks about the backend hccl. Started by test_hccl.py; no test by itself."""
 
-import contextlib
 import os
 import signal
 import time
@@ -286,16 +285,6 @@ def _error_of(call: Callable[[], object]) -> tuple[str, float]:
     return "", time.monotonic() - started
 
 
-def _error_of_each(call: Callable[[], object], rank: int, size: int) -> tuple[str, float]:
-    """As `_error_of`, on every rank; none ends before all have met theirs, which would be an error of another kind."""
-    found = _error_of(call)
-    store = dist.distributed_c10d._get_default_store()
-    with contextlib.suppress(RuntimeError):  # the rank with the store may end first, and only when all have said so
-        store.set(f"met {rank}", "1")
-        store.wait([f"met {other}" for other in range(size)], timedelta(seconds=40))
-    return found
-
-
 def a_rank_dies(rank: int, size: int, victim: int) -> tuple[str, float]:
     start(rank, size, seconds=30)
     dist.all_reduce(torch.ones(2, device=NPU))
@@ -307,18 +296,17 @@ def a_rank_dies(rank: int, size: int, victim: int) -> tuple[str, float]:
 def a_rank_calls_something_else(rank: int, size: int) -> tuple[str, float]:
     start(rank, size, seconds=30)
     tensor = torch.ones(4, device=NPU)
-    return _error_of_each(lambda: dist.broadcast(tensor, 0) if rank == 1 else dist.all_reduce(tensor), rank, size)
+    return _error_of(lambda: dist.broadcast(tensor, 0) if rank == 1 else dist.all_reduce(tensor))
 
 
 def a_rank_has_another_size(rank: int, size: int) -> tuple[str, float]:
     start(rank, size, seconds=30)
-    return _error_of_each(lambda: dist.all_reduce(torch.ones(4 + (rank == 1), device=NPU)), rank, size)
+    return _error_of(lambda: dist.all_reduce(torch.ones(4 + (rank == 1), device=NPU)))
 
 
 def a_rank_has_another_type(rank: int, size: int) -> tuple[str, float]:
     start(rank, size, seconds=30)
-    dtype = torch.int32 if rank == 1 else torch.float32
-    return _error_of_each(lambda: dist.all_reduce(torch.ones(4, device=NPU).to(dtype)), rank, size)
+    return _error_of(lambda: dist.all_reduce(torch.ones(4, device=NPU).to(torch.int32 if rank == 1 else torch.float32)))
 
 
 def a_rank_does_not_come(rank: int, size: int) -> tuple[str, float]:

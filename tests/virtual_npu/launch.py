@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ _LAUNCHER_VARIABLES = (
     "VIRTUAL_NPU_SOC",
     "VLLM_ASCEND_PATCH",
 )
+
+_ALL_ANSWERED = "all-answered"
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -81,6 +84,10 @@ def _rank(
         result = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
     sys.stdout.flush()
+    # The others may still find out what this rank knows already; its end would tell them something else.
+    test = multiprocessing.parent_process()
+    while test is not None and test.is_alive() and not Path(folder, _ALL_ANSWERED).exists():
+        time.sleep(0.01)
     os._exit(0)  # what hangs at exit after a failure on purpose is not what is tested
 
 
@@ -97,16 +104,22 @@ def ranks(
     processes = [
         context.Process(target=_rank, args=(function, rank, size, port, str(folder), arguments)) for rank in range(size)
     ]
+    files = [folder / f"{rank}.json" for rank in range(size)]
     for process in processes:
         process.start()
-    late = []
-    for rank, process in enumerate(processes):
-        process.join(seconds)
-        if process.is_alive():
-            late.append(rank)
+    deadline = time.monotonic() + seconds
+    try:
+        while late := [
+            rank for rank, process in enumerate(processes) if process.is_alive() and not files[rank].exists()
+        ]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"ranks {late} of {size} were still running after {seconds} s")
+            time.sleep(0.02)
+        (folder / _ALL_ANSWERED).touch()
+        for process in processes:
+            process.join(10)
+    finally:
+        for process in processes:
             process.kill()
             process.join()
-    if late:
-        raise TimeoutError(f"ranks {late} of {size} were still running after {seconds} s")
-    files = [folder / f"{rank}.json" for rank in range(size)]
     return [json.loads(file.read_text()) if file.exists() else None for file in files]
