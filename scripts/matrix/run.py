@@ -3,7 +3,7 @@
 
     scripts/matrix.sh                      every release, every configuration
     scripts/matrix.sh 0.33.0 0.12.0        some releases
-    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, dp2 or tp2dp2
+    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, dp2, tp2dp2 or graphs
 
 Results are merged into the result file; the README table and the doctor's words are made from it (``table.py``).
 """

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
+import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import table
+from matrix import runner, table
 from matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
 from matrix.releases import RELEASES, packages
 from matrix.runner import last_error
@@ -87,6 +91,23 @@ def test_graphs_are_run_where_nothing_is_in_the_way() -> None:
     assert obstacle(CONFIGURATIONS["graphs"], "0.33.0") is None
     assert obstacle(CONFIGURATIONS["graphs"], "0.10.0") == "vLLM 0.10.0 has no graph modes"
     assert obstacle(TWO, "0.10.0") is None
+
+
+def test_who_stops_the_matrix_ends_its_engines_and_no_other_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_stopping", False)
+    started = tmp_path / "started"
+    engine = [sys.executable, "-c", f"import time; open({str(started)!r}, 'w'); time.sleep(600)"]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        run = pool.submit(runner._watched, engine, "", dict(os.environ), 60, tmp_path / "log")
+        while not started.exists() and not run.done():
+            time.sleep(0.01)
+        runner.stop_all()
+        with pytest.raises(RuntimeError, match="stopped"):
+            run.result(30)
+    with pytest.raises(RuntimeError, match="stopped"):
+        runner._watched(engine, "", dict(os.environ), 60, tmp_path / "log")
 
 
 def test_the_reason_of_a_failure_is_the_last_error_that_is_one() -> None:
