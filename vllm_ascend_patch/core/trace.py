@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("vllm_ascend_patch")
+logger = logging.getLogger(__name__)
 
 _WRITE_SECONDS = 0.5
 """What a process that is killed may lose of its trace."""

@@ -42,7 +42,8 @@ class Watchdog:
         progress: this rank's; the main thread keeps it up to date.
         timeout: seconds after which a silent or late rank counts as missing while serving.
         interval: seconds between heartbeats; by default a twentieth of the timeout, between 0.05 and 2.
-        grace: seconds between finding a rank missing and ending the process, for the main thread to raise first.
+        grace: seconds between finding a rank missing and ending the process, for the main thread to raise first; twice
+            that for a rank that shut down in order, which a waiting main thread forgives as long.
         end_process: called when the main thread cannot be reached.
         hosts_store: the store lives in this process; when it fails, it stays until the others have read why.
     """
