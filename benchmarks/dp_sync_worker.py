@@ -17,7 +17,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from benchmarks.dp_sync import LISTS
 from vllm_ascend_patch.core.dp import current
-from vllm_ascend_patch.seams import dp_sync, prepare_inputs
+from vllm_ascend_patch.seams.step import all_reduce as step_all_reduce
+from vllm_ascend_patch.seams.step import prepare as step_prepare
 
 
 class _Clock:
@@ -33,7 +34,7 @@ class _Clock:
         self._real = False
 
     def install(self) -> None:
-        prepare, all_reduce, own_vote = GPUModelRunner._prepare_inputs, dp_utils._run_ar, prepare_inputs.own_vote
+        prepare, all_reduce, own_vote = GPUModelRunner._prepare_inputs, dp_utils._run_ar, step_prepare.own_vote
 
         def timed_prepare(runner: Any, *args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
@@ -43,7 +44,7 @@ class _Clock:
             return result
 
         def timed_all_reduce(*args: Any, **kwargs: Any) -> Any:
-            if dp_sync._capturing:
+            if step_all_reduce._capturing:
                 return all_reduce(*args, **kwargs)
             self.calls += 1
             self.total += 1
@@ -74,7 +75,7 @@ class _Clock:
 
         GPUModelRunner._prepare_inputs = timed_prepare  # type: ignore[method-assign]
         dp_utils._run_ar = timed_all_reduce
-        prepare_inputs.own_vote = timed_vote
+        step_prepare.own_vote = timed_vote
 
     def take(self) -> dict[str, Any]:
         """What was measured since the last call."""

@@ -18,9 +18,9 @@ from pathlib import Path
 
 os.environ["VLLM_ASCEND_PATCH"] = "0"  # this process generates the patch set; it does not want it
 
+from vllm_ascend_patch.commands.upstream import locate
 from vllm_ascend_patch.patching.source import SourceTree, SourceUnavailable, module_name
-from vllm_ascend_patch.seams import declarations, records
-from vllm_ascend_patch.upstream import locate
+from vllm_ascend_patch.releases import declarations, records
 
 FOLDER = Path(__file__).resolve().parents[1] / "patches"
 ARM = "import vllm_ascend_patch  # isort:skip  # noqa: F401  # arms the patch set; VLLM_ASCEND_PATCH=0 keeps it off\n"

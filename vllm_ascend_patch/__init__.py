@@ -31,22 +31,21 @@ def _patches() -> "PatchSet":
     """The one patch set of this process, made on first use."""
     global _patch_set
     if _patch_set is None:
-        from . import selection
         from .patching import PatchSet
-        from .seams import declarations
+        from .releases import declarations, wanted
 
         _patch_set = PatchSet(
             declarations.patches(),
             examine=_examine,
             strict=lambda: envs.VLLM_ASCEND_PATCH_STRICT,
-            enabled=selection.why_disabled,
+            enabled=wanted.why_disabled,
         )
     return _patch_set
 
 
 def _examine(patch: Any) -> Any:
     """Compare a patch with the installed vLLM; imported when the first target arrives, so that arming stays cheap."""
-    from .seams.examination import examine
+    from vllm_ascend_patch.releases.guard import examine
 
     return examine(patch)
 
@@ -61,14 +60,15 @@ def arm() -> None:
         PatchRefused, PatchError: a module that is loaded already cannot be patched.
     """
     global _environment_before, _environment_set
-    from . import logs, selection
+    from . import logs
+    from .releases import wanted
 
     logs.configure(envs.VLLM_ASCEND_PATCH_LOG)
     if envs.switched_off():
         logs.logger.warning("%s=%s: not arming the patch set", _SWITCH, os.environ[_SWITCH])
         return
     envs.validate()
-    selection.check(_patches().patches)
+    wanted.check(_patches().patches)
     if "vllm.platforms" in sys.modules:
         from . import plugin
 

@@ -34,17 +34,17 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def doctor(as_json: bool) -> None:
     """Say whether a serve would work here, and why not. Exit code 0 only if it would."""
-    from .doctor import run
+    from vllm_ascend_patch.commands.doctor import run
 
     raise SystemExit(run(as_json=as_json))
 
 
 for _name, _target, _summary in (
-    ("upstream", ".upstream:command", "Record a vLLM release, or compare one with its record."),
-    ("docs", ".documentation:command", "Rewrite the generated tables of Markdown files."),
+    ("upstream", ".commands.upstream:command", "Record a vLLM release, or compare one with its record."),
+    ("docs", ".commands.documentation:command", "Rewrite the generated tables of Markdown files."),
     ("virtual-npu", ".virtual_npu.launcher:main", "Run a command on simulated NPUs."),
-    ("plan", ".plan:main", "Say which MoE communication method a deployment will use, and why."),
-    ("trace", ".core.trace:main", "Read the traces that the ranks wrote."),
+    ("plan", ".commands.plan:main", "Say which MoE communication method a deployment will use, and why."),
+    ("trace", ".commands.trace:main", "Read the traces that the ranks wrote."),
 ):
     cli.add_command(_Delegated(_name, _target, _summary))
 

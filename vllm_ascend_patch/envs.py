@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .core.moe.comm import METHODS
+from vllm_ascend_patch.core.moe.comm import METHODS
 
 PREFIX = "VLLM_ASCEND_PATCH"
 

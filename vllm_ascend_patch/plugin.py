@@ -11,8 +11,9 @@ import os
 import sys
 from typing import Any
 
+from vllm_ascend_patch.patching.errors import AppliedTooLate, PatchError
+
 from . import envs
-from .patching.errors import AppliedTooLate, PatchError
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +153,10 @@ def general() -> None:
         )
     raise_if_too_late()
     vllm_ascend_patch.arm()
-    from .seams import examination
+    from .releases import guard
 
     vllm_ascend_patch._patches().foresee()
-    examination.forget()
+    guard.forget()
     vllm_ascend_patch._patches().raise_failures()
     _use_model_runner_v1()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from demo.steps import read_events
 
-from vllm_ascend_patch.seams.graph_support import graph_obstacle
+from vllm_ascend_patch.releases.graphs import graph_obstacle
 
 MAX_TOKENS = 12
 """Enough to decode over a few steps; the oracle's margins hold for the first tokens as for all."""

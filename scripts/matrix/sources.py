@@ -14,7 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from vllm_ascend_patch import archives
+from vllm_ascend_patch.commands import archives
 
 
 def unpack(release: str, folder: Path) -> Path:

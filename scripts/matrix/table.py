@@ -9,9 +9,9 @@ from typing import Any
 
 from packaging.version import Version
 
-from vllm_ascend_patch import documentation
+from vllm_ascend_patch.commands import documentation
 
-STANDING = "vllm_ascend_patch/seams/standing.json"
+STANDING = "vllm_ascend_patch/releases/standing.json"
 _METHODS = {"allgather": "AllGather", "mc2": "MC2", "alltoall": "AllToAll"}
 
 

@@ -40,10 +40,10 @@ class MatrixWorker(CountingWorker):
     def matrix_force(self, method: str) -> None:
         """From the next step on, one MoE communication method, checked against the limits as at start-up."""
         from vllm_ascend_patch.core.moe.selection import MethodSelector
-        from vllm_ascend_patch.seams import moe_selection
+        from vllm_ascend_patch.seams.moe import facts as moe_facts
 
-        for selector in moe_selection.selectors():
-            forced = MethodSelector(selector.facts, moe_selection.scheduler_facts(self.vllm_config), method)
+        for selector in moe_facts.selectors():
+            forced = MethodSelector(selector.facts, moe_facts.scheduler_facts(self.vllm_config), method)
             vars(selector).update(vars(forced))
 
     def matrix_report(self, folder: str) -> None:

@@ -23,7 +23,8 @@ from vllm.v1.worker import dp_utils
 
 from vllm_ascend_patch.core.dp import DPSession, StepAgreement, Vote, agree
 from vllm_ascend_patch.core.dp import current as dp_current
-from vllm_ascend_patch.seams import dp_sync, prepare_inputs
+from vllm_ascend_patch.seams.step import all_reduce as step_all_reduce
+from vllm_ascend_patch.seams.step import prepare
 
 from . import fuzz, test_moe_choice
 from .worlds import matrix
@@ -56,10 +57,10 @@ def no_dummy_run() -> Iterator[None]:
 @contextmanager
 def no_sync_in_eager() -> Iterator[None]:
     """A rank that would run eager takes its own count for the others', as upstream once did."""
-    all_reduce, own_vote = dp_utils._run_ar, prepare_inputs.own_vote
+    all_reduce, own_vote = dp_utils._run_ar, prepare.own_vote
 
     def graphs_only(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if dp_sync._capturing or kwargs["cudagraph_mode"]:
+        if step_all_reduce._capturing or kwargs["cudagraph_mode"]:
             return all_reduce(*args, **kwargs)
         own = (kwargs["orig_num_tokens_per_ubatch"], kwargs["padded_num_tokens_per_ubatch"], 0, 0)
         return torch.tensor(own, dtype=torch.int32).repeat(kwargs["parallel_config"].data_parallel_size, 1).T
@@ -68,28 +69,28 @@ def no_sync_in_eager() -> Iterator[None]:
         vote = own_vote(*args)
         return vote if vote is not None and vote.graph_mode else None
 
-    with replaced((dp_utils, "_run_ar", graphs_only), (prepare_inputs, "own_vote", vote_for_graphs)):
+    with replaced((dp_utils, "_run_ar", graphs_only), (prepare, "own_vote", vote_for_graphs)):
         yield
 
 
 @contextmanager
 def drafters_not_foreseen() -> Iterator[None]:
     """No step says which drafter forwards follow it."""
-    with replaced((prepare_inputs, "plan_for_step", lambda runner, scheduled: None)):
+    with replaced((prepare, "plan_for_step", lambda runner, scheduled: None)):
         yield
 
 
 @contextmanager
 def local_count_for_the_moe_choice() -> Iterator[None]:
     """The method follows this rank's own tokens."""
-    fields = test_moe_choice.step_context.forward_context_fields
+    fields = test_moe_choice.step_tokens.forward_context_fields
 
     def local(**context: Any) -> dict[str, Any]:
         found = fields(**context)
-        name = test_moe_choice.step_context.FIELD
+        name = test_moe_choice.step_tokens.FIELD
         return found | {name: replace(found[name], per_dp_rank=(context["num_tokens"],), _steps={})}
 
-    with replaced((test_moe_choice.step_context, "forward_context_fields", local)):
+    with replaced((test_moe_choice.step_tokens, "forward_context_fields", local)):
         yield
 
 

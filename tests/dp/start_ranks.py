@@ -20,7 +20,7 @@ from vllm.distributed import init_distributed_environment, initialize_model_para
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_ascend_patch.core.dp.current import current_session, install_session
-from vllm_ascend_patch.seams import dp_session
+from vllm_ascend_patch.seams.step import session as step_session
 
 from ..serve import tiny_models
 from .processes import run_ranks
@@ -54,7 +54,7 @@ def run_rank(rank: int, size: int, model: str, difference: str) -> str:
     with set_current_vllm_config(config):
         init_distributed_environment(1, 0, "env://", rank, "hccl")
         initialize_model_parallel(1, 1)
-        dp_session.start(config, device)
+        step_session.start(config, device)
     session = current_session()
     assert session is not None
     name = session.channel.transport.name

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from vllm_ascend_patch.commands.trace import read_trace, summarise
 from vllm_ascend_patch.core.dp.vector import NUM_FIELDS
-from vllm_ascend_patch.core.trace_report import read_trace, summarise
 
 from ..installed import needs_kernel_registry
 from .processes import ROOT, under_virtual_npu

@@ -15,7 +15,7 @@ from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
 from vllm_ascend_patch.core.moe.limits import MoEFacts
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.soc import Soc
-from vllm_ascend_patch.seams import step_context
+from vllm_ascend_patch.seams.moe import tokens as step_tokens
 
 from .worlds import matrix
 
@@ -41,12 +41,12 @@ def _choices(vectors: list[StepVector]) -> list[tuple[str, int]]:
         agreement = current.current_agreement()
         assert agreement is not None
         for rank in range(RANKS):
-            fields = step_context.forward_context_fields(
+            fields = step_tokens.forward_context_fields(
                 num_tokens=agreement.padded_tokens[rank],
                 num_tokens_across_dp=torch.tensor(agreement.padded_tokens, dtype=torch.int32),
                 vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_rank=rank)),
             )
-            tokens = fields[step_context.FIELD]
+            tokens = fields[step_tokens.FIELD]
             step = tokens.step(MethodSelector(facts, scheduler))
             chosen.append((step.method, step.active_tokens))
     finally:

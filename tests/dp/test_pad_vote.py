@@ -9,7 +9,7 @@ import pytest
 
 from vllm_ascend_patch.core.dp.agreement import agree
 from vllm_ascend_patch.core.dp.vector import StepVector
-from vllm_ascend_patch.seams.dp_sync import captured_vote, parameters_of, rows_for, run_ar
+from vllm_ascend_patch.seams.step.all_reduce import captured_vote, parameters_of, rows_for, run_ar
 
 from .worlds import matrix
 

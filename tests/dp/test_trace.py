@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.commands.trace import read_trace
 from vllm_ascend_patch.core import trace
-from vllm_ascend_patch.core.trace_report import read_trace
-from vllm_ascend_patch.seams.dp_session import open_trace
+from vllm_ascend_patch.seams.step.session import open_trace
 
 from .processes import ROOT
 

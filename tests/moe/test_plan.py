@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from vllm_ascend_patch.commands.plan import command
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts
 from vllm_ascend_patch.core.moe.soc import Soc
 from vllm_ascend_patch.core.moe.traffic import lower_bound, method_traffic
-from vllm_ascend_patch.plan import command
 
 QWEN3_30B: dict[str, Any] = {
     "hidden_size": 2048,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_ascend_patch.npu import draft_kernels, rejection_kernels
+from vllm_ascend_patch.core.kernels import drafts, rejection
 
 from ..dp.processes import under_virtual_npu
 from ..installed import needs_kernel_registry
@@ -80,7 +80,7 @@ def test_greedy_rejection(all_greedy: bool, synthetic: bool) -> None:
             "SYNTHETIC_MODE": synthetic,
         }
         kernel = f"{REJECTION}.rejection_greedy_sample_kernel"
-        ours = rejection_kernels.rejection_greedy_sample
+        ours = rejection.rejection_greedy_sample
         compare(kernel, (d.requests,), ours, arguments, ("output_token_ids_ptr",))
 
 
@@ -106,7 +106,7 @@ def test_random_rejection(with_draft_probabilities: bool, synthetic: bool) -> No
             "SYNTHETIC_MODE": synthetic,
         }
         kernel = f"{REJECTION}.rejection_random_sample_kernel"
-        ours = rejection_kernels.rejection_random_sample
+        ours = rejection.rejection_random_sample
         compare(kernel, (d.requests,), ours, arguments, ("output_token_ids_ptr",))
 
 
@@ -127,7 +127,7 @@ def test_recovered_tokens(with_draft_probabilities: bool) -> None:
             "USE_FP64_GUMBEL": False,
         }
         kernel = f"{REJECTION}.sample_recovered_tokens_kernel"
-        ours = rejection_kernels.sample_recovered_tokens
+        ours = rejection.sample_recovered_tokens
         compare(kernel, (d.requests, d.width), ours, arguments, ("output_token_ids_ptr",))
 
 
@@ -143,7 +143,7 @@ def test_expand(dtype: torch.dtype) -> None:
             "replace_to": 1,
             "MAX_NUM_TOKENS": 8,
         }
-        compare(f"{REJECTION}.expand_kernel", (d.requests,), rejection_kernels.expand, arguments, ("output_ptr",))
+        compare(f"{REJECTION}.expand_kernel", (d.requests,), rejection.expand, arguments, ("output_ptr",))
 
 
 def test_a_drafters_next_position_and_slot() -> None:
@@ -165,7 +165,7 @@ def test_a_drafters_next_position_and_slot() -> None:
             "batch_size": batch,
         }
         kernel = f"{DRAFT}.eagle_step_slot_mapping_metadata_kernel"
-        ours = draft_kernels.eagle_step_slot_mapping_metadata
+        ours = drafts.eagle_step_slot_mapping_metadata
         compare(
             kernel,
             (padded,),
@@ -189,7 +189,7 @@ def test_the_row_that_a_drafter_goes_on_from() -> None:
         }
         kernel = f"{DRAFT}.eagle_prepare_inputs_padded_kernel"
         outputs = ("token_indices_to_sample_ptr", "num_rejected_tokens_gpu_ptr")
-        compare(kernel, (d.requests,), draft_kernels.eagle_prepare_inputs_padded, arguments, outputs)
+        compare(kernel, (d.requests,), drafts.eagle_prepare_inputs_padded, arguments, outputs)
 
 
 def test_the_token_that_a_drafter_goes_on_from() -> None:
@@ -212,7 +212,7 @@ def test_the_token_that_a_drafter_goes_on_from() -> None:
         }
         kernel = f"{DRAFT}.eagle_prepare_next_token_padded_kernel"
         outputs = ("next_token_ids_ptr", "valid_sampled_tokens_count_ptr")
-        compare(kernel, (d.requests,), draft_kernels.eagle_prepare_next_token_padded, arguments, outputs)
+        compare(kernel, (d.requests,), drafts.eagle_prepare_next_token_padded, arguments, outputs)
 
 
 def test_sampling_with_drafts_draws_from_the_models_distribution_whatever_the_drafter_proposes() -> None:

@@ -116,7 +116,7 @@ def unrecorded(**variables: str) -> dict[str, Any]:
     """No record fits the installed release."""
     os.environ["VLLM_ASCEND_PATCH"] = "0"
     from vllm_ascend_patch.patching.record import RecordStore
-    from vllm_ascend_patch.seams import records
+    from vllm_ascend_patch.releases import records
 
     records.STORE = RecordStore(Path(tempfile.mkdtemp()))
     return entry(VLLM_ASCEND_PATCH="1", **variables)

@@ -70,7 +70,7 @@ def test_the_kind_may_be_given_as_a_word() -> None:
 def test_all_declarations_together_import_neither_torch_nor_vllm() -> None:
     run_python("""
         import sys
-        from vllm_ascend_patch.seams import declarations
+        from vllm_ascend_patch.releases import declarations
         assert declarations.patches()
         heavy = {"torch", "torch_npu", "vllm"} & set(sys.modules)
         assert not heavy, heavy

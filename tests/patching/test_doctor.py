@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from tests.patching.conftest import ROOT, clean_environment
-from vllm_ascend_patch import doctor
+from vllm_ascend_patch.commands import doctor
 from vllm_ascend_patch.patching.record import RecordStore
-from vllm_ascend_patch.seams import declarations, examination, records
+from vllm_ascend_patch.releases import declarations, guard, records
 
 needs_vllm = pytest.mark.skipif(
-    records.STORE.get(examination.installed_release() or "0") is None, reason="no recorded vLLM is installed"
+    records.STORE.get(guard.installed_release() or "0") is None, reason="no recorded vLLM is installed"
 )
 
 
@@ -99,7 +99,7 @@ def test_an_unrecorded_release_is_refused_by_name(
     devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "STORE", RecordStore(tmp_path))
-    monkeypatch.setattr(examination, "_verdicts", {})
+    monkeypatch.setattr(guard, "_verdicts", {})
     rows = {row.patch.id: row for row in doctor.patch_rows()}
     refused = [row for row in rows.values() if row.state == "refused"]
     assert refused
@@ -112,7 +112,7 @@ def test_disabled_patches_and_the_number_of_copies_are_shown(devices: Any, monke
     monkeypatch.setenv("VLLM_ASCEND_PATCH_DISABLE", one.id)
     rows = {row["id"]: row for row in doctor.collect()["patches"]}
     assert (rows[one.id]["state"], rows[one.id]["reason"]) == ("disabled", "named in VLLM_ASCEND_PATCH_DISABLE")
-    release = examination.installed_release()
+    release = guard.installed_release()
     for patch in declarations.patches():
         if rows[patch.id]["state"] == "armed":
             assert release is not None
@@ -146,8 +146,8 @@ def test_the_command_passes_on_simulated_npus(virtual_npu: list[str]) -> None:
 
 def test_collecting_takes_less_than_three_seconds_of_processor_time(devices: Any) -> None:
     """The probe of torch_npu runs beside it."""
-    examination.forget()
-    examination._verdicts.clear()
+    guard.forget()
+    guard._verdicts.clear()
     start = time.process_time()
     doctor.collect()
     assert time.process_time() - start < 3
@@ -156,7 +156,7 @@ def test_collecting_takes_less_than_three_seconds_of_processor_time(devices: Any
 def test_collecting_imports_neither_torch_nor_vllm() -> None:
     program = (
         "import os, sys; os.environ['VLLM_ASCEND_PATCH'] = '0'\n"
-        "from vllm_ascend_patch import doctor\n"
+        "from vllm_ascend_patch.commands import doctor\n"
         "doctor.collect()\n"
         "assert not {'torch', 'torch_npu', 'vllm'} & set(sys.modules)"
     )

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.patching.conftest import ROOT
-from vllm_ascend_patch import documentation, envs
-from vllm_ascend_patch.seams import declarations, records
+from vllm_ascend_patch import envs
+from vllm_ascend_patch.commands import documentation
+from vllm_ascend_patch.releases import declarations, records
 
 FILES = [Path(ROOT) / "README.md", *sorted((Path(ROOT) / "docs").glob("*.md"))]
 

@@ -10,8 +10,9 @@ import pytest
 
 from tests.patching.conftest import ROOT, run_python
 from tests.patching.declare import patch, tagged
-from vllm_ascend_patch import envs, selection
+from vllm_ascend_patch import envs
 from vllm_ascend_patch.patching import Patch, UnknownPatch
+from vllm_ascend_patch.releases import wanted as lists
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +82,8 @@ PATCHES = [
 def wanted(monkeypatch: pytest.MonkeyPatch, enable: str = "", disable: str = "") -> set[str]:
     monkeypatch.setenv("VLLM_ASCEND_PATCH_ENABLE", enable)
     monkeypatch.setenv("VLLM_ASCEND_PATCH_DISABLE", disable)
-    selection.check(PATCHES)
-    return {one.id for one in PATCHES if selection.why_disabled(one) is None}
+    lists.check(PATCHES)
+    return {one.id for one in PATCHES if lists.why_disabled(one) is None}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_misspelt_or_contradictory_id_is_an_error_that_lists_all(monkeypatch: 
 
 def test_every_disabled_patch_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(one: Patch) -> str:
-        return selection.why_disabled(one) or ""
+        return lists.why_disabled(one) or ""
 
     monkeypatch.setenv("VLLM_ASCEND_PATCH_DISABLE", "dp-sync,dp-*")
     assert "named in VLLM_ASCEND_PATCH_DISABLE" in reason(PATCHES[0])

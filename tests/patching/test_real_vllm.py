@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from tests.patching.conftest import ROOT, clean_environment
-from vllm_ascend_patch.seams import declarations, examination, records
+from vllm_ascend_patch.releases import declarations, guard, records
 
 SCRIPT = str(Path(__file__).with_name("real_vllm.py"))
-RELEASE = examination.installed_release()
+RELEASE = guard.installed_release()
 PATCHES = [patch for patch in declarations.patches() if RELEASE is not None and records.covers(patch, RELEASE)]
 TARGETS = sorted({patch.target for patch in PATCHES if patch.kind != "add"})
 

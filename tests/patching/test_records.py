@@ -7,7 +7,7 @@ import pytest
 from vllm_ascend_patch.patching import Finding, Kind, Patch
 from vllm_ascend_patch.patching.compare import compare
 from vllm_ascend_patch.patching.record import Record
-from vllm_ascend_patch.seams import declarations, examination, records
+from vllm_ascend_patch.releases import declarations, guard, records
 
 SHIPPED = (
     "0.10.0",
@@ -87,8 +87,8 @@ def test_what_a_patch_reads_is_in_the_signature_somewhere(patch: Patch) -> None:
 
 
 def test_the_installed_vllm_is_what_was_recorded_for_it() -> None:
-    release = examination.installed_release()
+    release = guard.installed_release()
     if release is None or records.STORE.get(release) is None:
         pytest.skip("no recorded release of vLLM is installed")
-    refused = [verdict.line for verdict in map(examination.examine, PATCHES) if verdict.refuses]
+    refused = [verdict.line for verdict in map(guard.examine, PATCHES) if verdict.refuses]
     assert not refused

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from tests.patching.conftest import ROOT, clean_environment
-from vllm_ascend_patch import archives
+from vllm_ascend_patch.commands import archives
 from vllm_ascend_patch.patching.source import DirectoryTree, SourceTree, open_tree
-from vllm_ascend_patch.seams import declarations, examination, records
+from vllm_ascend_patch.releases import declarations, guard, records
 
 FOLDER = ROOT / "patches"
 RELEASES = sorted(path.name for path in FOLDER.iterdir() if path.is_dir())
-RELEASE = examination.installed_release()
+RELEASE = guard.installed_release()
 
 pytestmark = pytest.mark.slow  # makes, applies and runs the diffs of every release
 
@@ -41,7 +41,7 @@ def generator() -> ModuleType:
 def sources(release: str) -> SourceTree | None:
     """The pristine sources of a release, if they are at hand without a network."""
     if release == RELEASE:
-        return examination.installed_tree()
+        return guard.installed_tree()
     path = archives.cached(records.PACKAGE, release)
     return open_tree(records.PACKAGE, path) if path is not None else None
 
@@ -130,7 +130,7 @@ def test_a_vllm_patched_this_way_reports_every_patch_applied(
     """No environment variable and no import of the package by the application."""
     if RELEASE is None or RELEASE not in RELEASES:
         pytest.skip("no vLLM with diffs is installed")
-    tree: Any = examination.installed_tree()
+    tree: Any = guard.installed_tree()
     folder = tmp_path / "built"
     shutil.copytree(tree.origin, folder / records.PACKAGE, copy_function=os.symlink)
     for module in [records.PACKAGE, *generator.target_modules(RELEASE)]:

@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from tests.patching.declare import patch, tagged
-from vllm_ascend_patch import archives
-from vllm_ascend_patch import upstream as command
+from vllm_ascend_patch.commands import archives
+from vllm_ascend_patch.commands import upstream as command
 from vllm_ascend_patch.patching.record import RecordStore
 from vllm_ascend_patch.patching.source import SourceUnavailable, open_tree
-from vllm_ascend_patch.seams import declarations, examination, records
+from vllm_ascend_patch.releases import declarations, guard, records
 
 ENGINE = "def step(tokens, *, mode=None):\n    return sum(tokens)\n"
 FILES = {
@@ -184,7 +184,7 @@ def test_a_source_that_cannot_be_used_is_explained(store: RecordStore, tmp_path:
 
 
 def test_a_real_release_is_checked_in_less_than_five_seconds() -> None:
-    release = examination.installed_release()
+    release = guard.installed_release()
     if release is None:
         pytest.skip("vLLM is not installed")
     start = time.process_time()

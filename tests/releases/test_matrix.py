@@ -17,7 +17,7 @@ from matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, obstacle, r
 from matrix.releases import RELEASES, packages
 from matrix.runner import last_error
 
-from vllm_ascend_patch.seams import records
+from vllm_ascend_patch.releases import records
 
 TWO = CONFIGURATIONS["dp2"]
 ANSWERS = [[1] * MAX_TOKENS, [2] * MAX_TOKENS]

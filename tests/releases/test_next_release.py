@@ -15,7 +15,7 @@ import pytest
 
 from vllm_ascend_patch.patching.source import DirectoryTree, SourceTree
 from vllm_ascend_patch.patching.verdict import Verdict
-from vllm_ascend_patch.seams import declarations, examination, records
+from vllm_ascend_patch.releases import declarations, guard, records
 
 from ..installed import HAS_ONE_COORDINATION
 
@@ -59,8 +59,8 @@ SYNC = (
 @pytest.fixture
 def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
     """``next_release(patch id, {file: edit})``: the guard's verdict on that patch, were the edited vLLM installed."""
-    installed = examination.installed_tree()
-    release = examination.installed_release()
+    installed = guard.installed_tree()
+    release = guard.installed_release()
     assert installed is not None
     assert release is not None
     unreleased = f"{release}.90"  # closest to the installed release's own record
@@ -74,14 +74,14 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
             after = edit(before)
             assert after != before, f"the edit of {name} changed nothing: the synthetic release is out of date"
             file.write_text(after)
-        monkeypatch.setattr(examination, "installed_tree", lambda: _tree(root))
-        monkeypatch.setattr(examination, "installed_release", lambda: unreleased)
-        monkeypatch.setattr(examination, "_verdicts", {})
-        examination._reader.cache_clear()
+        monkeypatch.setattr(guard, "installed_tree", lambda: _tree(root))
+        monkeypatch.setattr(guard, "installed_release", lambda: unreleased)
+        monkeypatch.setattr(guard, "_verdicts", {})
+        guard._reader.cache_clear()
         try:
-            return examination.examine(PATCHES[patch_id])
+            return guard.examine(PATCHES[patch_id])
         finally:
-            examination._reader.cache_clear()
+            guard._reader.cache_clear()
 
     return examine
 

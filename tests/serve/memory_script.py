@@ -19,7 +19,7 @@ import torch_npu
 from vllm import LLM, SamplingParams
 
 from vllm_ascend_patch.npu.worker import NPUWorker
-from vllm_ascend_patch.seams.moe_method import NPUExperts
+from vllm_ascend_patch.seams.moe.method import NPUExperts
 
 
 class MeasuredWorker(NPUWorker):

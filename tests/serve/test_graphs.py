@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.installed import FULL_GRAPHS_BY_DEFAULT, needs_int8_experts
-from vllm_ascend_patch.core.trace_report import read_trace
+from vllm_ascend_patch.commands.trace import read_trace
 
 from . import tiny_models, w8a8_models
 from .test_methods import chosen

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step trace: Chrome/Perfetto events of one rank, written by a thread of the process itself.
 
-Writing only; reading and summarising is `trace_report.py`. Off by default, and then every call is one test of a module
+Writing only; reading and summarising is `commands/trace.py`. Off by default, and then every call is one test of a module
 variable. The file is the "JSON array" flavour of the Chrome trace format, whose closing bracket is optional, so the trace
 of a killed process still opens; so does that of a process that hangs, up to the moment at which it began to.
 """
@@ -154,10 +154,3 @@ def span(name: str, args: dict[str, Any] | None = None) -> Iterator[None]:
         yield
     finally:
         complete(name, start_ns, time.perf_counter_ns(), args)
-
-
-def main(argv: list[str]) -> int:
-    """The `trace` command; see `trace_report.py`."""
-    from .trace_report import main as report
-
-    return report(argv)

@@ -93,6 +93,6 @@ class NPUCommunicator(DeviceCommunicatorBase):
 
 def _experts_communicate(*_: Any, extra_tensors: Any = None, **__: Any) -> bool:
     """Whether the running MoE layer moves tokens itself. Other tensors to move along are not ours."""
-    from vllm_ascend_patch.seams.moe_forward import running
+    from vllm_ascend_patch.seams.moe.forward import running
 
     return running() and extra_tensors is None

@@ -27,10 +27,10 @@ _BACKEND = "eager"
 @cache
 def graph_obstacle() -> str | None:
     """Why the installed vLLM runs without graphs here, in words; None if nothing is in the way."""
-    from vllm_ascend_patch.seams import examination, graph_support
+    from vllm_ascend_patch.releases import graphs, guard
 
-    release = examination.installed_release()
-    return "the release of vLLM is unknown" if release is None else graph_support.graph_obstacle(release)
+    release = guard.installed_release()
+    return "the release of vLLM is unknown" if release is None else graphs.graph_obstacle(release)
 
 
 def graphs_supported() -> bool:

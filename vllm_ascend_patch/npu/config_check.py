@@ -80,9 +80,9 @@ def _check_parallel(vllm_config: VllmConfig) -> None:
 
 
 def _check_quantization(model: Any) -> None:
-    from vllm_ascend_patch.seams import declarations, examination, records
+    from vllm_ascend_patch.releases import declarations, guard, records
 
-    release = examination.installed_release()
+    release = guard.installed_release()
     experts = next(patch for patch in declarations.patches() if patch.id == "moe-w8a8")
     if model.quantization is not None and release is not None and not records.covers(experts, release):
         raise ValueError(
@@ -116,7 +116,7 @@ def _check_attention(vllm_config: VllmConfig) -> None:
 
 
 def _check_speculation(vllm_config: VllmConfig) -> None:
-    from vllm_ascend_patch.npu.kernel_overrides import registry_exists
+    from .kernel_overrides import registry_exists
 
     speculative = vllm_config.speculative_config
     if speculative is None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from vllm_ascend_patch.npu import compilation_defaults
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
+
+from . import compilation_defaults
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -15,7 +15,7 @@ import torch_npu
 from vllm.compilation.cuda_graph import CUDAGraphWrapper
 from vllm.forward_context import get_forward_context
 
-from vllm_ascend_patch.seams.step_metadata import prepare_graph
+from vllm_ascend_patch.seams.moe.tokens_before_0_14 import prepare_graph
 
 
 class NPUGraphWrapper(CUDAGraphWrapper):

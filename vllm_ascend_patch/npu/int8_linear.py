@@ -2,7 +2,7 @@
 """W8A8 linear layers on ``npu_dynamic_quant`` and ``npu_quant_matmul``, as one of vLLM's int8 linear kernels.
 
 Serves compressed-tensors checkpoints with symmetric per-token dynamic activations. Expert layers are not linear layers:
-theirs is ``seams/moe_method.py``.
+theirs is ``seams/moe/method.py``.
 """
 
 from __future__ import annotations

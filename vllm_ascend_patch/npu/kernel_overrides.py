@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Triton kernels of vLLM that this port brings in torch operators, given to vLLM's own registry of kernel overrides.
 
-An out-of-tree device has no Triton. The functions themselves are in ``slot_mapping.py``, ``rejection_kernels.py`` and
-``draft_kernels.py``; their parameters have the names of the upstream kernels', so that they are bound by name.
+An out-of-tree device has no Triton. The functions themselves are in ``slot_mapping.py``, ``rejection.py`` and
+``drafts.py``; their parameters have the names of the upstream kernels', so that they are bound by name.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_ascend_patch.npu import draft_kernels, rejection_kernels
-from vllm_ascend_patch.npu.slot_mapping import compute_slot_mapping
+from vllm_ascend_patch.core.kernels import drafts, rejection
+from vllm_ascend_patch.core.kernels.slot_mapping import compute_slot_mapping
 
 logger = init_logger(__name__)
 
@@ -28,13 +28,13 @@ NEEDED: dict[str, Callable[..., None]] = {
     "vllm.v1.worker.block_table.ComputeSlotMappingKernel.kernel": compute_slot_mapping
 }
 SPECULATIVE: dict[str, Callable[..., None]] = {
-    f"{_REJECTION}.rejection_greedy_sample_kernel": rejection_kernels.rejection_greedy_sample,
-    f"{_REJECTION}.rejection_random_sample_kernel": rejection_kernels.rejection_random_sample,
-    f"{_REJECTION}.expand_kernel": rejection_kernels.expand,
-    f"{_REJECTION}.sample_recovered_tokens_kernel": rejection_kernels.sample_recovered_tokens,
-    f"{_DRAFT}.eagle_step_slot_mapping_metadata_kernel": draft_kernels.eagle_step_slot_mapping_metadata,
-    f"{_DRAFT}.eagle_prepare_inputs_padded_kernel": draft_kernels.eagle_prepare_inputs_padded,
-    f"{_DRAFT}.eagle_prepare_next_token_padded_kernel": draft_kernels.eagle_prepare_next_token_padded,
+    f"{_REJECTION}.rejection_greedy_sample_kernel": rejection.rejection_greedy_sample,
+    f"{_REJECTION}.rejection_random_sample_kernel": rejection.rejection_random_sample,
+    f"{_REJECTION}.expand_kernel": rejection.expand,
+    f"{_REJECTION}.sample_recovered_tokens_kernel": rejection.sample_recovered_tokens,
+    f"{_DRAFT}.eagle_step_slot_mapping_metadata_kernel": drafts.eagle_step_slot_mapping_metadata,
+    f"{_DRAFT}.eagle_prepare_inputs_padded_kernel": drafts.eagle_prepare_inputs_padded,
+    f"{_DRAFT}.eagle_prepare_next_token_padded_kernel": drafts.eagle_prepare_next_token_padded,
 }
 
 

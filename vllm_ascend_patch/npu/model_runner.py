@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_ascend_patch.core import trace
-from vllm_ascend_patch.seams.dp_phases import trace_forwards
+from vllm_ascend_patch.seams.step.phases import trace_forwards
 
 if TYPE_CHECKING:
     import torch

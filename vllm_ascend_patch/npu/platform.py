@@ -79,7 +79,7 @@ class NPUPlatform(Platform):
 
     @classmethod
     def check_if_supports_dtype(cls, dtype: torch.dtype) -> None:
-        from vllm_ascend_patch.npu.config_check import check_dtype
+        from .config_check import check_dtype
 
         check_dtype(dtype)
 
@@ -91,7 +91,7 @@ class NPUPlatform(Platform):
     @classmethod
     def support_static_graph_mode(cls) -> bool:
         """Whether upstream may capture graphs; which kind is decided in ``compilation_defaults.py``."""
-        from vllm_ascend_patch.npu.compilation_defaults import graphs_supported
+        from .compilation_defaults import graphs_supported
 
         return graphs_supported()
 
@@ -130,13 +130,13 @@ class NPUPlatform(Platform):
 
     @classmethod
     def get_attn_backend_cls(cls, selected_backend: Any, *args: Any, **kwargs: Any) -> str:
-        from vllm_ascend_patch.npu.attention.selection import backend_class_path
+        from vllm_ascend_patch.npu.attention.backend_choice import backend_class_path
 
         return backend_class_path(selected_backend, *args, **kwargs)
 
     @classmethod
     def register_triton_kernel_overrides(cls) -> None:
-        from vllm_ascend_patch.npu.kernel_overrides import register
+        from .kernel_overrides import register
 
         register()
 
@@ -145,10 +145,11 @@ class NPUPlatform(Platform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check what the port can serve, then fill in what upstream leaves to the platform. Raises ``NotServable``."""
-        from vllm_ascend_patch.npu.config_check import NotServable, check_config
-        from vllm_ascend_patch.npu.config_defaults import apply_defaults
-        from vllm_ascend_patch.seams.eplb import apply_eplb_option
-        from vllm_ascend_patch.seams.moe_start_up import check_moe
+        from vllm_ascend_patch.seams.moe.eplb import apply_eplb_option
+        from vllm_ascend_patch.seams.moe.start_up import check_moe
+
+        from .config_check import NotServable, check_config
+        from .config_defaults import apply_defaults
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
@@ -161,7 +162,7 @@ class NPUPlatform(Platform):
 
     @classmethod
     def set_additional_forward_context(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What the step agreed on, for attention and MoE layers: see ``seams/step_context.py``."""
-        from vllm_ascend_patch.seams.step_context import forward_context_fields
+        """What the step agreed on, for attention and MoE layers: see ``seams/moe/tokens.py``."""
+        from vllm_ascend_patch.seams.moe.tokens import forward_context_fields
 
         return forward_context_fields(**kwargs)

@@ -17,13 +17,13 @@ from vllm.platforms import current_platform
 from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.gpu_worker import Worker
 
-from vllm_ascend_patch.npu.accelerator import map_accelerator_names
-from vllm_ascend_patch.npu.compilation_defaults import graphs_supported
-from vllm_ascend_patch.npu.cuda_names import map_cuda_names
-from vllm_ascend_patch.npu.free_memory import requested_memory, snapshot
+from .accelerator import map_accelerator_names
+from .compilation_defaults import graphs_supported
+from .cuda_names import map_cuda_names
+from .free_memory import requested_memory, snapshot
 
 if TYPE_CHECKING:
-    from vllm_ascend_patch.npu.model_runner import NPUModelRunner
+    from .model_runner import NPUModelRunner
 
 logger = init_logger(__name__)
 
@@ -32,13 +32,13 @@ class NPUWorker(Worker):
     """Upstream's worker on ``npu:<index>``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        from vllm_ascend_patch.seams.moe_method import register_methods
-        from vllm_ascend_patch.seams.moe_selection import remember_config
+        from vllm_ascend_patch.seams.moe.facts import remember_config
+        from vllm_ascend_patch.seams.moe.method import register_methods
 
         map_accelerator_names()
         map_cuda_names()
         if graphs_supported():
-            from vllm_ascend_patch.npu.graphs import map_graph_names
+            from .graphs import map_graph_names
 
             map_graph_names()
         register_methods()
@@ -111,7 +111,7 @@ class NPUWorker(Worker):
             gpu_worker.kernel_warmup = original
 
     def _make_model_runner(self) -> NPUModelRunner:
-        from vllm_ascend_patch.npu.model_runner import NPUModelRunner
+        from .model_runner import NPUModelRunner
 
         return NPUModelRunner(self.vllm_config, self.device)
 
@@ -151,7 +151,7 @@ def _register_int8_linear() -> None:
         from vllm.model_executor.kernels.linear import register_linear_kernel  # noqa: F401
     except ImportError:
         return
-    from vllm_ascend_patch.npu import int8_linear
+    from . import int8_linear
 
     int8_linear.register()
 

@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from .. import trace
+from vllm_ascend_patch.core import trace
+
 from .agreement import StepAgreement, agree
 from .board import Progress
 from .errors import DPSyncError

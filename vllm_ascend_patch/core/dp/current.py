@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..attention_state import AttentionDecision
+from vllm_ascend_patch.core.attention_state import AttentionDecision
+
 from .agreement import StepAgreement
 from .errors import DPSyncError
 from .session import DPSession

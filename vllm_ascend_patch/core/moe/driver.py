@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .comm.base import MoECommMethod, MoEInput
+from vllm_ascend_patch.core.moe.comm.base import MoECommMethod, MoEInput
+
 from .errors import MoEConfigError
 from .experts import ExpertWeights, expert_mlp
 from .step import MoEStep

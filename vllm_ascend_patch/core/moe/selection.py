@@ -11,11 +11,12 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 
+from vllm_ascend_patch.core.moe.comm.all_gather import AllGatherMethod
+from vllm_ascend_patch.core.moe.comm.all_to_all import AllToAllMethod
+from vllm_ascend_patch.core.moe.comm.mc2 import Mc2Method
+
 from .capacity import Capacity, SchedulerFacts, mc2_capacity
 from .comm import METHODS, method_class
-from .comm.all_gather import AllGatherMethod
-from .comm.all_to_all import AllToAllMethod
-from .comm.mc2 import Mc2Method
 from .errors import MoEConfigError, MoELimitError
 from .limits import MoEFacts, Violation, mc2_row_violation, mc2_violations
 from .soc import Soc

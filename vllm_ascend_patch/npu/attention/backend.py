@@ -13,16 +13,9 @@ from typing import Any, ClassVar
 import torch
 import torch_npu
 
-from vllm_ascend_patch.npu.attention.interface import AttentionBackend, AttentionImpl, AttentionType
-from vllm_ascend_patch.npu.attention.layout import (
-    BLOCK_SIZE,
-    MASK_SIZE,
-    QueryLayout,
-    check_head_size,
-    query_layout,
-    split_pages,
-)
-from vllm_ascend_patch.npu.attention.metadata import NPUAttentionMetadata, NPUAttentionMetadataBuilder
+from .interface import AttentionBackend, AttentionImpl, AttentionType
+from .layout import BLOCK_SIZE, MASK_SIZE, QueryLayout, check_head_size, query_layout, split_pages
+from .metadata import NPUAttentionMetadata, NPUAttentionMetadataBuilder
 
 _CAUSAL_RIGHT_DOWN = 3  # sparse_mode: causal, aligned to the last query and the last key
 

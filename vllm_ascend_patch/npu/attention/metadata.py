@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from vllm_ascend_patch.npu.attention.interface import AttentionMetadataBuilder, CommonAttentionMetadata
-from vllm_ascend_patch.npu.attention.layout import half_page_slots
+from .interface import AttentionMetadataBuilder, CommonAttentionMetadata
+from .layout import half_page_slots
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MoEConfigError
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
 
 if TYPE_CHECKING:
-    from ..topology import ExpertPlacement, Topology
+    from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
+
     from .base import MoECommMethod
 
 METHODS: dict[str, str] = {

@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from ..constants import zero_rows
-from ..experts import quantize_rows
-from ..step import MoEStep, pad_rows
+from vllm_ascend_patch.core.moe.constants import zero_rows
+from vllm_ascend_patch.core.moe.experts import quantize_rows
+from vllm_ascend_patch.core.moe.step import MoEStep, pad_rows
+
 from .base import DispatchedRows, MoECommMethod, MoEInput
 from .collectives import all_gather, reduce_scatter
 from .local_routing import SortedRows, sort_by_expert, weighted_sum

@@ -17,10 +17,11 @@ from itertools import accumulate, pairwise
 import torch
 import torch.distributed as dist
 
-from ..errors import MoEConfigError
-from ..experts import quantize_rows
-from ..step import MoEStep
-from ..topology import ExpertPlacement, Topology
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
+from vllm_ascend_patch.core.moe.experts import quantize_rows
+from vllm_ascend_patch.core.moe.step import MoEStep
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
+
 from .base import DispatchedRows, MoECommMethod, MoEInput
 from .local_routing import SortedRows, sort_by_expert, weighted_sum
 from .token_split import TokenShare, restore_all, take_share

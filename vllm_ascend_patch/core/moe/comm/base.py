@@ -25,8 +25,8 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 
-from ..step import MoEStep
-from ..topology import ExpertPlacement, Topology
+from vllm_ascend_patch.core.moe.step import MoEStep
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..constants import row_index
+from vllm_ascend_patch.core.moe.constants import row_index
 
 
 @dataclass(frozen=True, eq=False)

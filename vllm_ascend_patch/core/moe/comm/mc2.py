@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from ..constants import first_rows
-from ..errors import MoEConfigError
-from ..soc import Soc, detect_soc, dispatch_operator_version
-from ..step import MoEStep, pad_rows
-from ..topology import ExpertPlacement, Topology
+from vllm_ascend_patch.core.moe.constants import first_rows
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
+from vllm_ascend_patch.core.moe.soc import Soc, detect_soc, dispatch_operator_version
+from vllm_ascend_patch.core.moe.step import MoEStep, pad_rows
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
+
 from .base import DispatchedRows, MoECommMethod, MoEInput
 from .padding import clean_rows
 from .token_split import TokenShare, restore_all, take_share

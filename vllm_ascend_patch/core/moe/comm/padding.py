@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from ..constants import spread_ids, zero_rows
+from vllm_ascend_patch.core.moe.constants import spread_ids, zero_rows
+
 from .base import MoEInput
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..step import MoEStep, pad_rows
-from ..topology import Topology
+from vllm_ascend_patch.core.moe.step import MoEStep, pad_rows
+from vllm_ascend_patch.core.moe.topology import Topology
+
 from .base import MoEInput
 from .collectives import all_gather
 

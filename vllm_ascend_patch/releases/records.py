@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's records: where they are, what goes into them, and what a patch's declaration means for a release of vLLM."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from packaging.specifiers import SpecifierSet
+
+from vllm_ascend_patch.patching.declaration import Patch
+from vllm_ascend_patch.patching.record import RecordStore, merge_wanted
+
+from . import declarations
+from .watched import WATCHED
+
+__all__ = ["PACKAGE", "STORE", "WATCHED", "covers", "span", "standing", "wanted"]
+
+PACKAGE = "vllm"
+STORE = RecordStore(Path(__file__).parent / "upstream")
+_STANDING = Path(__file__).parent / "standing.json"
+
+
+def covers(patch: Patch, release: str) -> bool:
+    """Whether a patch is declared for a release."""
+    return SpecifierSet(patch.releases).contains(release, prereleases=True)
+
+
+def standing(release: str) -> str:
+    """What has been run on a release, in words, from ``standing.json``, which the tests that ran wrote."""
+    known = json.loads(_STANDING.read_text(encoding="utf-8")) if _STANDING.is_file() else {}
+    return str(known.get(release, "recorded; nothing has been run on it"))
+
+
+def wanted(release: str, patches: Sequence[Patch] | None = None) -> dict[str, frozenset[str]]:
+    """The targets to record for a release, with the calls that the patches declared for it rely on."""
+    declared = declarations.patches() if patches is None else patches
+    return merge_wanted(
+        [(target, ()) for target in WATCHED]
+        + [(patch.target, patch.calls) for patch in declared if covers(patch, release)]
+    )
+
+
+def span(patch: Patch) -> str:
+    """The recorded releases that a patch is declared for, in words."""
+    known = [release for release in STORE.releases() if covers(patch, release)]
+    if len(known) < 3:
+        return " and ".join(known) or "none"
+    return f"{known[0]} to {known[-1]} ({len(known)} recorded releases)"

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts ``core/moe``'s experts behind vLLM's MoE method classes on an out-of-tree device.
+
+vLLM instantiates the registered subclass in place of its own class; routing, shared experts and gates stay upstream's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
+from vllm_ascend_patch.core.moe.driver import fused_moe
+from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.selection import MethodSelector
+from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
+
+from . import forward
+from .facts import selector_of
+from .names import UnquantizedFusedMoEMethod, replace_parameter
+from .reduction import share, upstream_adds_up
+from .routing import route
+from .topology import placement_of, topology_of
+
+_RUNTIME = "_ascend_moe"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRuntime:
+    """What one layer's forward needs, made once after its weights are loaded."""
+
+    weights: ExpertWeights
+    layout: Topology
+    placement: ExpertPlacement
+    selector: MethodSelector
+    weight_on_input: bool
+    methods: dict[str, MoECommMethod[Any, Any]] = field(default_factory=dict)
+
+    def method(self, name: str) -> MoECommMethod[Any, Any]:
+        """The method object called ``name``; layers of the same topology and placement share it."""
+        found = self.methods.get(name)
+        if found is None:
+            found = self.methods[name] = forward.method(name, self.layout, self.placement)
+        return found
+
+    @classmethod
+    def of(cls, layer: Any, weights: ExpertWeights) -> LayerRuntime:
+        layout = topology_of(layer)
+        on_input = bool(getattr(layer, "apply_router_weight_on_input", False))
+        selector = selector_of(layer, layout, weights.quantized)
+        return cls(weights, layout, placement_of(layer, layout), selector, on_input)
+
+
+class NPUExperts:
+    """What vLLM asks of an MoE method whose experts run through ``core/moe``; mixed into its method classes.
+
+    Tokens arrive unrouted-over-ranks (``supports_internal_mk``): the communication method brings them to their experts.
+    """
+
+    is_monolithic = False
+    supports_internal_mk = True
+    mk_can_overlap_shared_experts = False
+    mk_owns_shared_expert = False
+    topk_indices_dtype = torch.int32
+
+    def apply(self, layer: Any, x: torch.Tensor, **arguments: Any) -> Any:
+        """``[T, H]`` -> ``[T, H]``: routed experts of this layer, summed over all ranks.
+
+        ``arguments`` hold ``topk_weights`` and ``topk_ids``, or in older releases what routing needs.
+        """
+        runtime: LayerRuntime = getattr(layer, _RUNTIME)
+        if "topk_ids" in arguments:
+            topk_weights, topk_ids = arguments["topk_weights"], arguments["topk_ids"]
+        else:
+            topk_weights, topk_ids = route(layer, x, arguments)
+        step = forward.active_tokens().step(runtime.selector)
+        output = fused_moe(
+            runtime.method(step.method),
+            x,
+            topk_weights,
+            topk_ids,
+            runtime.weights,
+            step,
+            apply_router_weight_on_input=runtime.weight_on_input,
+        )
+        return share(output, runtime.layout) if upstream_adds_up(runtime.layout) else output
+
+    def maybe_make_prepare_finalize(self, *_: Any, **__: Any) -> None:
+        """Upstream's modular kernels are not used; asked for in older releases when expert parallelism is on."""
+
+    def init_prepare_finalize(self, *_: Any, **__: Any) -> None:
+        """As ``maybe_make_prepare_finalize``, by its oldest name."""
+
+
+class NPUUnquantizedFusedMoEMethod(NPUExperts, UnquantizedFusedMoEMethod):
+    """Experts in bfloat16 or float16."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Bring the loaded weights into the grouped matmul's layout, once; the parameters then hold that layout."""
+        check_supported(self.moe)
+        weights = ExpertWeights.from_loaded(
+            layer.w13_weight.data, layer.w2_weight.data, activation=activation_name(layer.activation)
+        )
+        replace_parameter(layer, "w13_weight", weights.w13)
+        replace_parameter(layer, "w2_weight", weights.w2)
+        keep_runtime(layer, weights)
+
+
+def keep_runtime(layer: Any, weights: ExpertWeights) -> None:
+    """Remember on the layer what its forward needs; raises when a forced method or ``HCCL_BUFFSIZE`` cannot work."""
+    setattr(layer, _RUNTIME, LayerRuntime.of(layer, weights))
+
+
+def check_supported(moe: Any) -> None:
+    """Raise for what upstream's layer can ask for and these experts do not do."""
+    if getattr(moe, "has_bias", False):
+        raise NotImplementedError("experts with biases are not supported on Ascend NPUs by this port")
+    if getattr(moe, "skip_final_all_reduce", False):
+        raise NotImplementedError(
+            "this model wants the unreduced sums of its experts (skip_final_all_reduce), which is not supported on Ascend "
+            "NPUs by this port: every communication method returns complete sums"
+        )
+
+
+def activation_name(activation: Any) -> str:
+    """vLLM's name of an activation, given as an enum in new releases and as text in old ones."""
+    return getattr(activation, "value", activation)
+
+
+def register_methods() -> None:
+    """Register the classes with vLLM, once per process; called when a worker starts."""
+    from vllm.model_executor import custom_op
+
+    # A module global in new releases, an attribute of the class in older ones.
+    registry = getattr(custom_op, "op_registry_oot", None)
+    if registry is None:
+        registry = custom_op.CustomOp.op_registry_oot
+    if UnquantizedFusedMoEMethod.__name__ not in registry:
+        UnquantizedFusedMoEMethod.register_oot(NPUUnquantizedFusedMoEMethod, name=UnquantizedFusedMoEMethod.__name__)
