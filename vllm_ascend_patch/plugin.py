@@ -3,17 +3,18 @@
 nothing itself.
 
 vLLM swallows what a platform plugin raises, so :func:`platform` only decides and remembers; :func:`general` raises.
-Nothing here imports vLLM: the platform plugin runs while half of it is initialised. It is read out of ``sys.modules``.
+Nothing here imports vLLM: the platform plugin runs while half of it is initialised.
 """
 
 import logging
 import os
 import sys
-from typing import Any
+from dataclasses import dataclass, field
 
-from vllm_ascend_patch.patching.errors import AppliedTooLate, PatchError
+from vllm_ascend_patch.patching.errors import PatchError
 
-from . import envs
+from . import armed, envs
+from .platforms import competitor, raise_if_too_late
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +22,21 @@ PLATFORM = "vllm_ascend_patch.npu.platform.NPUPlatform"
 _SWITCH = "VLLM_ASCEND_PATCH"
 V2 = "VLLM_USE_V2_MODEL_RUNNER"
 
-_failures: list[Exception] = []
-_stood_down: str | None = None
+
+@dataclass
+class _Outcome:
+    """What :func:`platform` met in this process, for :func:`general` to say.
+
+    Attributes:
+        failures: what it would have raised, each once.
+        stood_down: why the patch set keeps out.
+    """
+
+    failures: list[Exception] = field(default_factory=list)
+    stood_down: str | None = None
+
+
+_outcome = _Outcome()
 
 
 class NoDevice(PatchError):
@@ -32,23 +46,6 @@ class NoDevice(PatchError):
 def asked_for() -> bool:
     """Whether the user wants the patch set, by the variable or by importing the package (which sets the variable)."""
     return bool(envs.VLLM_ASCEND_PATCH)
-
-
-def competitor() -> str | None:
-    """Why vllm-ascend keeps us out, or None. It brings a platform of its own, and vLLM allows one."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        found = version("vllm-ascend")
-    except PackageNotFoundError:
-        return None
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and "ascend" not in [name.strip() for name in allowed.split(",")]:
-        return None
-    return (
-        f"vllm-ascend {found} is installed and provides its own platform, so vllm_ascend_patch stands down and patches "
-        "nothing. Uninstall vllm-ascend, or keep it from loading with VLLM_PLUGINS=ascend_patch, to use vllm_ascend_patch"
-    )
 
 
 def devices() -> tuple[int, str]:
@@ -65,38 +62,11 @@ def devices() -> tuple[int, str]:
     return count, f"torch_npu {torch_npu.__version__} sees {count} NPU device(s)"
 
 
-def resolved_platform() -> Any:
-    """The platform object that vLLM has chosen in this process, or None while it has not. Never makes it choose."""
-    module = sys.modules.get("vllm.platforms")
-    return vars(module).get("_current_platform") if module is not None else None
-
-
-def is_ours(platform_object: Any) -> bool:
-    """Whether a platform object comes from this package."""
-    return any(cls.__module__.startswith(f"{__package__}.") for cls in type(platform_object).__mro__)
-
-
-def raise_if_too_late() -> None:
-    """Raise :class:`AppliedTooLate` when vLLM has chosen another platform already: parts of it hold copies of that
-    choice."""
-    chosen = resolved_platform()
-    if chosen is None or is_ours(chosen) or competitor() is not None:
-        return
-    raise AppliedTooLate(
-        f"vLLM has already chosen its platform ({type(chosen).__name__}), before vllm_ascend_patch was imported. Put "
-        "'import vllm_ascend_patch' before the first import of vllm, or set VLLM_ASCEND_PATCH=1 in the environment of the "
-        "process"
-    )
-
-
 def _stand_down(reason: str) -> None:
-    global _stood_down
-    import vllm_ascend_patch
-
-    if _stood_down is None:
+    if _outcome.stood_down is None:
         logger.warning("%s.", reason)
-    _stood_down = reason
-    vllm_ascend_patch.revert()
+    _outcome.stood_down = reason
+    armed.revert()
 
 
 def platform() -> str | None:
@@ -111,14 +81,12 @@ def platform() -> str | None:
         if reason is not None:
             _stand_down(reason)
             return None
-        import vllm_ascend_patch
-
-        vllm_ascend_patch.arm()
+        armed.arm()
         count, _ = devices()
         return PLATFORM if count > 0 else None
     except Exception as error:
-        if not any(type(error) is type(known) and str(error) == str(known) for known in _failures):
-            _failures.append(error)
+        if not any(type(error) is type(known) and str(error) == str(known) for known in _outcome.failures):
+            _outcome.failures.append(error)
         return None
 
 
@@ -134,16 +102,14 @@ def general() -> None:
     """
     _register_variables()
     envs.validate()
-    if _failures:
-        raise _failures[0]
-    if not asked_for() or _stood_down is not None:
+    if _outcome.failures:
+        raise _outcome.failures[0]
+    if not asked_for() or _outcome.stood_down is not None:
         return
     reason = competitor()
     if reason is not None:
         _stand_down(reason)
         return
-    import vllm_ascend_patch
-
     count, found = devices()
     if count == 0:
         raise NoDevice(
@@ -152,12 +118,12 @@ def general() -> None:
             f"'vllm-ascend-patch virtual-npu -- ...'; to run without the patch set, remove the import or set {_SWITCH}=0"
         )
     raise_if_too_late()
-    vllm_ascend_patch.arm()
+    armed.arm()
     from .releases import guard
 
-    vllm_ascend_patch._patches().foresee()
+    armed.patch_set().foresee()
     guard.forget()
-    vllm_ascend_patch._patches().raise_failures()
+    armed.patch_set().raise_failures()
     _use_model_runner_v1()
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vllm_ascend_patch import envs, plugin
+from vllm_ascend_patch import envs, platforms, plugin
 from vllm_ascend_patch.patching import PatchError, PatchStatus, State
 from vllm_ascend_patch.patching.verdict import Finding
 from vllm_ascend_patch.releases import declarations, guard, records, wanted
@@ -129,7 +129,7 @@ def _entry_points() -> list[Check]:
         checks.append(Check("VLLM_PLUGINS", FAIL, f"{allowed!r} keeps our entry points from loading", advice))
     elif allowed is not None:
         checks.append(Check("VLLM_PLUGINS", OK, allowed))
-    rival = plugin.competitor()
+    rival = platforms.competitor()
     if rival is not None:
         checks.append(Check("vllm-ascend", FAIL, rival.partition(". ")[0], rival.partition(". ")[2]))
     others = [name for name in found[_GROUPS[0]] if name not in ("ascend_patch", "ascend")]
