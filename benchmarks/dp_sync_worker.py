@@ -16,8 +16,7 @@ from vllm.v1.worker import dp_utils
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from benchmarks.dp_sync import LISTS
-from vllm_ascend_patch.core.dp import current
-from vllm_ascend_patch.seams.step import all_reduce as step_all_reduce
+from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.step import prepare as step_prepare
 
 
@@ -44,7 +43,7 @@ class _Clock:
             return result
 
         def timed_all_reduce(*args: Any, **kwargs: Any) -> Any:
-            if step_all_reduce._capturing:
+            if serving.current().step.capturing:
                 return all_reduce(*args, **kwargs)
             self.calls += 1
             self.total += 1
@@ -59,7 +58,7 @@ class _Clock:
             start = time.perf_counter()
             vote = own_vote(*args, **kwargs)
             voted = time.perf_counter()
-            session = current.current_session()
+            session = serving.current().session
             if session is None or vote is None:
                 return vote
             announce = session.announce
@@ -104,8 +103,9 @@ class TimedWorker:
     def begin_block(self, variant: str) -> None:
         """Use `variant` ("ours" or "upstream") from the next step on. No step may be running."""
         global _session
-        _session = _session or current._session
-        current._session = _session if variant == "ours" else None
+        state = serving.current()
+        _session = _session or state.session
+        state.session = _session if variant == "ours" else None
         _clock.take()
 
     def end_block(self, variant: str, scenario: str, folder: str) -> None:

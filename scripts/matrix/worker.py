@@ -32,30 +32,31 @@ class MatrixWorker(CountingWorker):
 
     def matrix_posted(self) -> int:
         """Step vectors sent so far."""
-        from vllm_ascend_patch.core.dp.current import current_session
+        from vllm_ascend_patch.seams import serving
 
-        session = current_session()
+        session = serving.current().session
         return session.channel.posted if session is not None else 0
 
     def matrix_force(self, method: str) -> None:
         """From the next step on, one MoE communication method, checked against the limits as at start-up."""
         from vllm_ascend_patch.core.moe.selection import MethodSelector
-        from vllm_ascend_patch.seams.moe import facts as moe_facts
+        from vllm_ascend_patch.seams import serving
+        from vllm_ascend_patch.seams.moe.facts import scheduler_facts
 
-        for selector in moe_facts.selectors():
-            forced = MethodSelector(selector.facts, moe_facts.scheduler_facts(self.vllm_config), method)
+        for selector in serving.current().moe.selectors.values():
+            forced = MethodSelector(selector.facts, scheduler_facts(self.vllm_config), method)
             vars(selector).update(vars(forced))
 
     def matrix_report(self, folder: str) -> None:
         """Write what happened in this process since ``matrix_begin``, and end its trace: some releases kill workers."""
         from vllm_ascend_patch.core import trace
-        from vllm_ascend_patch.core.dp.current import current_session
+        from vllm_ascend_patch.seams import serving
 
         trace.stop()
 
         new = Counter(COUNTER.calls)
         new.subtract(self._matrix_before)
-        session = current_session()
+        session = serving.current().session
         transport = session.channel.transport if session is not None else None
         report = {
             "forwards": FORWARDS["model"],

@@ -20,8 +20,8 @@ from vllm.forward_context import BatchDescriptor, DPMetadata, get_forward_contex
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vllm_ascend_patch.seams.moe.tokens_before_0_14 import tokens_across_dp
-from vllm_ascend_patch.seams.step import all_reduce, phases
+from vllm_ascend_patch.seams.config import tokens_across_dp
+from vllm_ascend_patch.seams.step import dummy, phases
 from vllm_ascend_patch.seams.step.counts_before_0_12 import dummy_run, prepare_inputs
 
 from .schedules import RankStep
@@ -79,10 +79,10 @@ class DecidingRunner(GPUModelRunner):
         """One entry for the step's forward: [graph mode, tokens of this rank, tokens of all ranks, no split]."""
         time.sleep(step.delay)
         if step.dummy:
-            return all_reduce.execute_dummy_batch(lambda worker: self._dummy_step(1), None)
+            return dummy.execute_dummy_batch(lambda worker: self._dummy_step(1), SimpleNamespace(model_runner=self))
         if step.profile:
             return self._dummy_step(step.profile)
-        return phases.execute_model(self._real_step, step)
+        return phases.execute_model(type(self)._real_step, self, step)
 
     def _real_step(self, step: RankStep) -> list[Any]:
         names = [f"request-{i}" for i in range(len(step.requests))]

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-from vllm_ascend_patch.core.dp.current import install_session
+from vllm_ascend_patch.seams import serving
 
 from .collectives import CollectiveCounter
 from .processes import run_ranks, values_of
@@ -39,8 +39,9 @@ TIMEOUT = 30.0
 def run_rank(rank: int, size: int, seeds: list[int], transport: str) -> list[Any]:
     """What each step of each schedule decided, the collectives that it took, and the vectors that it sent."""
     session = host_session(rank, size, timeout=TIMEOUT, transport=transport)
-    install_session(session)
     runners = {speculative: DecidingRunner(rank, size, speculative) for speculative in {False, SPECULATIVE}}
+    for runner in runners.values():
+        serving.entering(runner).session = session
     results = []
     for seed in seeds:
         schedule = make_schedule(seed, size, SPECULATIVE)

@@ -22,8 +22,7 @@ import torch
 from vllm.v1.worker import dp_utils
 
 from vllm_ascend_patch.core.dp import DPSession, StepAgreement, Vote, agree
-from vllm_ascend_patch.core.dp import current as dp_current
-from vllm_ascend_patch.seams.step import all_reduce as step_all_reduce
+from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.step import prepare
 
 from . import fuzz, test_moe_choice
@@ -60,7 +59,7 @@ def no_sync_in_eager() -> Iterator[None]:
     all_reduce, own_vote = dp_utils._run_ar, prepare.own_vote
 
     def graphs_only(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if step_all_reduce._capturing or kwargs["cudagraph_mode"]:
+        if serving.current().step.capturing or kwargs["cudagraph_mode"]:
             return all_reduce(*args, **kwargs)
         own = (kwargs["orig_num_tokens_per_ubatch"], kwargs["padded_num_tokens_per_ubatch"], 0, 0)
         return torch.tensor(own, dtype=torch.int32).repeat(kwargs["parallel_config"].data_parallel_size, 1).T
@@ -95,10 +94,7 @@ def local_count_for_the_moe_choice() -> Iterator[None]:
 
 
 def run_fuzz(seed: int) -> None:
-    try:
-        fuzz.main(2, 25, seed)
-    finally:
-        dp_current.install_session(None)
+    fuzz.main(2, 25, seed)
 
 
 def run_moe_choice(seed: int) -> None:

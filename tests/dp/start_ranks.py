@@ -19,7 +19,6 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 
-from vllm_ascend_patch.core.dp.current import current_session, install_session
 from vllm_ascend_patch.seams.step import session as step_session
 
 from ..serve import tiny_models
@@ -54,11 +53,10 @@ def run_rank(rank: int, size: int, model: str, difference: str) -> str:
     with set_current_vllm_config(config):
         init_distributed_environment(1, 0, "env://", rank, "hccl")
         initialize_model_parallel(1, 1)
-        step_session.start(config, device)
-    session = current_session()
+        session = step_session.start(config, device)
     assert session is not None
     name = session.channel.transport.name
-    install_session(None)
+    session.close()
     return name
 
 

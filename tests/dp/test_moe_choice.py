@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import torch
 
-from vllm_ascend_patch.core.dp import current
+from vllm_ascend_patch.core.dp import DPSession
 from vllm_ascend_patch.core.dp.agreement import agree
 from vllm_ascend_patch.core.dp.vector import StepVector
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
 from vllm_ascend_patch.core.moe.limits import MoEFacts
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.soc import Soc
+from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.moe import tokens as step_tokens
 
 from .worlds import matrix
@@ -22,13 +23,14 @@ from .worlds import matrix
 RANKS = 8
 
 
-class _Session:
+class _Session(DPSession):
     """A session that has agreed."""
 
     def __init__(self, vectors: list[StepVector]) -> None:
         self.current = agree(matrix(vectors))
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """It has no channel."""
 
 
 def _choices(vectors: list[StepVector]) -> list[tuple[str, int]]:
@@ -36,9 +38,10 @@ def _choices(vectors: list[StepVector]) -> list[tuple[str, int]]:
     facts = MoEFacts(Soc.A3, 2, 1, RANKS, 16, 128, 2048, 8, hccl_buffsize_mib=4096)
     scheduler = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
     chosen = []
+    state = serving.current()
     try:
-        current.install_session(_Session(vectors))  # type: ignore[arg-type]
-        agreement = current.current_agreement()
+        state.session = _Session(vectors)
+        agreement = state.session.current
         assert agreement is not None
         for rank in range(RANKS):
             fields = step_tokens.forward_context_fields(
@@ -50,7 +53,7 @@ def _choices(vectors: list[StepVector]) -> list[tuple[str, int]]:
             step = tokens.step(MethodSelector(facts, scheduler))
             chosen.append((step.method, step.active_tokens))
     finally:
-        current.install_session(None)
+        state.session = None
     return chosen
 
 

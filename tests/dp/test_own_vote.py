@@ -10,7 +10,8 @@ import numpy as np
 
 from vllm_ascend_patch.core.dp import Vote
 from vllm_ascend_patch.seams.step.all_reduce import run_ar
-from vllm_ascend_patch.seams.step.prepare import attention_of, own_vote
+from vllm_ascend_patch.seams.step.batch import attention_of
+from vllm_ascend_patch.seams.step.vote import own_vote
 
 
 def all_reduce(should_ubatch, orig_num_tokens_per_ubatch, padded_num_tokens_per_ubatch, cudagraph_mode):

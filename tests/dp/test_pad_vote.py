@@ -9,7 +9,9 @@ import pytest
 
 from vllm_ascend_patch.core.dp.agreement import agree
 from vllm_ascend_patch.core.dp.vector import StepVector
-from vllm_ascend_patch.seams.step.all_reduce import captured_vote, parameters_of, rows_for, run_ar
+from vllm_ascend_patch.seams.by_name import parameters_of
+from vllm_ascend_patch.seams.step.all_reduce import rows_for, run_ar
+from vllm_ascend_patch.seams.step.vote import captured_vote
 
 from .worlds import matrix
 

@@ -20,7 +20,7 @@ from vllm.v1.spec_decode.eagle import EagleProposer
 from vllm.v1.worker import dp_utils
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-from vllm_ascend_patch.seams.step import all_reduce, phases
+from vllm_ascend_patch.seams.step import dummy, phases
 from vllm_ascend_patch.seams.step.prepare import prepare_inputs
 
 from .schedules import SPECULATIVE_TOKENS, RankStep
@@ -95,10 +95,10 @@ class DecidingRunner(GPUModelRunner):
         """What upstream decided, one entry per forward: [mode, tokens of this rank, tokens of all ranks, split]."""
         time.sleep(step.delay)
         if step.dummy:
-            return all_reduce.execute_dummy_batch(lambda worker: self._dummy_step(1), None)
+            return dummy.execute_dummy_batch(lambda worker: self._dummy_step(1), SimpleNamespace(model_runner=self))
         if step.profile:
             return self._dummy_step(step.profile, is_profile=True)
-        return phases.execute_model(self._real_step, step)
+        return phases.execute_model(type(self)._real_step, self, step)
 
     def _real_step(self, step: RankStep) -> list[Any]:
         scheduled = np.array([r.scheduled for r in step.requests], dtype=np.int32)
@@ -159,7 +159,7 @@ class DecidingRunner(GPUModelRunner):
                     )
             return decided
 
-        return all_reduce.dummy_run(upstream, self, num_tokens, is_profile=is_profile)
+        return dummy.dummy_run(upstream, self, num_tokens, is_profile=is_profile)
 
     @staticmethod
     def _outcome(outcome: Any) -> Any:

@@ -40,9 +40,9 @@ class CountingWorker:
     def write_counts(self, folder: str) -> None:
         """Collectives since the process began, forwards since `count_forwards`, vectors sent: into this rank's file, since
         vLLM hands back the answer of one engine only."""
-        from vllm_ascend_patch.core.dp.current import current_session
+        from vllm_ascend_patch.seams import serving
 
-        session = current_session()
+        session = serving.current().session
         counts = {
             "collectives": [[*key, count] for key, count in sorted(COUNTER.calls.items())],
             "forwards": FORWARDS["model"],

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from vllm_ascend_patch import armed
 from vllm_ascend_patch.core import trace
+from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.step.phases import trace_forwards
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ class NPUModelRunner(GPUModelRunner):
     """``GPUModelRunner``; the worker has mapped ``torch.cuda`` names to ``torch.npu`` before."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        serving.begin(self, vllm_config, armed.applied())
         super().__init__(vllm_config, device)
         # A shared prefix is no special case for the fused operator, and the graph decision stays computable early.
         self.cascade_attn_enabled = False
@@ -32,6 +35,7 @@ class NPUModelRunner(GPUModelRunner):
         Attention is made one operator to the compiler, which splits models there: newer releases ask the platform
         (``opaque_attention_op``), 0.10.1 does it on its own devices only. Forwards are traced, where no method runs them.
         """
+        serving.entering(self)
         super().load_model(*args, **kwargs)
         if trace.enabled() and not hasattr(GPUModelRunner, "_model_forward"):
             trace_forwards(self.get_model())

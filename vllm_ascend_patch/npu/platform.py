@@ -146,7 +146,7 @@ class NPUPlatform(Platform):
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check what the port can serve, then fill in what upstream leaves to the platform. Raises ``NotServable``."""
         from vllm_ascend_patch.seams.moe.eplb import apply_eplb_option
-        from vllm_ascend_patch.seams.moe.start_up import check_moe
+        from vllm_ascend_patch.seams.moe.facts import check_moe
 
         from .config_check import NotServable, check_config
         from .config_defaults import apply_defaults

@@ -17,6 +17,8 @@ from vllm.platforms import current_platform
 from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.gpu_worker import Worker
 
+from vllm_ascend_patch.seams import serving
+
 from .accelerator import map_accelerator_names
 from .compilation_defaults import graphs_supported
 from .cuda_names import map_cuda_names
@@ -32,7 +34,6 @@ class NPUWorker(Worker):
     """Upstream's worker on ``npu:<index>``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        from vllm_ascend_patch.seams.moe.facts import remember_config
         from vllm_ascend_patch.seams.moe.method import register_methods
 
         map_accelerator_names()
@@ -44,7 +45,6 @@ class NPUWorker(Worker):
         register_methods()
         _register_int8_linear()
         super().__init__(*args, **kwargs)
-        remember_config(self.vllm_config)
 
     def init_device(self) -> None:
         """Bind the NPU, join the process groups, measure free memory, build the runner."""
@@ -109,6 +109,15 @@ class NPUWorker(Worker):
             return super().compile_or_warm_up_model()
         finally:
             gpu_worker.kernel_warmup = original
+
+    def shutdown(self) -> None:
+        """Leave the data-parallel group in order, then upstream's; the oldest releases have nothing to shut down."""
+        runner = getattr(self, "model_runner", None)
+        if runner is not None:
+            serving.end(runner)
+        upstream = getattr(super(), "shutdown", None)
+        if upstream is not None:
+            upstream()
 
     def _make_model_runner(self) -> NPUModelRunner:
         from .model_runner import NPUModelRunner

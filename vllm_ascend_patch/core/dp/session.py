@@ -12,7 +12,7 @@ translate their framework's calls into these:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -126,6 +126,27 @@ class DPSession:
         else:
             agreement = self._resolve_draft(vote)
         self.current = agreement
+        return agreement
+
+    def check_forward(self, num_tokens_across_dp: Sequence[int] | None) -> StepAgreement | None:
+        """The agreement of the forward that begins now; None before the first one.
+
+        Args:
+            num_tokens_across_dp: the padded token counts that the framework passes to the forward, ``[dp_size]`` ints;
+                checked against the agreement. None skips the check, e.g. where the framework has divided them into
+                micro-batches.
+
+        Raises:
+            DPSyncError: the forward does not run what the ranks agreed on.
+        """
+        agreement = self.current
+        if agreement is not None and num_tokens_across_dp is not None and not agreement.microbatch:
+            counts = tuple(int(n) for n in num_tokens_across_dp)
+            if counts != agreement.padded_tokens:
+                raise DPSyncError(
+                    f"a forward runs {counts} tokens per data-parallel rank, but the ranks agreed on "
+                    f"{agreement.padded_tokens} (step {agreement.sequence}, {agreement.kind.name.lower()})"
+                )
         return agreement
 
     def abandon(self, error: BaseException) -> None:

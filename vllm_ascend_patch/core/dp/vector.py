@@ -11,7 +11,6 @@ SUM all-reduce, or memory that the ranks share, gives every rank the whole matri
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -145,8 +144,3 @@ def pack(vector: StepVector, sequence: int, column: _Column) -> None:
         column[base] = vote.tokens if vote else 0
         column[base + 1] = vote.padded_tokens if vote else 0
         column[base + 2] = int(vote.graph_mode) if vote else 0
-
-
-def column_of(rows: Sequence[Sequence[int]], rank: int) -> tuple[int, ...]:
-    """Column `rank` of a `[NUM_FIELDS, dp_size]` matrix given as nested lists."""
-    return tuple(row[rank] for row in rows)

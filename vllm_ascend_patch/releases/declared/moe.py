@@ -67,7 +67,7 @@ PATCHES: tuple[Patch, ...] = (
         id="moe-output-reduced",
         target=f"{_RUNNER}._fused_output_is_reduced",
         kind=Kind.WRAP,
-        implementation="vllm_ascend_patch.seams.moe.forward:output_is_reduced",
+        implementation="vllm_ascend_patch.seams.moe.reduction:output_is_reduced",
         releases=">=0.20",
         why="Every method returns complete sums; upstream would add them up over tensor parallel ranks once more.",
         how="Answers True for layers whose experts are ours.",

@@ -87,7 +87,7 @@ PATCHES: tuple[Patch, ...] = (
     _wrap(
         "dummy-run-with-rows",
         f"{_RUNNER}._dummy_run",
-        "step.all_reduce:dummy_run",
+        "step.dummy:dummy_run",
         why="Idle, profiling and capturing ranks send the same vector through the same function as busy ones.",
         how="Announces a dummy step; its all-reduce follows where upstream has it.",
         reads=("num_tokens",),
@@ -96,7 +96,7 @@ PATCHES: tuple[Patch, ...] = (
     _wrap(
         "idle-step",
         "vllm.v1.worker.gpu_worker:Worker.execute_dummy_batch",
-        "step.all_reduce:execute_dummy_batch",
+        "step.dummy:execute_dummy_batch",
         why="The tokens of an idle rank's dummy step are padding; those of profiling are not.",
         how="Marks the dummy step inside as idle.",
     ),

@@ -1,76 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads from vLLM's configuration what the choice of an MoE communication method depends on.
+"""What the choice of an MoE communication method depends on, read from vLLM's configuration, and from a layer once there
+is one; and the refusals that follow from it.
 
-One selector per process and set of facts, so that the choice is logged once per change and counted in one place.
+One selector per model runner and set of facts, so that a choice is logged once and counted in one place.
 """
 
 from __future__ import annotations
 
-import os
-from functools import cache
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts
-from vllm_ascend_patch.core.moe.selection import MethodSelector
+from vllm_ascend_patch.core.moe.model_facts import ModelFacts, has_experts
+from vllm_ascend_patch.core.moe.selection import MethodSelector, check_start_up
 from vllm_ascend_patch.core.moe.soc import detect_soc, dispatch_operator_version
 from vllm_ascend_patch.core.moe.topology import Topology
+from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams.config import has_graphs, hccl_buffsize, largest_graph, num_nodes
 
-_selectors: list[MethodSelector] = []
-_worker_config: Any = None
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = logging.getLogger(__name__)
 
 
 def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector:
     """The selector for a layer; raises ``MoELimitError`` when a forced method or ``HCCL_BUFFSIZE`` cannot work."""
     config = _config()
-    moe = layer.moe_config
-    facts = MoEFacts(
-        soc=detect_soc(),
-        operator_version=dispatch_operator_version(),
+    facts = _facts(
+        config,
         tp_size=layout.tp.size,
         dp_size=layout.dp.size,
         ep_size=layout.ep.size,
         num_experts=layer.global_num_experts,
-        hidden_size=moe.hidden_dim,
-        top_k=moe.experts_per_token,
-        dtype=str(config.model_config.dtype).removeprefix("torch."),
-        num_nodes=num_nodes(config.parallel_config),
-        hccl_buffsize_mib=hccl_buffsize(),
+        hidden_size=layer.moe_config.hidden_dim,
+        top_k=layer.moe_config.experts_per_token,
         quantized=quantized,
     )
-    return _selector(facts, scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM)
+    selectors = serving.current().moe.selectors
+    key = facts, scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM
+    if key not in selectors:
+        selectors[key] = MethodSelector(*key)
+    return selectors[key]
 
 
-def remember_config(config: Any) -> None:
-    """The worker's configuration, for releases that load weights outside of any current one."""
-    global _worker_config
-    _worker_config = config
+def check_moe(vllm_config: VllmConfig) -> None:
+    """Raise ``MoELimitError`` for a deployment whose MoE layers could not run as configured, before a process is started.
+
+    Reads the model's own configuration, since no layer exists yet. What that does not tell is left to the workers, whose
+    check of the same limits (``selector_of``) sees the layers themselves. Needs a visible NPU.
+    """
+    import torch_npu
+
+    model = vllm_config.model_config
+    if model is None or not has_experts(model.hf_config.to_dict()) or torch_npu.npu.device_count() == 0:
+        return
+    facts = facts_of(vllm_config)
+    if facts is not None:
+        check_start_up(facts, scheduler_facts(vllm_config), envs.VLLM_ASCEND_PATCH_MOE_COMM)
 
 
-def worker_config() -> Any:
-    """The configuration of the model that this process serves."""
-    return _worker_config
-
-
-def _config() -> Any:
-    import vllm.config
-
-    # Releases without this function make a default configuration where there is no current one.
-    current = getattr(vllm.config, "get_current_vllm_config_or_none", lambda: None)()
-    return current if current is not None and current.model_config is not None else _worker_config
-
-
-@cache
-def _selector(facts: MoEFacts, scheduler: SchedulerFacts, forced: str) -> MethodSelector:
-    selector = MethodSelector(facts, scheduler, forced)
-    _selectors.append(selector)
-    return selector
-
-
-def selectors() -> tuple[MethodSelector, ...]:
-    """Every selector of this process: one for each kind of MoE layer that was loaded."""
-    return tuple(_selectors)
+def facts_of(vllm_config: VllmConfig) -> MoEFacts | None:
+    """The constants of the model's MoE layers; None, with a line in the log, where its configuration does not tell."""
+    config, parallel = vllm_config.model_config, vllm_config.parallel_config
+    try:
+        model = ModelFacts.from_config(config.model, {**config.hf_config.to_dict(), "dtype": _dtype(vllm_config)})
+    except MoEConfigError as error:
+        logger.info("The limits of the MoE communication methods are checked when the workers start: %s", error)
+        return None
+    ranks = parallel.tensor_parallel_size * parallel.data_parallel_size
+    return _facts(
+        vllm_config,
+        tp_size=parallel.tensor_parallel_size,
+        dp_size=parallel.data_parallel_size,
+        ep_size=ranks if parallel.enable_expert_parallel else 1,
+        num_experts=model.num_experts + _redundant_experts(parallel),
+        hidden_size=model.hidden_size,
+        top_k=model.top_k,
+        quantized=model.quantized,
+    )
 
 
 def scheduler_facts(config: Any) -> SchedulerFacts:
@@ -78,32 +89,39 @@ def scheduler_facts(config: Any) -> SchedulerFacts:
     scheduler, compilation = config.scheduler_config, config.compilation_config
     speculative = config.speculative_config
     drafts = (speculative.num_speculative_tokens or 0) if speculative is not None else 0
-    graph_mode = getattr(compilation, "cudagraph_mode", None)  # the oldest releases have none
-    graphs = graph_mode is not None and graph_mode.name != "NONE"
     return SchedulerFacts(
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_num_seqs=scheduler.max_num_seqs,
         tokens_per_decode=1 + drafts,
-        max_captured_tokens=largest_graph(compilation) if graphs else 0,
+        max_captured_tokens=largest_graph(compilation) if has_graphs(compilation) else 0,
     )
 
 
-def largest_graph(compilation: Any) -> int:
-    """Tokens of the largest graph that is captured, 0 without any."""
-    return max(compilation.cudagraph_capture_sizes or (0,))
+def _facts(config: Any, **sizes: Any) -> MoEFacts:
+    return MoEFacts(
+        soc=detect_soc(),
+        operator_version=dispatch_operator_version(),
+        dtype=_dtype(config),
+        num_nodes=num_nodes(config.parallel_config),
+        hccl_buffsize_mib=hccl_buffsize(),
+        **sizes,
+    )
 
 
-def num_nodes(parallel: Any) -> int:
-    """Machines that the ranks span: as configured, or from how many data-parallel ranks are local."""
-    local = parallel.data_parallel_size_local or parallel.data_parallel_size
-    return max(getattr(parallel, "nnodes", 1), -(-parallel.data_parallel_size // max(local, 1)))
+def _dtype(config: Any) -> str:
+    return str(config.model_config.dtype).removeprefix("torch.")
 
 
-def hccl_buffsize() -> int | None:
-    """``HCCL_BUFFSIZE`` in MiB, None when not set."""
-    text = os.environ.get("HCCL_BUFFSIZE", "").strip()
-    if not text:
-        return None
-    if not text.isdigit() or int(text) == 0:
-        raise ValueError(f"HCCL_BUFFSIZE={text!r} is not valid: use a whole number of MiB above 0, or unset it")
-    return int(text)
+def _config() -> Any:
+    """The configuration that a layer is built under; the runner's own in releases that load weights outside of any."""
+    import vllm.config
+
+    # Releases without this function make a default configuration where there is no current one.
+    current = getattr(vllm.config, "get_current_vllm_config_or_none", lambda: None)()
+    return current if current is not None and current.model_config is not None else serving.current().config
+
+
+def _redundant_experts(parallel: Any) -> int:
+    """Where the release keeps the number; 0 in releases without redundant experts."""
+    owner = getattr(parallel, "eplb_config", parallel)
+    return getattr(owner, "num_redundant_experts", 0) or 0

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_ascend_patch.core.moe.selection import MC2, MethodSelector, select
-
-from .facts import selectors
+from vllm_ascend_patch.seams import serving
 
 
 def profile_run(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     """Run upstream's profiling, then the passes that it leaves out."""
+    serving.entering(runner)
     result = original(runner, *args, **kwargs)
     for tokens in extra_passes(runner.max_num_tokens):
         runner._dummy_run(tokens, is_profile=True)
@@ -29,7 +29,7 @@ def extra_passes(max_num_tokens: int) -> list[int]:
     Depends on configuration only, so that all ranks run the same passes.
     """
     capacities = set()
-    for selector in selectors():
+    for selector in serving.current().moe.selectors.values():
         capacity = selector.capacity.tokens
         largest = _method(selector, max_num_tokens)
         if 0 < capacity < max_num_tokens and largest != MC2 and _method(selector, capacity) == MC2:

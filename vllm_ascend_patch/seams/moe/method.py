@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from vllm_ascend_patch.core.moe.comm import make_method
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
+from vllm_ascend_patch.seams import serving
 
 from . import forward
 from .facts import selector_of
@@ -36,13 +38,18 @@ class LayerRuntime:
     placement: ExpertPlacement
     selector: MethodSelector
     weight_on_input: bool
+    shared: bool
+    known: dict[tuple[str, Topology, ExpertPlacement], MoECommMethod[Any, Any]]
     methods: dict[str, MoECommMethod[Any, Any]] = field(default_factory=dict)
 
     def method(self, name: str) -> MoECommMethod[Any, Any]:
         """The method object called ``name``; layers of the same topology and placement share it."""
         found = self.methods.get(name)
         if found is None:
-            found = self.methods[name] = forward.method(name, self.layout, self.placement)
+            key = name, self.layout, self.placement
+            if key not in self.known:
+                self.known[key] = make_method(*key)
+            found = self.methods[name] = self.known[key]
         return found
 
     @classmethod
@@ -50,7 +57,9 @@ class LayerRuntime:
         layout = topology_of(layer)
         on_input = bool(getattr(layer, "apply_router_weight_on_input", False))
         selector = selector_of(layer, layout, weights.quantized)
-        return cls(weights, layout, placement_of(layer, layout), selector, on_input)
+        known = serving.current().moe.methods
+        placement, adds_up = placement_of(layer, layout), upstream_adds_up(layout)
+        return cls(weights, layout, placement, selector, on_input, adds_up, known)
 
 
 class NPUExperts:
@@ -59,6 +68,7 @@ class NPUExperts:
     Tokens arrive unrouted-over-ranks (``supports_internal_mk``): the communication method brings them to their experts.
     """
 
+    returns_complete_sums = True
     is_monolithic = False
     supports_internal_mk = True
     mk_can_overlap_shared_experts = False
@@ -85,7 +95,7 @@ class NPUExperts:
             step,
             apply_router_weight_on_input=runtime.weight_on_input,
         )
-        return share(output, runtime.layout) if upstream_adds_up(runtime.layout) else output
+        return share(output, runtime.layout) if runtime.shared else output
 
     def maybe_make_prepare_finalize(self, *_: Any, **__: Any) -> None:
         """Upstream's modular kernels are not used; asked for in older releases when expert parallelism is on."""

@@ -7,11 +7,11 @@ almost every release. Which routing a model uses stays upstream's.
 
 from __future__ import annotations
 
-import inspect
-from functools import cache
 from typing import Any
 
 import torch
+
+from vllm_ascend_patch.seams.by_name import parameters_of
 
 
 def route(layer: Any, x: torch.Tensor, arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,15 +25,10 @@ def route(layer: Any, x: torch.Tensor, arguments: dict[str, Any]) -> tuple[torch
     select = getattr(arguments.get("router"), "select_experts", None) or layer.select_experts
     known = {"indices_type": torch.int32, **arguments, "hidden_states": x}
     chosen = {}
-    for name in _parameters(getattr(select, "__func__", select)):
+    for name in parameters_of(getattr(select, "__func__", select)):
         if name in known:
             chosen[name] = known[name]
         elif hasattr(layer, name):
             chosen[name] = getattr(layer, name)
     weights, ids, *_ = select(**chosen)
     return weights, ids
-
-
-@cache
-def _parameters(function: Any) -> tuple[str, ...]:
-    return tuple(name for name in inspect.signature(function).parameters if name != "self")

@@ -6,19 +6,25 @@ The only place that knows the names of vLLM's groups and of its MoE parallel con
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
+from vllm_ascend_patch.seams import serving
 
 
 def _axis(coordinator: Any) -> ParallelAxis:
     return ParallelAxis(coordinator.world_size, coordinator.rank_in_group, coordinator.device_group)
 
 
-@cache
 def topology(expert_parallel: bool, sequence_parallel: bool) -> Topology:
-    """This rank's place in vLLM's TP, DP and EP groups; one object per worker process and layout."""
+    """This rank's place in vLLM's TP, DP and EP groups; one object per model runner and layout."""
+    known, key = serving.current().moe.topologies, (expert_parallel, sequence_parallel)
+    if key not in known:
+        known[key] = _topology(*key)
+    return known[key]
+
+
+def _topology(expert_parallel: bool, sequence_parallel: bool) -> Topology:
     from vllm.distributed import parallel_state
 
     tp, dp = _axis(parallel_state.get_tp_group()), _axis(parallel_state.get_dp_group())
@@ -26,11 +32,13 @@ def topology(expert_parallel: bool, sequence_parallel: bool) -> Topology:
     return Topology(tp, dp, ep, sequence_parallel, _mc2_communicator() if ep.size > 1 else None)
 
 
-@cache
 def _mc2_communicator() -> Mc2Communicator:
     from vllm.distributed import parallel_state
 
-    return Mc2Communicator(parallel_state.get_ep_group().device_group)
+    moe = serving.current().moe
+    if moe.communicator is None:
+        moe.communicator = Mc2Communicator(parallel_state.get_ep_group().device_group)
+    return moe.communicator
 
 
 def topology_of(layer: Any) -> Topology:

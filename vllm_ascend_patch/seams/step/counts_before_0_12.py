@@ -14,18 +14,12 @@ from typing import Any
 
 import torch
 
-from vllm_ascend_patch.core.dp import GraphMode, StepAgreement, Vote
-from vllm_ascend_patch.core.dp.current import current_session, set_attention
-from vllm_ascend_patch.seams.moe.facts import largest_graph
+from vllm_ascend_patch.core.dp import GraphMode, Vote
+from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams.config import has_graphs, largest_graph
 
-from .all_reduce import run_dummy
-from .prepare import attention_of, scheduled_tokens
-
-_expected: Vote | None = None
-"""What upstream will ask for in this step."""
-
-_agreed: StepAgreement | None = None
-"""The agreement of a step whose dummy forward had to know it before upstream asks."""
+from .batch import attention_of, scheduled_tokens
+from .dummy import run_dummy
 
 
 def prepare_inputs(original: Callable[..., Any], runner: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,16 +42,16 @@ def _prepare(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    global _expected, _agreed
-    attention = attention_of(runner, scheduler_output, scheduled_tokens(runner, scheduler_output))
-    set_attention(attention)
-    session = current_session()
+    state = serving.entering(runner)
+    session = state.session
     if session is None:
         return original(runner, scheduler_output, *args, **kwargs)
     try:
+        attention = attention_of(runner, scheduler_output, scheduled_tokens(runner, scheduler_output))
         num_tokens = scheduler_output.total_num_scheduled_tokens
-        _expected, _agreed = vote_for(runner, num_tokens, padded_for_graphs(runner, num_tokens)), None
-        session.announce(_expected, attention.with_prefill)
+        vote = vote_for(runner, num_tokens, padded_for_graphs(runner, num_tokens))
+        state.step.expected, state.step.agreed = vote, None
+        session.announce(vote, attention.with_prefill)
         return original(runner, scheduler_output, *args, **kwargs)
     except Exception as error:
         session.abandon(error)
@@ -72,27 +66,27 @@ def dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: A
     """
 
     def prepare(idle: bool, bound: dict[str, Any]) -> dict[str, Any]:
-        global _expected, _agreed
-        _expected, _agreed = _vote(runner, bound["num_tokens"], bound["num_tokens"]), None
-        session = current_session()
-        if not idle or session is None or not _has_graphs(runner):
+        state = serving.current()
+        vote = _vote(runner, bound["num_tokens"], bound["num_tokens"])
+        state.step.expected, state.step.agreed = vote, None
+        if not idle or state.session is None or not _has_graphs(runner):
             return {}
-        _agreed = session.resolve(_expected)
-        return {"cudagraph_runtime_mode": _dispatched_mode(runner, _agreed.max_tokens)}
+        agreement = state.step.agreed = state.session.resolve(vote)
+        return {"cudagraph_runtime_mode": _dispatched_mode(runner, agreement.max_tokens)}
 
     return run_dummy(original, runner, args, kwargs, prepare)
 
 
 def num_tokens_across_dp(original: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
     """In place of upstream's all-reduce: int32 ``[dp size]`` on the CPU, the tokens of every rank."""
-    global _agreed
-    session = current_session()
+    state = serving.current()
+    session, step = state.session, state.step
     if session is None:
         return original(*args, **kwargs)
     num_tokens = kwargs["num_tokens"] if "num_tokens" in kwargs else args[0]
-    agreement, _agreed = _agreed, None
+    agreement, step.agreed = step.agreed, None
     if agreement is None:
-        vote = _expected
+        vote = step.expected
         if vote is None or vote.padded_tokens != num_tokens:
             vote = Vote(num_tokens, num_tokens)
         agreement = session.resolve(vote)
@@ -126,8 +120,7 @@ def _vote_with_rows(runner: Any, num_tokens: int, padded_tokens: int) -> Vote:
 
 
 def _has_graphs(runner: Any) -> bool:
-    mode = getattr(runner.vllm_config.compilation_config, "cudagraph_mode", None)  # 0.10.0 has none
-    return mode is not None and mode.name != "NONE"
+    return has_graphs(runner.vllm_config.compilation_config)
 
 
 def _dispatched_mode(runner: Any, num_tokens: int) -> Any:

@@ -7,13 +7,15 @@ condition that upstream's drafters depend on is asked for here, and unknown draf
 
 from __future__ import annotations
 
-import weakref
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from vllm_ascend_patch.core.dp import DraftPlan, DraftVote
+from vllm_ascend_patch.seams import serving
+
+from .vote import captured_vote
 
 _DECIDE = "_determine_batch_execution_and_padding"
 
@@ -67,14 +69,9 @@ def _plan(drafter: Any, first: int, following: int, use_cudagraphs: bool = True)
     return DraftPlan(first_vote, next_vote) if first_vote and next_vote else None
 
 
-_known: weakref.WeakKeyDictionary[Any, dict[tuple[int, bool], DraftVote | None]] = weakref.WeakKeyDictionary()
-
-
 def _vote(drafter: Any, num_tokens: int, use_cudagraphs: bool) -> DraftVote | None:
     """Asked for once per count: upstream's answer is a look-up among graphs that are all known before it serves."""
-    from .all_reduce import captured_vote
-
-    votes = _known.setdefault(drafter, {})
+    votes = serving.current().votes.drafts
     key = num_tokens, use_cudagraphs
     if key not in votes:
         vote = captured_vote(getattr(drafter, _DECIDE), num_tokens, use_cudagraphs=use_cudagraphs)

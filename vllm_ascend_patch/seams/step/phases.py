@@ -8,18 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_ascend_patch.core import trace
-from vllm_ascend_patch.core.dp.current import current_session
-from vllm_ascend_patch.seams.moe.tokens_before_0_14 import tokens_across_dp
+from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams.config import tokens_across_dp
 
 
-def _in_phase(phase: str, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    session = current_session()
+def _in_phase(phase: str, original: Callable[..., Any], runner: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+    session = serving.entering(runner).session
     if session is None:
-        return original(*args, **kwargs)
+        return original(runner, *args, **kwargs)
     progress = session.channel.progress
     progress.enter(phase, blocking=True)
     try:
-        return original(*args, **kwargs)
+        return original(runner, *args, **kwargs)
     except Exception as error:
         session.abandon(error)
         raise
@@ -27,15 +27,15 @@ def _in_phase(phase: str, original: Callable[..., Any], args: tuple[Any, ...], k
         progress.enter("between steps", blocking=False)
 
 
-def execute_model(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def execute_model(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     """A step up to its logits."""
-    return _in_phase("prepare", original, args, kwargs)
+    return _in_phase("prepare", original, runner, args, kwargs)
 
 
-def sample_tokens(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def sample_tokens(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     """Sampling, and the drafter's forwards."""
     with trace.span("sample"):
-        return _in_phase("sample", original, args, kwargs)
+        return _in_phase("sample", original, runner, args, kwargs)
 
 
 def model_forward(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +11,11 @@ import torch.distributed as dist
 
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core import trace
-from vllm_ascend_patch.core.dp import DPSyncError
-from vllm_ascend_patch.core.dp.current import install_session
+from vllm_ascend_patch.core.dp import DPSession, DPSyncError
 from vllm_ascend_patch.core.dp.startup import SessionConfig, start_session
+from vllm_ascend_patch.seams import serving
+
+from .fingerprint import fingerprint
 
 _DEVICE_BUFFER_MB = 16
 """HCCL communication buffer of the metadata group. HCCL's default is 200 MB per communicator and direction, taken from
@@ -26,7 +25,8 @@ the memory for the KV cache; the payload is below 64 KB."""
 def model_runner_init(original: Callable[..., None], runner: Any, *args: Any, **kwargs: Any) -> None:
     """Upstream's constructor, then the step sync. Every worker of a deployment comes through here once, in lockstep."""
     original(runner, *args, **kwargs)
-    start(runner.vllm_config, runner.device)
+    state = serving.entering(runner)
+    state.session = start(runner.vllm_config, runner.device, state.patches)
 
 
 def open_trace(data_parallel_rank: int) -> None:
@@ -44,15 +44,20 @@ def open_trace(data_parallel_rank: int) -> None:
         ) from None
 
 
-def start(vllm_config: Any, device: torch.device) -> None:
-    """Build this process's session; without data parallelism there is none. Also opens the trace."""
+def start(vllm_config: Any, device: torch.device, patches: Sequence[str] = ()) -> DPSession | None:
+    """Build the step sync of one runner; without data parallelism there is none. Also opens the trace.
+
+    Args:
+        vllm_config: vLLM's configuration.
+        device: the runner's NPU.
+        patches: ids of the patches that this process has; they must be the same on all ranks.
+    """
     from vllm.distributed.parallel_state import get_dp_group
 
     parallel = vllm_config.parallel_config
     open_trace(parallel.data_parallel_rank)
-    install_session(None)
     if parallel.data_parallel_size == 1 or get_dp_group().world_size == 1:
-        return
+        return None
     if getattr(parallel, "enable_elastic_ep", False):
         raise DPSyncError(
             "elastic expert parallelism replaces process groups while serving, which the data-parallel step sync does not "
@@ -66,13 +71,11 @@ def start(vllm_config: Any, device: torch.device) -> None:
         transport=transport,
         timeout=envs.VLLM_ASCEND_PATCH_DP_TIMEOUT,
         num_microbatches=max(2, int(getattr(parallel, "num_ubatches", 2) or 2)),
-        fingerprint=fingerprint(vllm_config),
+        fingerprint=fingerprint(vllm_config, patches),
         name=f"group{index}",
     )
     store = dist.distributed_c10d._get_default_store()
-    install_session(
-        start_session(config, store, group.rank_in_group, group.world_size, cpu_group, device_group, device)
-    )
+    return start_session(config, store, group.rank_in_group, group.world_size, cpu_group, device_group, device)
 
 
 def _own_groups(group: Any, with_device: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None, int]:
@@ -106,47 +109,3 @@ def _device_group(ranks: list[int], like: Any) -> dist.ProcessGroup:
         options = torch_npu._C._distributed_c10d.ProcessGroupHCCL.Options()
         options.hccl_config = {"hccl_buffer_size": _DEVICE_BUFFER_MB}
     return dist.new_group(ranks, backend=backend, pg_options=options)
-
-
-def fingerprint(vllm_config: Any) -> dict[str, str]:
-    """What must be the same on every data-parallel rank: software, patches, and settings that shape a step."""
-    import vllm_ascend_patch
-
-    model, scheduler, parallel = vllm_config.model_config, vllm_config.scheduler_config, vllm_config.parallel_config
-    compilation, speculative = vllm_config.compilation_config, vllm_config.speculative_config
-    patches = [s.patch.id for s in vllm_ascend_patch.status() if str(s.state) not in ("disabled", "not needed")]
-    graph_mode = getattr(compilation, "cudagraph_mode", None)  # 0.10.0 has none
-    capture_sizes = ",".join(str(size) for size in compilation.cudagraph_capture_sizes or ())
-    settings: dict[str, Any] = {
-        "patch set": vllm_ascend_patch.__version__,
-        "patches": hashlib.sha256(",".join(sorted(patches)).encode()).hexdigest()[:12],
-        "model": model.model,
-        "dtype": model.dtype,
-        "quantization": model.quantization,
-        "max model length": model.max_model_len,
-        "enforce eager": model.enforce_eager,
-        "max batched tokens": scheduler.max_num_batched_tokens,
-        "max sequences": scheduler.max_num_seqs,
-        "async scheduling": getattr(scheduler, "async_scheduling", None),
-        "tensor parallel size": parallel.tensor_parallel_size,
-        "pipeline parallel size": parallel.pipeline_parallel_size,
-        "expert parallel": parallel.enable_expert_parallel,
-        "micro-batching": getattr(parallel, "enable_dbo", None),
-        "graph mode": getattr(graph_mode, "name", graph_mode),
-        "graph sizes": hashlib.sha256(capture_sizes.encode()).hexdigest()[:12],
-        "speculation": f"{speculative.method} {speculative.num_speculative_tokens}" if speculative else None,
-        "VLLM_ASCEND_PATCH_DP_SYNC": envs.VLLM_ASCEND_PATCH_DP_SYNC,
-        "VLLM_ASCEND_PATCH_MOE_COMM": envs.VLLM_ASCEND_PATCH_MOE_COMM,
-        # Decides MC2's capacity, and the vendor wants one value on all ranks.
-        "HCCL_BUFFSIZE": os.environ.get("HCCL_BUFFSIZE"),
-    }
-    for package in ("vllm", "torch", "torch-npu"):
-        settings[package] = _version(package)
-    return {name: str(value) for name, value in settings.items()}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "absent"

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trainer's process: several engines in it, side by side and after each other. Run by ``torchrun`` with two ranks.
+
+Reads a job as JSON from the file that is its argument; rank 0 writes ``RESULT <json>`` as its last line: per engine, what it
+answered and what its state was made of.
+"""
+
+from __future__ import annotations
+
+import vllm_ascend_patch  # isort: skip  # noqa: F401
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm import LLM, SamplingParams
+
+from vllm_ascend_patch.seams import serving
+
+
+def engine(model: str, tp: int, graphs: list[int]) -> LLM:
+    return LLM(
+        model=model,
+        skip_tokenizer_init=True,
+        dtype="float16",
+        tensor_parallel_size=tp,
+        enable_expert_parallel=tp > 1,
+        distributed_executor_backend="external_launcher",
+        max_model_len=512,
+        max_num_seqs=16,
+        max_num_batched_tokens=128,
+        gpu_memory_utilization=0.2,
+        seed=0,
+        compilation_config={"cudagraph_capture_sizes": graphs},
+    )
+
+
+def answers(llm: LLM, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def state() -> dict[str, Any]:
+    """Of the engine that answered last."""
+    moe = serving.current().moe
+    return {
+        "experts": sorted(selector.facts.num_experts for selector in moe.selectors.values()),
+        "mask": moe.mask.first(1 << 20).shape[0] if moe.mask is not None else 0,
+        "tp": sorted(layout.tp.size for layout in moe.topologies.values()),
+    }
+
+
+def shut_down(*engines: LLM) -> None:
+    for llm in engines:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def main() -> None:
+    from vllm.distributed import destroy_model_parallel
+
+    job = json.loads(Path(sys.argv[1]).read_text())
+    first, second = job["models"]
+    found: dict[str, Any] = {}
+
+    def ask(name: str, llm: LLM, model: dict[str, Any]) -> None:
+        found[name] = {"tokens": answers(llm, model["prompts"], job["max_tokens"]), **state()}
+
+    one = engine(first["path"], 2, [1, 2])
+    ask("first", one, first)
+    two = engine(second["path"], 2, [1, 2, 4, 8])
+    ask("second, beside the first", two, second)
+    ask("first, beside the second", one, first)
+    shut_down(one, two)
+    del one, two
+    destroy_model_parallel()
+    gc.collect()
+    three = engine(first["path"], 1, [1, 2, 4])
+    ask("third, with another tensor parallel size", three, first)
+    shut_down(three)
+    if os.environ["RANK"] == "0":
+        print("RESULT " + json.dumps(found), flush=True)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

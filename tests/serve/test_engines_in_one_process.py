@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several engines in one process, side by side and after each other, as trainers and notebooks have them.
+
+Each keeps its own process groups, selectors and mask: tokens are transformers' for every engine, whichever was built last.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from . import tiny_models
+from .conftest import run_script
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
+
+SCRIPT = Path(__file__).with_name("engines_script.py")
+FAMILIES = ("qwen3_moe", "mixtral")
+
+
+def test_each_engine_of_a_process_answers_as_if_it_were_alone(
+    checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    cases = {family: tiny_models.cases(checkpoints(family)) for family in FAMILIES}
+    models = [
+        {"path": str(checkpoints(family)), "prompts": [case.prompt for case in cases[family]]} for family in FAMILIES
+    ]
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps({"models": models, "max_tokens": tiny_models.NEW_TOKENS}))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_script([*torchrun, str(SCRIPT), str(job)], "", 2, tmp_path, seconds=800)
+    assert done.returncode == 0, done.stdout[-6000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    found = json.loads(line.removeprefix("RESULT "))
+    expected = {family: [case.answer for case in cases[family]] for family in FAMILIES}
+    for name, family in {
+        "first": "qwen3_moe",
+        "second, beside the first": "mixtral",
+        "first, beside the second": "qwen3_moe",
+        "third, with another tensor parallel size": "qwen3_moe",
+    }.items():
+        assert found[name]["tokens"] == expected[family], name
+        assert len(found[name]["experts"]) == 1, f"{name} sees another engine's layers: {found[name]['experts']}"
+    assert [found[name]["mask"] for name in found] == [2, 8, 2, 0], (
+        "a mask is as long as its own engine's largest graph"
+    )
+    assert [found[name]["tp"] for name in found] == [[2], [2], [2], [1]]

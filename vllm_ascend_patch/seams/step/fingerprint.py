@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be equal on all data-parallel ranks, read from vLLM's configuration. How it is compared is core's."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from vllm_ascend_patch import envs
+
+
+def fingerprint(vllm_config: Any, patches: Sequence[str]) -> dict[str, str]:
+    """What must be the same on every data-parallel rank: software, patches, and settings that shape a step.
+
+    Args:
+        vllm_config: vLLM's configuration.
+        patches: ids of the patches that this process has.
+    """
+    model, scheduler, parallel = vllm_config.model_config, vllm_config.scheduler_config, vllm_config.parallel_config
+    compilation, speculative = vllm_config.compilation_config, vllm_config.speculative_config
+    graph_mode = getattr(compilation, "cudagraph_mode", None)  # 0.10.0 has none
+    capture_sizes = ",".join(str(size) for size in compilation.cudagraph_capture_sizes or ())
+    settings: dict[str, Any] = {
+        "patch set": _version("vllm-ascend-patch"),
+        "patches": hashlib.sha256(",".join(sorted(patches)).encode()).hexdigest()[:12],
+        "model": model.model,
+        "dtype": model.dtype,
+        "quantization": model.quantization,
+        "max model length": model.max_model_len,
+        "enforce eager": model.enforce_eager,
+        "max batched tokens": scheduler.max_num_batched_tokens,
+        "max sequences": scheduler.max_num_seqs,
+        "async scheduling": getattr(scheduler, "async_scheduling", None),
+        "tensor parallel size": parallel.tensor_parallel_size,
+        "pipeline parallel size": parallel.pipeline_parallel_size,
+        "expert parallel": parallel.enable_expert_parallel,
+        "micro-batching": getattr(parallel, "enable_dbo", None),
+        "graph mode": getattr(graph_mode, "name", graph_mode),
+        "graph sizes": hashlib.sha256(capture_sizes.encode()).hexdigest()[:12],
+        "speculation": f"{speculative.method} {speculative.num_speculative_tokens}" if speculative else None,
+        "VLLM_ASCEND_PATCH_DP_SYNC": envs.VLLM_ASCEND_PATCH_DP_SYNC,
+        "VLLM_ASCEND_PATCH_MOE_COMM": envs.VLLM_ASCEND_PATCH_MOE_COMM,
+        # Decides MC2's capacity, and the vendor wants one value on all ranks.
+        "HCCL_BUFFSIZE": os.environ.get("HCCL_BUFFSIZE"),
+    }
+    for package in ("vllm", "torch", "torch-npu"):
+        settings[package] = _version(package)
+    return {name: str(value) for name, value in settings.items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
