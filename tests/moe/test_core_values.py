@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_ascend_patch.core.moe.comm import METHODS, make_method
+from vllm_ascend_patch.core.moe.comm import METHODS, Method, make_method
 from vllm_ascend_patch.core.moe.comm.base import DispatchedRows, MoECommMethod, MoEInput
 from vllm_ascend_patch.core.moe.comm.padding import clean_rows
 from vllm_ascend_patch.core.moe.constants import _kept, first_rows, row_index, spread_ids, zero_rows
@@ -232,7 +232,6 @@ class LoopMethod(MoECommMethod[MoEInput, LoopDispatch]):
     """A fourth method, for one rank and top-1: sorts with torch and communicates nothing."""
 
     name = "loop"
-    capturable = True
 
     def prepare(self, inputs: MoEInput, step: MoEStep) -> MoEInput:
         return inputs
@@ -257,7 +256,7 @@ def test_a_fourth_method_is_one_class_and_one_row_of_the_table(monkeypatch: pyte
         gate, up = torch.einsum("ah,ahi->ai", rows, weights.w13[expert_of_row]).chunk(2, dim=1)
         return torch.einsum("ai,aih->ah", torch.nn.functional.silu(gate) * up, weights.w2[expert_of_row])
 
-    monkeypatch.setitem(METHODS, LoopMethod.name, f"{__name__}:LoopMethod")
+    monkeypatch.setitem(METHODS, LoopMethod.name, Method(f"{__name__}:LoopMethod", capturable=True))
     monkeypatch.setattr(driver, "expert_mlp", mlp)  # the real one needs an NPU
     method = make_method("loop", ALONE, ExpertPlacement.linear(3))
     w13, w2 = torch.randn(3, 8, 5), torch.randn(3, 5, 4)

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +161,28 @@ def test_traffic_formulas_by_hand() -> None:
     assert gather.routing == 3 * 8 * 4 * 8
     assert gather.tp == 2 * 1 / 2 * 8 * 2048
     assert method_traffic(facts, "allgather", 8, sequence_parallel=True).rows == 2 * 7 * 4 * 2048
+
+
+def test_planning_needs_no_torch_and_takes_half_a_second(model: Path) -> None:
+    """In a process of its own, without a launcher; torch would be found, and is not asked for."""
+    program = (
+        "import sys, vllm_ascend_patch.__main__ as command_line\n"
+        "try:\n"
+        "    command_line.main()\n"
+        "finally:\n"
+        "    print('imported:', *{'torch', 'torch_npu', 'numpy', 'vllm', 'matplotlib'} & set(sys.modules), file=sys.stderr)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "TORCH_"))}
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, "-c", program, "plan", str(model), "--tp", "2", "--dp", "8"],
+        capture_output=True,
+        text=True,
+        env={**environment, "VLLM_ASCEND_PATCH": "0"},
+        timeout=60,
+        check=False,
+    )
+    after = os.times()
+    assert (done.returncode, done.stderr) == (0, "imported:\n")
+    assert "experts per rank" in done.stdout
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``plan`` command: what a deployment will do in its MoE layers and why, from a model's configuration and a cluster's
-sizes. Needs no device; all numbers come from ``core/moe``."""
+sizes. Needs no device and no torch; all numbers come from ``core/moe``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from vllm_ascend_patch.core.moe.capacity import Capacity, SchedulerFacts
-    from vllm_ascend_patch.core.moe.limits import MoEFacts
-    from vllm_ascend_patch.core.moe.model_facts import ModelFacts
+from vllm_ascend_patch.core.moe.capacity import Capacity, SchedulerFacts
+from vllm_ascend_patch.core.moe.comm import METHODS
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
+from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_row_violation, mc2_violations
+from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
+from vllm_ascend_patch.core.moe.selection import check_start_up, select
+from vllm_ascend_patch.core.moe.soc import Soc
+from vllm_ascend_patch.core.moe.traffic import lower_bound, method_traffic
 
 MIB = 1 << 20
 
@@ -70,9 +73,6 @@ def make_plan(
     model: ModelFacts, facts: MoEFacts, scheduler: SchedulerFacts, sequence_parallel: bool, forced: str
 ) -> Plan:
     """Work a plan out; ``MoELimitError`` when the deployment would be refused at start-up."""
-    from vllm_ascend_patch.core.moe.limits import mc2_violations
-    from vllm_ascend_patch.core.moe.selection import check_start_up
-
     capacity = check_start_up(facts, scheduler, forced)
     any_release = forced == "auto" and not facts.newest_limits
     # Without expert parallelism every rank holds a slice of every expert.
@@ -91,8 +91,6 @@ def make_plan(
 
 
 def _regimes(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, forced: str) -> list[Regime]:
-    from vllm_ascend_patch.core.moe.selection import select
-
     found: list[Regime] = []
     modes = [(False, scheduler.max_num_batched_tokens), (True, scheduler.max_captured_tokens)]
     for captured, most in modes:
@@ -107,16 +105,10 @@ def _regimes(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, for
 def _traffic(
     facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, sequence_parallel: bool, forced: str
 ) -> list[TrafficRow]:
-    from vllm_ascend_patch.core.moe.limits import mc2_row_violation, mc2_violations
-    from vllm_ascend_patch.core.moe.selection import select
-    from vllm_ascend_patch.core.moe.traffic import lower_bound, method_traffic
-
     rows = []
     tokens = 1
     while tokens <= scheduler.max_num_batched_tokens:
-        mib = {
-            m: method_traffic(facts, m, tokens, sequence_parallel).total / MIB for m in ("allgather", "mc2", "alltoall")
-        }
+        mib = {m: method_traffic(facts, m, tokens, sequence_parallel).total / MIB for m in METHODS}
         per_rank = -(-tokens // facts.tp_size)
         mc2_runs = not mc2_violations(facts, any_release=False) and mc2_row_violation(facts, per_rank) is None
         rows.append(
@@ -268,14 +260,6 @@ def command(
 
     MODEL is a folder with config.json, such a file, or a model name on the hub. No device is needed.
     """
-    # Without CANN, importing torch would fail in torch_npu's autoload.
-    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
-    from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
-    from vllm_ascend_patch.core.moe.errors import MoEConfigError
-    from vllm_ascend_patch.core.moe.limits import MoEFacts
-    from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
-    from vllm_ascend_patch.core.moe.soc import Soc
-
     if hccl_buffsize is None and os.environ.get("HCCL_BUFFSIZE", "").isdigit():
         hccl_buffsize = int(os.environ["HCCL_BUFFSIZE"])
     try:

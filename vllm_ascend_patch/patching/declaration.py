@@ -5,16 +5,16 @@ anything."""
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from .errors import InvalidPatch
+from .words import Words
 
 _TARGET = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _ID = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
-class Kind(StrEnum):
+class Kind(Words):
     """How a patch changes its target."""
 
     WRAP = "wrap"

@@ -16,7 +16,6 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,11 +34,12 @@ from .install import (
     uninstall,
 )
 from .verdict import Finding, Verdict
+from .words import Words
 
 logger = logging.getLogger(__name__)
 
 
-class State(StrEnum):
+class State(Words):
     """Where a patch stands."""
 
     IDLE = "idle"

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The outcome of comparing a patch with an upstream release. Only the words live here; the comparing does not."""
 
-from enum import StrEnum
 from typing import NamedTuple
 
+from .words import Words
 
-class Finding(StrEnum):
+
+class Finding(Words):
     """What a comparison found."""
 
     FITS = "fits"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .arithmetic import ceil_div
 from .limits import (
     HCCL_BUFFSIZE_DEFAULT_MIB,
     MoEFacts,
@@ -16,7 +17,6 @@ from .limits import (
     max_rows_for_buffsize,
     mc2_limits,
 )
-from .step import ceil_div
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from vllm_ascend_patch.core.moe.comm import METHODS
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod, MoEInput
 
 from .errors import MoEConfigError
@@ -69,7 +70,7 @@ def _check(
     step: MoEStep,
 ) -> None:
     step.check(method.topology, hidden_states)
-    if step.captured and not method.capturable:
+    if step.captured and not METHODS[method.name].capturable:
         raise MoEConfigError(
             f"the {method.name} method reads the device from the host and cannot run in a captured graph"
         )

@@ -11,19 +11,14 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 
-from vllm_ascend_patch.core.moe.comm.all_gather import AllGatherMethod
-from vllm_ascend_patch.core.moe.comm.all_to_all import AllToAllMethod
-from vllm_ascend_patch.core.moe.comm.mc2 import Mc2Method
-
+from .arithmetic import ceil_div
 from .capacity import Capacity, SchedulerFacts, mc2_capacity
-from .comm import METHODS, method_class
+from .comm import ALLGATHER, ALLTOALL, MC2, METHODS
 from .errors import MoEConfigError, MoELimitError
 from .limits import MoEFacts, Violation, mc2_row_violation, mc2_violations
 from .soc import Soc
-from .step import ceil_div
 
 AUTO = "auto"
-ALLGATHER, MC2, ALLTOALL = AllGatherMethod.name, Mc2Method.name, AllToAllMethod.name
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +129,7 @@ def _forced_violations(facts: MoEFacts, scheduler: SchedulerFacts, method: str) 
         found.append(
             Violation("expert parallel size", "1", "at least 2", "enable expert parallelism over more than one rank")
         )
-    if scheduler.max_captured_tokens and not method_class(method).capturable:
+    if scheduler.max_captured_tokens and not METHODS[method].capturable:
         found.append(
             Violation(
                 "largest captured graph that contains MoE layers",

@@ -11,14 +11,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .arithmetic import ceil_div
 from .constants import zero_rows
 from .errors import MoEConfigError
 from .topology import Topology
-
-
-def ceil_div(value: int, divisor: int) -> int:
-    """``value / divisor`` rounded up."""
-    return -(-value // divisor)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .arithmetic import ceil_div
 from .limits import MoEFacts
 from .selection import ALLGATHER, ALLTOALL, MC2
-from .step import ceil_div
 
 ROUTE_BYTES = 8
 """Router weight (fp32) and expert id (int32) of one routed copy."""

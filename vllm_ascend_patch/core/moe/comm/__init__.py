@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The communication methods, by name. A new method is one file and one row in this table.
 
-Rows are paths, so that the names are there (for ``envs.py``) before torch is.
+Rows are paths, so that names and properties are there (for ``envs.py``, selection and the ``plan`` command) without torch.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 
@@ -17,10 +17,25 @@ if TYPE_CHECKING:
 
     from .base import MoECommMethod
 
-METHODS: dict[str, str] = {
-    "allgather": f"{__name__}.all_gather:AllGatherMethod",
-    "mc2": f"{__name__}.mc2:Mc2Method",
-    "alltoall": f"{__name__}.all_to_all:AllToAllMethod",
+ALLGATHER, MC2, ALLTOALL = "allgather", "mc2", "alltoall"
+
+
+class Method(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        path: the class, as ``module:name``.
+        capturable: whether the method may run while a graph is captured (no host reads, fixed sizes).
+    """
+
+    path: str
+    capturable: bool
+
+
+METHODS: dict[str, Method] = {
+    ALLGATHER: Method(f"{__name__}.all_gather:AllGatherMethod", capturable=True),
+    MC2: Method(f"{__name__}.mc2:Mc2Method", capturable=True),
+    ALLTOALL: Method(f"{__name__}.all_to_all:AllToAllMethod", capturable=False),
 }
 
 
@@ -29,7 +44,7 @@ def method_class(name: str) -> type[MoECommMethod[Any, Any]]:
     if name not in METHODS:
         known = ", ".join(sorted(METHODS))
         raise MoEConfigError(f"unknown MoE communication method {name!r}; known: {known}")
-    return _load(METHODS[name])
+    return _load(METHODS[name].path)
 
 
 def make_method(name: str, topology: Topology, placement: ExpertPlacement) -> MoECommMethod[Any, Any]:

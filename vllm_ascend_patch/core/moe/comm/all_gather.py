@@ -64,7 +64,6 @@ class AllGatherMethod(MoECommMethod[GatheredTokens, GatheredDispatch]):
     """See the module docstring."""
 
     name = "allgather"
-    capturable = True
 
     def prepare(self, inputs: MoEInput, step: MoEStep) -> GatheredTokens:
         """``[T, H]`` -> pad to the agreed maximum -> all-gather(G) -> drop the padding -> ``[N, H]``."""

@@ -61,7 +61,6 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
     """See the module docstring."""
 
     name = "alltoall"
-    capturable = False
 
     def __init__(self, topology: Topology, placement: ExpertPlacement) -> None:
         super().__init__(topology, placement)

@@ -79,8 +79,7 @@ class MoECommMethod(ABC, Generic[PreparedT, DispatchedT]):
     """
 
     name: ClassVar[str]
-    capturable: ClassVar[bool]
-    """Whether the method may run while a graph is captured (no host reads, fixed sizes)."""
+    """The key of the method's row in ``comm.METHODS``, which says what else is known of it."""
 
     def __init__(self, topology: Topology, placement: ExpertPlacement) -> None:
         self.topology = topology

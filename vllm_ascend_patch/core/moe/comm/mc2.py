@@ -87,7 +87,6 @@ class Mc2Method(MoECommMethod[Mc2Tokens, Mc2Dispatch]):
     """
 
     name = "mc2"
-    capturable = True
 
     def __init__(self, topology: Topology, placement: ExpertPlacement, operators: Mc2Operators | None = None) -> None:
         super().__init__(topology, placement)
