@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from demo.steps import read_events
-
+from scripts.demo.steps import read_events
 from vllm_ascend_patch.releases.graphs import graph_obstacle
 
 MAX_TOKENS = 12
@@ -22,7 +21,7 @@ class Configuration:
     """One engine: ``tp`` x ``dp`` NPUs of ``soc``.
 
     Attributes:
-        family: of the tiny model (``tests/serve/tiny_models.py``).
+        family: of the tiny model (``tests/support/tiny_models.py``).
         force: methods that are forced one after the other, once the engine has served with its own choice.
         takes: methods that have to be taken in all.
         arguments: further engine arguments.
@@ -54,7 +53,7 @@ class Configuration:
             "folder": str(folder),
             "arguments": {
                 "enable_chunked_prefill": True,  # the default in newer releases only
-                "worker_extension_cls": "matrix.worker.MatrixWorker",
+                "worker_extension_cls": "scripts.matrix.worker.MatrixWorker",
                 "enforce_eager": not self.graphs,
                 **self.arguments,
                 **arguments,

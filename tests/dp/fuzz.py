@@ -17,10 +17,10 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
+from tests.support.collectives import CollectiveCounter
+from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.dp.current import install_session
 
-from .collectives import CollectiveCounter
-from .processes import run_ranks, values_of
 from .schedules import Schedule, make_schedule
 from .sessions import host_session
 

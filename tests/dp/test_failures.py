@@ -12,10 +12,10 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from tests.support.ranks import Outcome, run_ranks, values_of
 from vllm_ascend_patch.core.dp import DraftPlan, DraftVote, RankFailedError, Vote
 from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE
 
-from .processes import Outcome, run_ranks, values_of
 from .sessions import host_session
 
 TIMEOUT = 2.0

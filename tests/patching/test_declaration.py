@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from tests.patching.conftest import run_python
-from tests.patching.declare import patch, tagged
+from tests.support.processes import run_python
 from vllm_ascend_patch.patching import InvalidPatch, Kind, PatchSet, Target
+
+from .declare import patch, tagged
 
 
 @pytest.mark.parametrize(

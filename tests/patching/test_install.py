@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.patching.declare import patch, tagged
 from vllm_ascend_patch.patching import InvalidPatch, Kind, PatchConflict, PatchSet, State, TargetMissing, UnknownPatch
+
+from .declare import patch, tagged
 
 SOURCE = {
     "mod": """

@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.environment import ROOT
+
 START_SECONDS = 500.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(900)]
@@ -69,7 +70,7 @@ def command_lines(family: list[psutil.Process]) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 @pytest.mark.parametrize("moment", [THE_MODEL_LOADS, FIVE_REQUESTS_RUN], ids=["model loads", "requests run"])
 def test_ctrl_c_leaves_nothing_behind(moment: str, times: int, tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/demo/run.py", "--keep", str(tmp_path), "--max-tokens", "200"]
+    command = [sys.executable, "-m", "scripts.demo.run", "--keep", str(tmp_path), "--max-tokens", "200"]
     demo = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

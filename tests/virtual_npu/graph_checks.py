@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 import torch_npu
 
+from tests.support.processes import report
+from tests.support.ranks import run_ranks, values_of
+
 from .hccl_checks import NPU, start
 
 
@@ -100,3 +103,8 @@ def dispatch_and_combine(rank: int, size: int) -> dict[str, Any]:
         assert torch.equal(result[:active].float().cpu(), torch.full((active, hidden), 2.0 * (replay + rank)))
         sums.append(active)
     return {"active": sums}
+
+
+if __name__ == "__main__":
+    answers = values_of(run_ranks(dispatch_and_combine, 2, group=None, start="spawn", together=True, timeout=100))
+    report([answer["active"] for answer in answers])
