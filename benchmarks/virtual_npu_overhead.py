@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the virtual NPU adds to an operator: microseconds on the device against the same call on the CPU.
 
-Run under the launcher, alone on the machine:
-`python -m vllm_ascend_patch virtual-npu -- python benchmarks/virtual_npu_overhead.py [--json FILE]`
+    python benchmarks/virtual_npu_overhead.py [--json FILE]      (alone on the machine)
+
 The mix is that of one decode step of a small model; the sizes are small so that the call, not the arithmetic, is measured.
 """
+
+if __name__ == "__main__":
+    import launch
+
+    launch.on_npus(devices=1)  # before torch, which loads torch_npu
 
 import argparse
 import json
