@@ -73,7 +73,9 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._engine.shutdown()
+        engine = self._engine
+        del self._engine  # or it would be taken down once more, by an interpreter that is half gone
+        engine.shutdown()
 
     async def generate(self, prompt: list[int], max_tokens: int) -> list[int]:
         """The token ids that continue a prompt of token ids."""
