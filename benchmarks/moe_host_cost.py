@@ -102,7 +102,7 @@ def replay(calls: list[Callable[[], Any]]) -> None:
         result = call()
         work = result[-1] if isinstance(result, tuple) else result
         if isinstance(work, torch.ScriptObject):
-            work.wait()  # type: ignore[attr-defined]
+            work.wait()
 
 
 def measure(method_name: str, tokens: tuple[int, ...], topology: Topology, repeat: int) -> Cost:

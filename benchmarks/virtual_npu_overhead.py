@@ -84,14 +84,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         on_cpu, on_npu = tensors("cpu"), tensors("npu")
         for name, (count, call) in MIX.items():
             cpu = microseconds(call, on_cpu, options.repeats, options.rounds)
             npu = microseconds(call, on_npu, options.repeats, options.rounds)
             rows.append({"operator": name, "per_step": count, "cpu_us": cpu, "npu_us": npu, "ratio": npu / cpu})
-    calls = sum(MIX[row["operator"]][0] for row in rows)
+    calls = sum(count for count, _ in MIX.values())
     cpu_step = sum(row["cpu_us"] * row["per_step"] for row in rows)
     npu_step = sum(row["npu_us"] * row["per_step"] for row in rows)
     added = (npu_step - cpu_step) / calls

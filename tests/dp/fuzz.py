@@ -28,7 +28,7 @@ if find_spec("vllm.v1.worker.dp_utils"):
     from .upstream_oracle import SITUATIONS, Oracle
     from .upstream_runner import DecidingRunner
 else:  # releases whose ranks tell each other token counts and nothing else
-    from .counts_runner import SITUATIONS, DecidingRunner, Oracle
+    from .counts_runner import SITUATIONS, DecidingRunner, Oracle  # type: ignore[assignment]
 
 SPECULATIVE = "speculative" in SITUATIONS
 

@@ -74,7 +74,7 @@ def serve(
 
 
 def answer(server: Server, prompt: list[int], tokens: int) -> list[int]:
-    body = {
+    body: dict[str, Any] = {
         "model": server_model(server),
         "prompt": prompt,
         "max_tokens": tokens,

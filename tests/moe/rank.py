@@ -118,7 +118,8 @@ def replayed(
     buffers[3][:1] = True
     graph = torch.npu.NPUGraph()
     with torch.npu.graph(graph):
-        output = fused_moe(method, *buffers[:3], weights, replace(step, active_mask=buffers[3]))
+        x, topk, ids, mask = buffers
+        output = fused_moe(method, x, topk, ids, weights, replace(step, active_mask=mask))
     for buffer, tensor in zip(buffers, given, strict=True):
         buffer.copy_(tensor)
     graph.replay()

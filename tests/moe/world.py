@@ -85,7 +85,7 @@ class World:
             self._directory.cleanup()
 
     def _accept(self, listener: Listener) -> None:
-        listening = listener._listener._socket  # type: ignore[attr-defined]
+        listening = listener._listener._socket
         listening.settimeout(1)
         deadline = time.monotonic() + START_SECONDS
         connections: list[Connection] = []

@@ -27,7 +27,7 @@ def upstream(chosen: Any = None) -> dict[str, Any]:
     platforms._current_platform = chosen  # type: ignore[attr-defined]
     sys.modules["vllm.envs"] = registry
     sys.modules["vllm.platforms"] = platforms
-    return registry.environment_variables  # type: ignore[attr-defined]
+    return registry.environment_variables
 
 
 def install_rival() -> None:

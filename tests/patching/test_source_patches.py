@@ -104,9 +104,9 @@ def test_the_diffs_apply_to_the_pristine_sources(
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     for module in generator.target_modules(release):
-        name = DirectoryTree(records.PACKAGE, folder / records.PACKAGE).locate(module)
-        assert name is not None
-        assert (folder / name).read_text().endswith("vllm_ascend_patch.hand_over(__name__)\n")
+        file = DirectoryTree(records.PACKAGE, folder / records.PACKAGE).locate(module)
+        assert file is not None
+        assert (folder / file).read_text().endswith("vllm_ascend_patch.hand_over(__name__)\n")
 
 
 PROGRAM = """

@@ -32,7 +32,8 @@ def wait_for(text: str, log: Path, demo: subprocess.Popen[str]) -> None:
         if log.exists() and text in log.read_text(errors="replace"):
             return
         if demo.poll() is not None:
-            pytest.fail(f"the demo ended with exit code {demo.returncode} before {text!r}\n{demo.stdout.read()}")
+            output, _ = demo.communicate()
+            pytest.fail(f"the demo ended with exit code {demo.returncode} before {text!r}\n{output}")
         time.sleep(0.1)
     pytest.fail(f"{text!r} did not appear within {START_SECONDS:.0f} s\n{log.read_text(errors='replace')[-4000:]}")
 
