@@ -37,7 +37,7 @@ def check(session: nox.Session) -> None:
     _run(session, python, "mypy")
     if _has_import_contracts():
         session.run(str(Path(python).with_name("lint-imports")), external=True)
-    _run(session, python, "scripts.spdx")
+    _run(session, python, "scripts.source_rules")
     _run(session, python, "vllm_ascend_patch", "docs", "--check", *_documents())
 
 
