@@ -122,14 +122,14 @@ class Bench:
 
     def facts(self) -> MoEFacts:
         return MoEFacts(
-            detect_soc(),
-            dispatch_operator_version(),
-            self.topology.tp.size,
-            self.topology.dp.size,
-            self.size,
-            self.options.experts,
-            self.options.hidden,
-            self.options.top_k,
+            soc=detect_soc(),
+            operator_version=dispatch_operator_version(),
+            tp_size=self.topology.tp.size,
+            dp_size=self.topology.dp.size,
+            ep_size=self.size,
+            num_experts=self.options.experts,
+            hidden_size=self.options.hidden,
+            top_k=self.options.top_k,
         )
 
     def measure(self, method_name: str, tokens: int) -> Measurement:
