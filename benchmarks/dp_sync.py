@@ -3,7 +3,7 @@
 """What a step waits for data-parallel metadata: the step vector against upstream's untouched code, in one run, in real
 engine steps.
 
-    python -m vllm_ascend_patch virtual-npu --devices 8 -- python benchmarks/dp_sync.py --ranks 2 4 8
+    python benchmarks/dp_sync.py --ranks 2 4 8
 
 An engine per number of ranks; blocks of requests alternate between the two variants. "balanced": the same work on every
 rank; "unbalanced": requests of very different lengths, fewer than ranks at the end. The transport is the one that start-up
@@ -17,6 +17,11 @@ ranks that has a core each, against the goal of a tenth.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import launch
+
+    launch.on_npus(devices=8)
+
 import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
 import argparse
@@ -24,16 +29,11 @@ import asyncio
 import json
 import os
 import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-for _path in (ROOT, ROOT / "scripts"):
-    sys.path.insert(0, str(_path))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+from tests.support.engine import Engine, engine_arguments, settled
 
 LISTS = ("waits", "votes", "posts", "preparations")
 """What a rank keeps of each step, in microseconds."""
@@ -66,66 +66,41 @@ def tiny_model(folder: Path) -> str:
 
 
 async def measure(ranks: int, model: str, blocks: int, tokens: int, folder: str) -> None:
-    """Run one engine and let every rank write what it measured below `folder`."""
-    from vllm import SamplingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    engine = AsyncLLM.from_engine_args(
-        AsyncEngineArgs(
-            model=model,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype="float16",
-            enforce_eager=True,
-            data_parallel_size=ranks,
-            enable_expert_parallel=True,
-            max_model_len=512,
-            max_num_seqs=8,
-            max_num_batched_tokens=128,
-            gpu_memory_utilization=0.3,
-            distributed_executor_backend="uni",
-            worker_extension_cls="benchmarks.dp_sync_worker.TimedWorker",
-        )
+    """Run one engine and let every rank write what it measured below ``folder``."""
+    arguments = engine_arguments(
+        model,
+        load_format="dummy",
+        enable_expert_parallel=True,
+        max_num_seqs=8,
+        distributed_executor_backend="uni",
+        worker_extension_cls="benchmarks.dp_sync_worker.TimedWorker",
     )
-
-    async def quiet(seconds: float = 60.0) -> None:
-        """Return when no rank runs dummy steps any more: a variant may only change between steps of all ranks."""
-        before: list[str] = []
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            await asyncio.sleep(0.5)
-            await engine.collective_rpc("write_calls", args=(folder,))
-            now = [path.read_text() for path in sorted(Path(folder).glob("calls.rank*"))]
-            if now == before:
-                return
-            before = now
-        raise TimeoutError(f"the ranks still run steps {seconds:g} s after the last request: {before}")
-
-    names = iter(range(10**9))
-
-    async def generate(length: int, count: int) -> None:
-        parameters = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False)
-        prompt = {"prompt_token_ids": [3 + i % 400 for i in range(length)]}
-        async for _ in engine.generate(prompt, parameters, str(next(names))):
-            pass
-
     scenarios = {
         "balanced": [(8, tokens)] * (4 * ranks),
         "unbalanced": [(5 + 60 * (i % 4), tokens // (1 + i % 5)) for i in range(3 * ranks - 1)],
     }
-    try:
+    async with Engine(arguments, ranks) as engine:
+
+        async def calls() -> list[str]:
+            await engine.ask("write_calls", folder)
+            return [path.read_text() for path in sorted(Path(folder).glob("calls.rank*"))]
+
+        async def quiet() -> None:
+            """Return when no rank runs dummy steps any more: a variant may only change between steps of all ranks."""
+            await settled(calls, pause=0.5)
+
+        async def generate(length: int, count: int) -> None:
+            await engine.generate([3 + i % 400 for i in range(length)], count)
+
         await generate(4, 4)
         for block in range(blocks):
             for scenario, requests in scenarios.items():
                 for variant in VARIANTS if block % 2 else VARIANTS[::-1]:
                     await quiet()
-                    await engine.collective_rpc("begin_block", args=(variant,))
+                    await engine.ask("begin_block", variant)
                     await asyncio.gather(*(generate(*request) for request in requests))
                     await quiet()
-                    await engine.collective_rpc("end_block", args=(variant, scenario, folder))
-    finally:
-        engine.shutdown()
+                    await engine.ask("end_block", variant, scenario, folder)
 
 
 def collect(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:

@@ -72,7 +72,7 @@ class _Clock:
             session.announce = timed_announce  # type: ignore[method-assign]
             return vote
 
-        GPUModelRunner._prepare_inputs = timed_prepare  # type: ignore[method-assign]
+        GPUModelRunner._prepare_inputs = timed_prepare
         dp_utils._run_ar = timed_all_reduce
         step_prepare.own_vote = timed_vote
 

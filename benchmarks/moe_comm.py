@@ -6,23 +6,25 @@ the measured code counts for itself. The lower bound is exact for the routing of
 is on another rank travels there once and back once. Times are those of the virtual NPU on this machine: good for
 comparing the methods' shape with each other, not for device performance.
 
-    vllm-ascend-patch virtual-npu --devices 4 --soc A3 -- python benchmarks/moe_comm.py --ranks 4 --plot moe_comm.png
+    python benchmarks/moe_comm.py --ranks 4 --plot moe_comm.png
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import launch
+
+    launch.on_npus(devices=8, soc="A3")  # before torch, which loads torch_npu
+
 import argparse
 import json
-import multiprocessing
 import os
 import socket
 import struct
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +32,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.moe.comm import METHODS, make_method
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
@@ -39,7 +42,6 @@ from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
 from vllm_ascend_patch.core.moe.traffic import combine_row_bytes, dispatch_row_bytes, method_traffic
 
-TIMEOUT = timedelta(seconds=120)
 ROWS_AIM = 1.05
 FORMULA_AIM = 0.005
 
@@ -120,14 +122,14 @@ class Bench:
 
     def facts(self) -> MoEFacts:
         return MoEFacts(
-            detect_soc(),
-            dispatch_operator_version(),
-            self.topology.tp.size,
-            self.topology.dp.size,
-            self.size,
-            self.options.experts,
-            self.options.hidden,
-            self.options.top_k,
+            soc=detect_soc(),
+            operator_version=dispatch_operator_version(),
+            tp_size=self.topology.tp.size,
+            dp_size=self.topology.dp.size,
+            ep_size=self.size,
+            num_experts=self.options.experts,
+            hidden_size=self.options.hidden,
+            top_k=self.options.top_k,
         )
 
     def measure(self, method_name: str, tokens: int) -> Measurement:
@@ -203,10 +205,7 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def run_rank(rank: int, port: int, options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    torch.npu.set_device(rank)
-    dist.init_process_group("hccl", f"tcp://127.0.0.1:{port}", TIMEOUT, world_size=options.ranks, rank=rank)
+def run_rank(rank: int, size: int, options: argparse.Namespace) -> None:
     with torch.inference_mode():
         bench = Bench(rank, options)
         found = []
@@ -217,9 +216,6 @@ def run_rank(rank: int, port: int, options: argparse.Namespace) -> None:
                     found.append(bench.measure(method, tokens))
     if rank == 0:
         report(found, bench.facts(), options)
-    dist.barrier(group=bench.group)
-    sys.stdout.flush()
-    os._exit(0)  # the transport's tear-down may wait for ranks that are gone
 
 
 def report(found: list[Measurement], facts: MoEFacts, options: argparse.Namespace) -> None:
@@ -312,23 +308,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--plot", type=Path, help="draw bytes and times to this file")
     options = parser.parse_args()
-    if not hasattr(torch, "npu"):
-        parser.error("no NPU: run under 'vllm-ascend-patch virtual-npu --devices N --soc A3 --'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=run_rank, args=(rank, port, options)) for rank in range(options.ranks)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(600)
-    failed = [str(rank) for rank, process in enumerate(processes) if process.exitcode != 0]
-    for process in processes:
-        process.kill()
-    if failed:
-        print(f"ranks {', '.join(failed)} failed or did not end within 600 s", file=sys.stderr)
-    return 1 if failed else 0
+    values_of(run_ranks(run_rank, options.ranks, options, group="hccl", together=True, timeout=600))
+    return 0
 
 
 if __name__ == "__main__":

@@ -5,21 +5,23 @@ One layer is run once while torch's dispatcher is watched: every call is counted
 collectives are kept with their arguments. Then the layer is timed, and so are the kept calls alone, the bare operators. The
 difference is what preparing, dispatching, combining and finalizing cost the host; a real decode step is bound by the host.
 
-    vllm-ascend-patch virtual-npu --devices 2 --soc A3 -- python benchmarks/moe_host_cost.py
+    python benchmarks/moe_host_cost.py
 """
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import launch
+
+    launch.on_npus(devices=2, soc="A3")  # before torch, which loads torch_npu
+
 import argparse
 import json
-import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from statistics import median
 from typing import Any
 
@@ -27,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.moe.comm import METHODS, make_method
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
@@ -99,7 +102,7 @@ def replay(calls: list[Callable[[], Any]]) -> None:
         result = call()
         work = result[-1] if isinstance(result, tuple) else result
         if isinstance(work, torch.ScriptObject):
-            work.wait()  # type: ignore[attr-defined]
+            work.wait()
 
 
 def measure(method_name: str, tokens: tuple[int, ...], topology: Topology, repeat: int) -> Cost:
@@ -143,10 +146,7 @@ def _times(layer: Callable[[], None], bare: Callable[[], None], repeat: int) -> 
     return round(median(times[0]), 1), round(median(times[1]), 1)
 
 
-def run_rank(rank: int, port: int, repeat: int) -> None:
-    torch.set_num_threads(1)
-    torch.npu.set_device(rank)
-    dist.init_process_group("hccl", f"tcp://127.0.0.1:{port}", timedelta(seconds=120), world_size=RANKS, rank=rank)
+def run_rank(rank: int, size: int, repeat: int) -> None:
     group = dist.new_group(list(range(RANKS)), backend="hccl")
     axis = ParallelAxis(RANKS, rank, group)
     topology = Topology(ParallelAxis(), axis, axis, mc2=Mc2Communicator(group))
@@ -157,9 +157,6 @@ def run_rank(rank: int, port: int, repeat: int) -> None:
                 found[f"{method}-{kind}"] = measure(method, tokens, topology, repeat)
     if rank == RANKS - 1:  # the one that fills up in uneven steps
         report(found)
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)  # the transport's tear-down may wait for ranks that are gone
 
 
 def report(found: dict[str, Cost]) -> None:
@@ -183,23 +180,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeat", type=int, default=200)
     options = parser.parse_args()
-    if not hasattr(torch, "npu"):
-        parser.error("no NPU: run under 'vllm-ascend-patch virtual-npu --devices 2 --soc A3 --'")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=run_rank, args=(rank, port, options.repeat)) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    failed = [str(rank) for rank, process in enumerate(processes) if process.exitcode != 0]
-    for process in processes:
-        process.kill()
-    if failed:
-        print(f"ranks {', '.join(failed)} failed or did not end within 300 s", file=sys.stderr)
-    return 1 if failed else 0
+    values_of(run_ranks(run_rank, RANKS, options.repeat, group="hccl", together=True, timeout=300))
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,12 @@ from vllm_ascend_patch.patching import Kind, Patch, PatchSet
 
 _CALLS = 50_000
 _AIM_NS = 500.0  # the most that patching may add to a call; the ratio on the last line is against it
-_WORDS = {"why": "benchmark", "how": "benchmark", "upstream": "none: a benchmark", "remove_when": "never"}
+_WORDS: dict[str, Any] = {
+    "why": "benchmark",
+    "how": "benchmark",
+    "upstream": "none: a benchmark",
+    "remove_when": "never",
+}
 
 
 def passing(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -113,7 +118,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     vllm_ascend_patch.disarm()
-    report = {
+    report: dict[str, Any] = {
         "python": sys.version.split()[0],
         "calls": calls(options.repeats),
         "imports": [import_time(f"import {name}", options.repeats) for name in ("vllm_ascend_patch", "wrapt")],

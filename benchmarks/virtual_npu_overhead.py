@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the virtual NPU adds to an operator: microseconds on the device against the same call on the CPU.
 
-Run under the launcher, alone on the machine:
-`python -m vllm_ascend_patch virtual-npu -- python benchmarks/virtual_npu_overhead.py [--json FILE]`
+    python benchmarks/virtual_npu_overhead.py [--json FILE]      (alone on the machine)
+
 The mix is that of one decode step of a small model; the sizes are small so that the call, not the arithmetic, is measured.
 """
+
+if __name__ == "__main__":
+    import launch
+
+    launch.on_npus(devices=1)  # before torch, which loads torch_npu
 
 import argparse
 import json
@@ -79,14 +84,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         on_cpu, on_npu = tensors("cpu"), tensors("npu")
         for name, (count, call) in MIX.items():
             cpu = microseconds(call, on_cpu, options.repeats, options.rounds)
             npu = microseconds(call, on_npu, options.repeats, options.rounds)
             rows.append({"operator": name, "per_step": count, "cpu_us": cpu, "npu_us": npu, "ratio": npu / cpu})
-    calls = sum(MIX[row["operator"]][0] for row in rows)
+    calls = sum(count for count, _ in MIX.values())
     cpu_step = sum(row["cpu_us"] * row["per_step"] for row in rows)
     npu_step = sum(row["npu_us"] * row["per_step"] for row in rows)
     added = (npu_step - cpu_step) / calls

@@ -14,4 +14,4 @@ while [ $# -gt 0 ]; do
   esac
 done
 venv=$(bash scripts/setup_env.sh "${setup[@]}" | tail -n 1)
-exec "$venv/bin/python" scripts/demo/run.py "${rest[@]}"
+exec "$venv/bin/python" -m scripts.demo.run "${rest[@]}"

@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(bash scripts/setup_env.sh | tail -n 1)
-exec "$venv/bin/python" scripts/matrix/run.py "$@"
+exec "$venv/bin/python" -m scripts.matrix.run "$@"

@@ -83,7 +83,7 @@ def config_of(dense: Any) -> dict[str, Any]:
     }
 
 
-def upcycle(dense: torch.nn.Module) -> dict[str, torch.Tensor]:
+def upcycle(dense: Any) -> dict[str, torch.Tensor]:
     """Mixtral's weights in bfloat16 by their published names; experts are noisy copies of the MLPs of ``dense``, a Llama."""
     import torch
 

@@ -26,10 +26,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from demo import checkpoint
-from demo.server import Server, has_real_npus, npu_command
-from demo.steps import StepSummary, summarise
+from tests.support.environment import ROOT
+from tests.support.npus import has_real_npus, npu_command
+from tests.support.server import Server
+
+from . import checkpoint
+from .steps import StepSummary, summarise
 
 FIRST = "What is the capital of France?"
 TOGETHER = (
@@ -126,10 +128,8 @@ def make_checkpoint() -> Path:
     folder = checkpoint.default_folder()
     if not (folder / "config.json").exists():
         with console.status("making the checkpoint: SmolLM2-135M-Instruct, upcycled to 4 experts per layer …"):
-            script = str(Path(checkpoint.__file__))
-            done = subprocess.run(
-                npu_command([sys.executable, script, str(folder)], 1), capture_output=True, text=True, check=False
-            )
+            command = npu_command([sys.executable, "-m", "scripts.demo.checkpoint", str(folder)], 1)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"making the checkpoint failed\n{done.stderr[-3000:]}")
     return folder
@@ -168,10 +168,10 @@ def show(answers: list[Answer]) -> None:
 
 def compare(model: Path, answers: list[Answer]) -> int:
     """Print the oracle's verdict; return how many tokens are neither its choice nor as close as rounding allows."""
-    script = str(Path(__file__).with_name("oracle.py"))
-    command = [sys.executable, script, str(model), "--dtype", "bfloat16", "--tolerance", str(TOLERANCE)]
+    oracle = [sys.executable, "-m", "scripts.demo.oracle"]
+    command = npu_command([*oracle, str(model), "--dtype", "bfloat16", "--tolerance", str(TOLERANCE)], 1)
     pairs = [{"prompt": a.prompt_tokens, "answer": a.tokens} for a in answers]
-    done = subprocess.run(npu_command(command, 1), input=json.dumps(pairs), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(pairs), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the oracle failed\n{done.stderr[-3000:]}")
     verdicts = json.loads(done.stdout.splitlines()[-1])

@@ -9,20 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from demo.steps import read_events
-
+from scripts.demo.steps import read_events
 from vllm_ascend_patch.releases.graphs import graph_obstacle
 
 MAX_TOKENS = 12
 """Enough to decode over a few steps; the oracle's margins hold for the first tokens as for all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """One engine: ``tp`` x ``dp`` NPUs of ``soc``.
 
     Attributes:
-        family: of the tiny model (``tests/serve/tiny_models.py``).
+        family: of the tiny model (``tests/support/tiny_models.py``).
         force: methods that are forced one after the other, once the engine has served with its own choice.
         takes: methods that have to be taken in all.
         arguments: further engine arguments.
@@ -54,7 +53,7 @@ class Configuration:
             "folder": str(folder),
             "arguments": {
                 "enable_chunked_prefill": True,  # the default in newer releases only
-                "worker_extension_cls": "matrix.worker.MatrixWorker",
+                "worker_extension_cls": "scripts.matrix.worker.MatrixWorker",
                 "enforce_eager": not self.graphs,
                 **self.arguments,
                 **arguments,
@@ -65,35 +64,35 @@ class Configuration:
 CONFIGURATIONS: dict[str, Configuration] = {
     # Engine and worker in one process.
     "1": Configuration(
-        "one device",
-        1,
-        1,
-        "qwen2_moe",
-        "A2",
-        frozenset({"allgather"}),
+        name="one device",
+        tp=1,
+        dp=1,
+        family="qwen2_moe",
+        soc="A2",
+        takes=frozenset({"allgather"}),
         environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
     ),
     # Wide enough for MC2 on A3, where prompts then go through AllToAll and decoding through MC2. The worker shares the
     # process of its engine.
     "dp2": Configuration(
-        "DP 2, EP",
-        1,
-        2,
-        "mixtral_wide",
-        "A3",
-        frozenset({"mc2", "alltoall"}),
+        name="DP 2, EP",
+        tp=1,
+        dp=2,
+        family="mixtral_wide",
+        soc="A3",
+        takes=frozenset({"mc2", "alltoall"}),
         arguments={"distributed_executor_backend": "uni"},
         # Step vectors are counted by the dispatcher, which sees nothing of shared memory.
         environment={"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"},
     ),
     # The family with a shared expert, whose reduction over TP differs most between releases.
     "tp2dp2": Configuration(
-        "TP 2 x DP 2, EP",
-        2,
-        2,
-        "qwen2_moe",
-        "A2",
-        frozenset({"allgather", "mc2", "alltoall"}),
+        name="TP 2 x DP 2, EP",
+        tp=2,
+        dp=2,
+        family="qwen2_moe",
+        soc="A2",
+        takes=frozenset({"allgather", "mc2", "alltoall"}),
         force=("mc2", "alltoall"),
         # As above; and on the device, the sums over TP of this small model are as large as the vector.
         environment={"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"},

@@ -21,17 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[2]
-for _folder in (_ROOT, _ROOT / "scripts"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+from tests.support.environment import ROOT
+from vllm_ascend_patch.patching.source import SourceUnavailable
 
-from matrix import releases, runner, sources, table  # noqa: E402
-from matrix.cases import cases as make_cases  # noqa: E402
-from matrix.configurations import CONFIGURATIONS, obstacle  # noqa: E402
-from vllm_ascend_patch.patching.source import SourceUnavailable  # noqa: E402
+from . import releases, runner, sources, table
+from .cases import cases as make_cases
+from .configurations import CONFIGURATIONS, obstacle
 
-RESULTS = _ROOT / "docs" / "matrix.json"
+RESULTS = ROOT / "docs" / "matrix.json"
 _INTENDED = ("works", "refused", "eager")
 _AT_A_TIME = 2
 """Releases that run side by side: an engine's start is mostly one process that imports, compiles or waits."""
@@ -88,7 +85,7 @@ def _keep(file: Path, release: str, records: dict[str, dict[str, Any]]) -> None:
     results = dict(sorted(results.items(), key=table.order))
     file.write_text(json.dumps(results, indent=1) + "\n")
     if file == RESULTS:
-        table.write(results, _ROOT)
+        table.write(results, ROOT)
 
 
 def run_release(release: str, only: list[str], cache: Path, seconds: float) -> dict[str, dict[str, Any]]:
@@ -117,7 +114,7 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
 
 def _commit() -> str:
     """The tree that runs, with a plus sign where more than the results was changed since."""
-    git = ["git", "-C", str(_ROOT)]
+    git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     tracked = [
         *git,

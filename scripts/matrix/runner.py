@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,11 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from demo.server import npu_command
+from tests.support.environment import clean_environment
+from tests.support.npus import npu_command
+from tests.support.processes import has_result, kill_session, result_of, start
 
 from .configurations import Configuration, judge, read_traces, read_workers
 
-_ROOT = Path(__file__).resolve().parents[2]
 _running: set[subprocess.Popen[str]] = set()
 _stopping = False
 _REFUSALS = ("PatchRefused", "NoDevice", "AppliedTooLate", "EnvError")
@@ -41,59 +40,44 @@ def run(
         arguments: engine arguments that the release needs.
         log: file that takes the engine's output.
     """
-    start = time.monotonic()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trace = folder / "trace.json"
         job = configuration.job(model, [case["prompt"] for case in cases], folder, arguments)
         devices = configuration.tp * configuration.dp
-        command = npu_command([sys.executable, "-m", "matrix.engine"], devices, configuration.soc, "2GiB")
+        command = npu_command([sys.executable, "-m", "scripts.matrix.engine"], devices, configuration.soc, "2GiB")
         environment = _environment(paths) | {"VLLM_ASCEND_PATCH_TRACE": str(trace), **configuration.environment}
         returncode = _watched(command, json.dumps(job), environment, seconds, log)
         summary, problems = read_workers(configuration, folder)
         steps, more = read_traces(configuration, trace)
         summary |= steps
         problems += more
-    record: dict[str, Any] = {"configuration": configuration.name, "seconds": round(time.monotonic() - start, 1)}
+    record: dict[str, Any] = {"configuration": configuration.name, "seconds": round(time.monotonic() - began, 1)}
     text = log.read_text(errors="replace")
-    lines = [line for line in text.splitlines() if line.startswith("RESULT ")]
     if returncode is None:
         return {**record, "outcome": "hangs", "why": f"no result within {seconds:.0f} s"}
-    if not lines:
+    if not has_result(text):
         why = last_error(text)
         refused = any(name in why for name in _REFUSALS)
         return {**record, "outcome": "refused" if refused else "fails", "why": why}
     answers = [case["answer"] for case in cases]
-    problems = judge(configuration, json.loads(lines[-1].removeprefix("RESULT ")), answers) + problems
+    result = result_of(subprocess.CompletedProcess(command, returncode, text))
+    problems = judge(configuration, result, answers) + problems
     record |= {"outcome": "wrong" if problems else "works", **summary}
     return {**record, "why": "; ".join(problems)} if problems else record
 
 
 def _environment(paths: list[Path]) -> dict[str, str]:
-    """This process's environment with ``paths`` first and then this very tree, whatever is installed."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_")}
-    clean.pop("PYTHONDONTWRITEBYTECODE", None)  # eight processes would compile the same sources
-    return {
-        **clean,
-        "PYTHONPATH": os.pathsep.join(map(str, [*paths, _ROOT, _ROOT / "scripts"])),
-        "OMP_NUM_THREADS": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
+    """A clean environment with ``paths`` first and then this very tree, whatever is installed."""
+    clean = clean_environment(VLLM_NO_USAGE_STATS="1")
+    return {**clean, "PYTHONPATH": os.pathsep.join([*map(str, paths), clean["PYTHONPATH"]])}
 
 
 def _watched(command: list[str], text: str, environment: dict[str, str], seconds: float, log: Path) -> int | None:
     """The exit code of ``command``, or None when it was killed after ``seconds``; its whole session is gone afterwards."""
     with log.open("w") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            env=environment,
-            cwd=_ROOT,
-        )
+        process = start(command, environment, stdin=subprocess.PIPE, stdout=output)
     _running.add(process)
     try:
         if not _stopping:
@@ -105,14 +89,8 @@ def _watched(command: list[str], text: str, environment: dict[str, str], seconds
         return None
     finally:
         _running.discard(process)
-        _kill(process)
+        kill_session(process)
         process.wait()
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """The process and its session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def stop_all() -> None:
@@ -120,7 +98,7 @@ def stop_all() -> None:
     global _stopping
     _stopping = True
     for process in list(_running):
-        _kill(process)
+        kill_session(process)
 
 
 def last_error(text: str) -> str:

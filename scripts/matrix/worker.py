@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tests.dp.worker_extension import COUNTER, FORWARDS, CountingWorker
+from tests.support.counting_worker import COUNTER, FORWARDS, CountingWorker
 
 REPLAYS: Counter[str] = Counter()
 

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Script: an asynchronous engine with data parallelism, driven through prefill, decode, mixed and idle steps; prints what
-each rank's worker counted after each. Reads `{"model", "dp", "folder", "arguments"}` from a file, ends with
-`RESULT <json>`."""
+"""Script: an asynchronous engine with data parallelism, driven through prefill, decode, mixed and idle steps; reports what
+each rank's worker counted after each. Reads ``{"model", "dp", "folder", "arguments"}`` from a file."""
 
 from __future__ import annotations
 
-import os
-
-if os.environ.get("COUNT_WITH_PATCH", "1") == "1":
-    import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
+import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
 import asyncio
 import json
@@ -16,51 +12,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.v1.engine.async_llm import AsyncLLM
+from tests.support.engine import Engine, engine_arguments, settled
+from tests.support.processes import report
 
 
 async def drive(job: dict[str, Any]) -> dict[str, Any]:
-    arguments = AsyncEngineArgs(
-        model=job["model"],
-        skip_tokenizer_init=True,
-        dtype="float16",
-        data_parallel_size=job["dp"],
-        enable_expert_parallel=True,
-        max_model_len=512,
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        gpu_memory_utilization=0.3,
-        seed=0,
-        worker_extension_cls="tests.dp.worker_extension.CountingWorker",
-        **job.get("arguments", {}),
+    arguments = engine_arguments(
+        job["model"],
+        **{
+            "enable_expert_parallel": True,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 64,
+            "worker_extension_cls": "tests.support.counting_worker.CountingWorker",
+            **job.get("arguments", {}),
+        },
     )
-    engine = AsyncLLM.from_engine_args(arguments)
-    names = iter(range(10**6))
     files = [Path(job["folder"], f"counts.rank{rank}.json") for rank in range(job["dp"])]
+    async with Engine(arguments, job["dp"]) as engine:
 
-    async def generate(length: int, tokens: int) -> list[int]:
-        parameters = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        prompt = {"prompt_token_ids": [3 + (7 * i + length) % 400 for i in range(length)]}
-        last: list[int] = []
-        async for output in engine.generate(prompt, parameters, str(next(names))):
-            last = list(output.outputs[0].token_ids)
-        return last
+        async def generate(length: int, tokens: int) -> list[int]:
+            return await engine.generate([3 + (7 * i + length) % 400 for i in range(length)], tokens)
 
-    async def counts() -> list[Any]:
-        found: list[Any] = []
-        for _ in range(100):  # until the last wave's dummy steps have ended
-            await asyncio.sleep(0.5)
-            await engine.collective_rpc("write_counts", args=(job["folder"],))
-            before, found = found, [json.loads(path.read_text()) for path in files]
-            if found == before:
-                return found
-        raise TimeoutError(f"the ranks still run steps, 50 s after the last request: {found}")
+        async def read() -> list[Any]:
+            await engine.ask("write_counts", job["folder"])
+            return [json.loads(path.read_text()) for path in files]
 
-    result: dict[str, Any] = {"start-up": await counts()}
-    try:
-        await engine.collective_rpc("count_forwards")
+        async def counts() -> list[Any]:
+            """Once the last wave's dummy steps have ended."""
+            return await settled(read, pause=0.5)
+
+        result: dict[str, Any] = {"start-up": await counts()}
+        await engine.ask("count_forwards")
         tokens = [await generate(150, 1)]  # prefill in chunks on one rank, dummy steps on the others
         result["prefill, one request"] = await counts()
         tokens.append(await generate(2, 30))
@@ -73,9 +55,7 @@ async def drive(job: dict[str, Any]) -> dict[str, Any]:
         result["decode after idling"] = await counts()
         result["tokens"] = tokens
         return result
-    finally:
-        engine.shutdown()
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(asyncio.run(drive(json.loads(Path(sys.argv[1]).read_text())))), flush=True)
+    report(asyncio.run(drive(json.loads(Path(sys.argv[1]).read_text()))))

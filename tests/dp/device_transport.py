@@ -6,7 +6,6 @@ python -m tests.dp.device_transport RANKS       (under the virtual NPU with as m
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -18,11 +17,11 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from tests.support.processes import report
+from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.dp import Vote
 from vllm_ascend_patch.core.dp.startup import SessionConfig, start_session
 from vllm_ascend_patch.core.dp.transport import DeviceTransport
-
-from .processes import run_ranks, values_of
 
 STEPS = 4
 LATE = 0.5
@@ -91,4 +90,4 @@ def run_rank(rank: int, size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps(values_of(run_ranks(run_rank, int(sys.argv[1])))))
+    report(values_of(run_ranks(run_rank, int(sys.argv[1]))))

@@ -17,10 +17,10 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
+from tests.support.collectives import CollectiveCounter
+from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.seams import serving
 
-from .collectives import CollectiveCounter
-from .processes import run_ranks, values_of
 from .schedules import Schedule, make_schedule
 from .sessions import host_session
 
@@ -28,7 +28,7 @@ if find_spec("vllm.v1.worker.dp_utils"):
     from .upstream_oracle import SITUATIONS, Oracle
     from .upstream_runner import DecidingRunner
 else:  # releases whose ranks tell each other token counts and nothing else
-    from .counts_runner import SITUATIONS, DecidingRunner, Oracle
+    from .counts_runner import SITUATIONS, DecidingRunner, Oracle  # type: ignore[assignment]
 
 SPECULATIVE = "speculative" in SITUATIONS
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
-import json
 import os
 import tempfile
 from typing import Any
@@ -19,10 +18,10 @@ from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 
+from tests.support import tiny_models
+from tests.support.processes import report
+from tests.support.ranks import run_ranks
 from vllm_ascend_patch.seams.step import session as step_session
-
-from ..serve import tiny_models
-from .processes import run_ranks
 
 SIZE = 2
 # what rank 1 has of its own: environment, arguments
@@ -69,4 +68,4 @@ if __name__ == "__main__":
         for difference in DIFFERENCES:
             outcomes = run_ranks(run_rank, SIZE, folder, difference)
             found[difference] = [outcome.value or str(outcome.error).splitlines()[0] for outcome in outcomes]
-    print("RESULT " + json.dumps(found))
+    report(found)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.processes import under_virtual_npu
 from vllm_ascend_patch.core.dp.agreement import agree, last_microbatch_empty
 from vllm_ascend_patch.core.dp.errors import StepMismatchError
 from vllm_ascend_patch.core.dp.vector import Field, GraphMode, StepKind, StepVector
 
-from .processes import under_virtual_npu
 from .worlds import matrix, random_world
 
 MANY = settings(max_examples=1000, deadline=None)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.environment import ROOT
+from tests.support.installed import needs_kernel_registry
+from tests.support.processes import result_of, under_virtual_npu
 from vllm_ascend_patch.commands.trace import read_trace, summarise
 from vllm_ascend_patch.core.dp.vector import NUM_FIELDS
-
-from ..installed import needs_kernel_registry
-from .processes import ROOT, under_virtual_npu
 
 pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -73,11 +73,9 @@ class Run:
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     setup = SETUPS[request.param]
     folder = tmp_path_factory.mktemp("collectives")
-    made = under_virtual_npu("-m", "tests.dp.checkpoint", str(folder), setup.family, timeout=400)
-    lines = [line for line in made.stdout.splitlines() if line.startswith("CHECKPOINT ")]
-    assert lines, made.stderr[-3000:]
+    made = result_of(under_virtual_npu("-m", "tests.support.checkpoint", str(folder), setup.family, seconds=400))
     arguments = {"enforce_eager": True, **setup.arguments}
-    job = {"model": json.loads(lines[-1][11:])["path"], "dp": SIZE, "folder": str(folder), "arguments": arguments}
+    job = {"model": made["path"], "dp": SIZE, "folder": str(folder), "arguments": arguments}
     job_file = folder / "job.json"
     job_file.write_text(json.dumps(job))
     result = under_virtual_npu(
@@ -85,15 +83,13 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         "tests.dp.count_engine",
         str(job_file),
         devices=SIZE,
-        timeout=450,
+        seconds=450,
         environment={
             "VLLM_ASCEND_PATCH_DP_SYNC": setup.transport,
             "VLLM_ASCEND_PATCH_TRACE": str(folder / "trace.json"),
         },
     )
-    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, result.stdout[-3000:] + result.stderr[-5000:]
-    return Run(setup, json.loads(lines[-1].removeprefix("RESULT ")), folder)
+    return Run(setup, result_of(result), folder)
 
 
 def _reduces(counts: dict[str, Any]) -> dict[tuple[str, int, str, int], int]:

@@ -12,10 +12,11 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
+from tests.support.ranks import Outcome, run_ranks, values_of
 from vllm_ascend_patch.core.dp import DraftPlan, DraftVote, RankFailedError, Vote
-from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE
+from vllm_ascend_patch.core.dp.session import DPSession
+from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE, Watchdog
 
-from .processes import Outcome, run_ranks, values_of
 from .sessions import host_session
 
 TIMEOUT = 2.0
@@ -24,11 +25,16 @@ over_both = pytest.mark.parametrize("transport", ["cpu", "shared"])
 """Gloo notices a closed connection; shared memory notices nothing, so that the watchdog alone must find who is missing."""
 
 
-def _steps(session, count: int) -> None:  # type: ignore[no-untyped-def]
+def _steps(session: DPSession, count: int) -> None:
     for number in range(count):
         session.announce(Vote(number + 1, number + 1), with_prefill=False)
         session.resolve(Vote(number + 1, number + 1))
         session.channel.progress.enter("between steps", blocking=False)
+
+
+def _watchdog(session: DPSession) -> Watchdog:
+    assert session.channel.watchdog is not None
+    return session.channel.watchdog
 
 
 def _survivors(outcomes: list[Outcome], lost: int) -> list[str]:
@@ -46,7 +52,7 @@ def _killed(rank: int, size: int, transport: str) -> float:
         for other in {*range(size)} - {rank}:
             _stay_until(f"seen by {other}")
         os.kill(os.getpid(), signal.SIGKILL)
-    while session.channel.watchdog.board.peer(1).phase != "forward":
+    while _watchdog(session).board.peer(1).phase != "forward":
         time.sleep(0.01)
     _say(f"seen by {rank}")
     start = time.monotonic()
@@ -101,7 +107,7 @@ def _suspended(rank: int, size: int, transport: str) -> None:
     try:
         _steps(session, 1)
     finally:
-        os.kill(session.channel.watchdog.board.peer(1).pid, signal.SIGKILL)  # or the test would wait for it
+        os.kill(_watchdog(session).board.peer(1).pid, signal.SIGKILL)  # or the test would wait for it
 
 
 @over_both
@@ -141,7 +147,7 @@ def test_an_exception_on_one_rank_reaches_the_others_before_any_timeout(transpor
 
 def _stuck_in_forward(rank: int, size: int) -> None:
     session = host_session(rank, size, TIMEOUT)
-    session.channel.watchdog._grace = 1.0
+    _watchdog(session)._grace = 1.0
     _steps(session, 3)
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -258,7 +264,7 @@ def _job_store() -> dist.Store:
 
 def _leaving(rank: int, size: int, transport: str) -> None:
     session = host_session(rank, size, TIMEOUT, transport=transport)
-    session.channel.watchdog._grace = 0.5
+    _watchdog(session)._grace = 0.5
     _steps(session, 3)
     if rank == 1:
         session.close()

@@ -10,13 +10,13 @@ import re
 
 import pytest
 
-from .processes import under_virtual_npu
+from tests.support.processes import under_virtual_npu
 
 SEED = int(os.environ.get("DP_FUZZ_SEED", "20261"))
 
 
 def _fuzz(*parts: str, timeout: float) -> str:
-    result = under_virtual_npu("-m", "tests.dp.fuzz", str(SEED), *parts, timeout=timeout)
+    result = under_virtual_npu("-m", "tests.dp.fuzz", str(SEED), *parts, seconds=timeout)
     assert result.returncode == 0, f"DP_FUZZ_SEED={SEED}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}"
     return result.stdout
 

@@ -4,23 +4,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from vllm_ascend_patch.core.dp import StepVector, agree
+from tests.support.environment import without_devices
+from tests.support.processes import run
 from vllm_ascend_patch.core.dp.metrics import StepCounters
 
-from .processes import ROOT
-from .worlds import matrix
-
-STEPS = [
-    agree(matrix([StepVector(6, 8, graph_mode=1), StepVector(1, 1, graph_mode=1, idle=True)])),
-    agree(matrix([StepVector(3, 3), StepVector(5, 5)])),
-]
+from .counted_steps import STEPS
 
 
 def test_without_an_endpoint_one_line_per_interval_has_the_numbers(caplog: pytest.LogCaptureFixture) -> None:
@@ -38,26 +31,21 @@ def test_without_an_endpoint_one_line_per_interval_has_the_numbers(caplog: pytes
 
 def test_with_an_endpoint_every_workers_counters_are_in_its_directory(tmp_path: Path) -> None:
     """Two worker processes, and vLLM's way of collecting what they counted."""
-    worker = (
-        "import sys; from tests.dp.test_metrics import STEPS; from vllm_ascend_patch.core.dp.metrics import StepCounters\n"
-        "counters = StepCounters(int(sys.argv[1])); [counters.count(step, 0.5, 0) for step in STEPS]"
-    )
     collect = (
         "from prometheus_client import CollectorRegistry, generate_latest, multiprocess\n"
         "registry = CollectorRegistry(); multiprocess.MultiProcessCollector(registry)\n"
         "print(generate_latest(registry).decode())"
     )
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    environment = without_devices(PROMETHEUS_MULTIPROC_DIR=str(tmp_path))
 
     def python(*arguments: str) -> str:
-        command = [sys.executable, "-c", *arguments]
-        return subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True
-        ).stdout
+        done = run([sys.executable, *arguments], seconds=60, environment=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     for rank in "01":
-        python(worker, rank)
-    text = python(collect)
+        python("-m", "tests.dp.counted_steps", rank)
+    text = python("-c", collect)
     for rank, idle, padding in (("0", 0.0, 2.0), ("1", 1.0, 8.0)):
         expected = {
             "steps": 2.0,

@@ -35,7 +35,17 @@ class _Session(DPSession):
 
 def _choices(vectors: list[StepVector]) -> list[tuple[str, int]]:
     """(method, active tokens) on each rank, through the fields that vLLM's forward context gets."""
-    facts = MoEFacts(Soc.A3, 2, 1, RANKS, 16, 128, 2048, 8, hccl_buffsize_mib=4096)
+    facts = MoEFacts(
+        soc=Soc.A3,
+        operator_version=2,
+        tp_size=1,
+        dp_size=RANKS,
+        ep_size=16,
+        num_experts=128,
+        hidden_size=2048,
+        top_k=8,
+        hccl_buffsize_mib=4096,
+    )
     scheduler = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
     chosen = []
     state = serving.current()

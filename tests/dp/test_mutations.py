@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from ..installed import needs_one_coordination
-from .processes import under_virtual_npu
+from tests.support.installed import needs_one_coordination
+from tests.support.processes import under_virtual_npu
 
 pytestmark = needs_one_coordination
 
@@ -23,7 +23,7 @@ EXPECTED = {
 
 @pytest.fixture(scope="module")
 def output() -> str:
-    return under_virtual_npu("-m", "tests.dp.mutations", "20261", timeout=200).stdout
+    return under_virtual_npu("-m", "tests.dp.mutations", "20261", seconds=200).stdout
 
 
 @pytest.mark.parametrize("mutation", EXPECTED)

@@ -4,7 +4,6 @@ server on the same ports, a stopped worker. Answers are the oracle's; no server 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -16,9 +15,10 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from demo.server import Server, free_port
 
-from .processes import under_virtual_npu
+from tests.support.environment import free_port
+from tests.support.processes import result_of, under_virtual_npu
+from tests.support.server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(1500)]
 
@@ -29,10 +29,7 @@ WATCHDOG_SECONDS = 15.0
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("online")
-    result = under_virtual_npu("-m", "tests.dp.checkpoint", str(folder), "qwen3_moe", timeout=400)
-    lines = [line for line in result.stdout.splitlines() if line.startswith("CHECKPOINT ")]
-    assert lines, result.stderr[-3000:]
-    return json.loads(lines[-1].removeprefix("CHECKPOINT "))
+    return result_of(under_virtual_npu("-m", "tests.support.checkpoint", str(folder), "qwen3_moe", seconds=400))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +74,7 @@ def serve(
 
 
 def answer(server: Server, prompt: list[int], tokens: int) -> list[int]:
-    body = {
+    body: dict[str, Any] = {
         "model": server_model(server),
         "prompt": prompt,
         "max_tokens": tokens,

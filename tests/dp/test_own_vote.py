@@ -14,7 +14,9 @@ from vllm_ascend_patch.seams.step.batch import attention_of
 from vllm_ascend_patch.seams.step.vote import own_vote
 
 
-def all_reduce(should_ubatch, orig_num_tokens_per_ubatch, padded_num_tokens_per_ubatch, cudagraph_mode):
+def all_reduce(
+    should_ubatch: Any, orig_num_tokens_per_ubatch: Any, padded_num_tokens_per_ubatch: Any, cudagraph_mode: Any
+) -> Any:
     """The parameters of upstream's; never called."""
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,11 +17,19 @@ from vllm_ascend_patch.seams.step.vote import captured_vote
 from .worlds import matrix
 
 
-def with_vote(should_ubatch, should_dp_pad, orig_num_tokens_per_ubatch, padded_num_tokens_per_ubatch, parallel_config):
+def with_vote(
+    should_ubatch: Any,
+    should_dp_pad: Any,
+    orig_num_tokens_per_ubatch: Any,
+    padded_num_tokens_per_ubatch: Any,
+    parallel_config: Any,
+) -> None:
     """The parameters of those releases' all-reduce; never called."""
 
 
-def without_vote(should_ubatch, orig_num_tokens_per_ubatch, padded_num_tokens_per_ubatch, parallel_config):
+def without_vote(
+    should_ubatch: Any, orig_num_tokens_per_ubatch: Any, padded_num_tokens_per_ubatch: Any, parallel_config: Any
+) -> None:
     """The parameters of later releases' all-reduce; never called."""
 
 

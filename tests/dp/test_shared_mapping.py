@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.dp import Vote, shared_mapping
 from vllm_ascend_patch.core.dp.errors import DPSyncError
 
-from .processes import run_ranks, values_of
 from .sessions import host_session
 
 SIZE = 3

@@ -11,9 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.dp.shared_memory import SharedMemoryTransport
-
-from .processes import run_ranks, values_of
 
 FIELDS = 16
 LAST = (1 << 32) - 1

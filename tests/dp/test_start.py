@@ -4,11 +4,9 @@ rank that was not is named by all of them."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from .processes import under_virtual_npu
+from tests.support.processes import result_of, under_virtual_npu
 
 DIFFERENCES = {
     "a variable": "VLLM_ASCEND_PATCH_MOE_COMM: 'allgather' instead of 'auto'",
@@ -20,10 +18,8 @@ DIFFERENCES = {
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[str]]:
     environment = {"VLLM_ASCEND_PATCH_DP_SYNC": "device"}
-    result = under_virtual_npu("-m", "tests.dp.start_ranks", devices=2, timeout=280, environment=environment)
-    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, result.stdout[-2000:] + result.stderr[-4000:]
-    return json.loads(lines[-1].removeprefix("RESULT "))
+    result = under_virtual_npu("-m", "tests.dp.start_ranks", devices=2, seconds=280, environment=environment)
+    return result_of(result)
 
 
 def test_ranks_that_were_started_alike_come_up(found: dict[str, list[str]]) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.environment import ROOT
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.commands.trace import read_trace
 from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.seams.step.session import open_trace
-
-from .processes import ROOT
 
 
 def _steps(path: Path) -> list[int]:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import pytest
 
+from tests.support.processes import result_of, under_virtual_npu
+
 from .device_transport import LATE, STEPS
-from .processes import under_virtual_npu
 
 SIZE = 2
 
@@ -18,9 +18,7 @@ SIZE = 2
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
     result = under_virtual_npu("-m", "tests.dp.device_transport", str(SIZE), devices=SIZE)
-    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, result.stdout[-3000:] + result.stderr[-5000:]
-    return json.loads(lines[-1].removeprefix("RESULT "))
+    return result_of(result)
 
 
 def test_a_step_is_one_all_reduce_between_two_copies_and_nothing_of_it_runs_on_the_main_stream(

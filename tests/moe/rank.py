@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One rank of a test world: runs cases on its device and reports how far it is from the reference.
 
-Started by ``world.py`` under the virtual NPU's launcher, as ``python -m tests.moe.rank WORLD SOCKET PORT``: it imports
+Started by ``world.py`` under the virtual NPU's launcher, as ``python -m tests.moe.rank WORLD SOCKET``: it imports
 torch once, forks one process per rank, and each connects back.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
 import traceback
 from dataclasses import replace
-from datetime import timedelta
 from multiprocessing.connection import Client
 from typing import Any
 
@@ -20,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch_npu  # noqa: F401  (registers the npu device and the hccl backend)
 
+from tests.support.ranks import run_ranks
 from vllm_ascend_patch.core.moe.comm import make_method
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
 from vllm_ascend_patch.core.moe.comm.mc2 import Mc2Method, Mc2Operators
@@ -120,7 +118,8 @@ def replayed(
     buffers[3][:1] = True
     graph = torch.npu.NPUGraph()
     with torch.npu.graph(graph):
-        output = fused_moe(method, *buffers[:3], weights, replace(step, active_mask=buffers[3]))
+        x, topk, ids, mask = buffers
+        output = fused_moe(method, x, topk, ids, weights, replace(step, active_mask=mask))
     for buffer, tensor in zip(buffers, given, strict=True):
         buffer.copy_(tensor)
     graph.replay()
@@ -200,15 +199,10 @@ def _distance(output: torch.Tensor, expected: torch.Tensor, case: Case) -> float
     return float(error.max() / expected.abs().max().clamp_min(1e-6))
 
 
-def serve(rank: int, world: int, address: str, port: int) -> None:
+def serve(rank: int, world: int, address: str) -> None:
     """Answer cases until the parent closes the connection."""
-    torch.set_num_threads(1)
     with Client(address) as connection:
         try:
-            torch.npu.set_device(rank)
-            dist.init_process_group(
-                "hccl", f"tcp://127.0.0.1:{port}", timedelta(seconds=60), world_size=world, rank=rank
-            )
             state = Rank(rank, world)
             connection.send((rank, "ready"))
         except BaseException:
@@ -223,18 +217,7 @@ def serve(rank: int, world: int, address: str, port: int) -> None:
                 connection.send((rank, state.run(case)))
             except Exception:
                 connection.send((rank, traceback.format_exc()))
-    os._exit(0)  # gloo's tear-down may wait for ranks that are gone
-
-
-def main() -> None:
-    world, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=serve, args=(rank, world, address, port)) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
 
 
 if __name__ == "__main__":
-    main()
+    run_ranks(serve, int(sys.argv[1]), sys.argv[2], group="hccl", timeout=3600)  # the parent's limits come first

@@ -45,7 +45,9 @@ def broken(facts: MoEFacts, any_release: bool = False) -> str:
 def test_hccl_window_floor_follows_the_documented_formula(
     soc: Soc, ep: int, experts: int, hidden: int, floors: dict[int, int]
 ) -> None:
-    facts = MoEFacts(soc, 2, 1, ep, ep, experts, hidden, 8)
+    facts = MoEFacts(
+        soc=soc, operator_version=2, tp_size=1, dp_size=ep, ep_size=ep, num_experts=experts, hidden_size=hidden, top_k=8
+    )
     assert {rows: hccl_buffsize_floor_mib(facts, rows, shared_experts=0) for rows in floors} == floors
 
 
@@ -56,7 +58,16 @@ def test_hccl_window_floor_counts_the_operators_default_of_one_shared_expert() -
 
 @given(rows=st.integers(1, 512), experts=st.integers(1, 64), hidden=st.integers(1, 256), soc=st.sampled_from(list(Soc)))
 def test_rows_that_fit_a_window_are_the_most_that_fit(rows: int, experts: int, hidden: int, soc: Soc) -> None:
-    facts = MoEFacts(soc, 2, 1, 16, 16, experts * 16, hidden * 32, 8)
+    facts = MoEFacts(
+        soc=soc,
+        operator_version=2,
+        tp_size=1,
+        dp_size=16,
+        ep_size=16,
+        num_experts=experts * 16,
+        hidden_size=hidden * 32,
+        top_k=8,
+    )
     rows = min(rows, mc2_limits(facts).max_rows)
     window = hccl_buffsize_floor_mib(facts, rows)
     fitting = max_rows_for_buffsize(facts, window)
@@ -158,7 +169,16 @@ def test_whatever_these_limits_allow_the_strict_virtual_operators_accept(
     soc: Soc, version: int, ep: int, local: int, hidden: int, top_k: int, rows: int
 ) -> None:
     # Two readings of the vendor's pages by different hands: this table, and the virtual operators' own checks.
-    facts = MoEFacts(soc, version, 1, ep, ep, ep * local, hidden, top_k)
+    facts = MoEFacts(
+        soc=soc,
+        operator_version=version,
+        tp_size=1,
+        dp_size=ep,
+        ep_size=ep,
+        num_experts=ep * local,
+        hidden_size=hidden,
+        top_k=top_k,
+    )
     allowed = not mc2_violations(facts, any_release=False) and mc2_row_violation(facts, rows) is None
     algorithm = "fullmesh" if soc is Soc.A2 else "fullmesh_v1"
     sizes = ep_limits.Sizes("dispatch", version, soc.value, algorithm, rows, hidden, top_k, ep * local, ep)

@@ -150,7 +150,9 @@ def test_configurations_are_read_as_their_families_write_them() -> None:
 
 
 def test_traffic_formulas_by_hand() -> None:
-    facts = MoEFacts(Soc.A3, 2, 2, 4, 8, 64, 1024, 4)
+    facts = MoEFacts(
+        soc=Soc.A3, operator_version=2, tp_size=2, dp_size=4, ep_size=8, num_experts=64, hidden_size=1024, top_k=4
+    )
     # 8 tokens per DP rank, 4 per rank, 4 copies each, 7 of 8 remote, 2048 bytes there and back
     assert lower_bound(facts, 8).total == 2 * 4 * 4 * 7 / 8 * 2048
     assert method_traffic(facts, "mc2", 8).rows == lower_bound(facts, 8).rows

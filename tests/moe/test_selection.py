@@ -18,7 +18,17 @@ from vllm_ascend_patch.core.moe.limits import MoEFacts, hccl_buffsize_floor_mib,
 from vllm_ascend_patch.core.moe.selection import MethodSelector, check_start_up, select
 from vllm_ascend_patch.core.moe.soc import Soc
 
-A3 = MoEFacts(Soc.A3, 2, 2, 8, 16, 128, 2048, 8, hccl_buffsize_mib=1024)
+A3 = MoEFacts(
+    soc=Soc.A3,
+    operator_version=2,
+    tp_size=2,
+    dp_size=8,
+    ep_size=16,
+    num_experts=128,
+    hidden_size=2048,
+    top_k=8,
+    hccl_buffsize_mib=1024,
+)
 A2 = replace(A3, soc=Soc.A2)
 SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
 

@@ -7,9 +7,6 @@ The parent never imports torch_npu. Nothing hangs: every answer has a deadline, 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,11 +14,14 @@ import time
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 
+from tests.support.environment import clean_environment
+from tests.support.npus import virtual_npu_command
+from tests.support.processes import kill_session, start
+
 from .cases import Case
 
 START_SECONDS = 280  # the first start after a change compiles the virtual device
 ANSWER_SECONDS = 60
-ROOT = Path(__file__).parents[2]
 
 
 class WorldError(RuntimeError):
@@ -38,14 +38,9 @@ class World:
         self._connections: list[Connection] = []
         self.broken: str | None = None
         address = str(Path(self._directory.name) / "socket")
-        command = [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu", "--devices", str(size), "--soc", soc, "--"]
-        command += [sys.executable, "-m", "tests.moe.rank", str(size), address, str(_free_port())]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        environment.pop("TORCH_DEVICE_BACKEND_AUTOLOAD", None)
+        command = virtual_npu_command([sys.executable, "-m", "tests.moe.rank", str(size), address], size, soc)
         with Listener(address) as listener, self._log.open("w") as log:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+            self._process = start(command, clean_environment(), stdout=log)
             try:
                 self._accept(listener)
             except BaseException:
@@ -85,13 +80,12 @@ class World:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=5)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            kill_session(self._process)
             self._process.wait()
             self._directory.cleanup()
 
     def _accept(self, listener: Listener) -> None:
-        listening = listener._listener._socket  # type: ignore[attr-defined]
+        listening = listener._listener._socket
         listening.settimeout(1)
         deadline = time.monotonic() + START_SECONDS
         connections: list[Connection] = []
@@ -114,9 +108,3 @@ class World:
 
     def _tail(self) -> str:
         return "\n".join(self._log.read_text().splitlines()[-40:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

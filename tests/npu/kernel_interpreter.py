@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..installed import vllm_file
+from tests.support.installed import vllm_file
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
-import json
 from types import SimpleNamespace
 
 import torch
 from vllm.v1.sample import rejection_sampler
 
+from tests.support.processes import report
 from vllm_ascend_patch.npu import kernel_overrides
 
 REQUESTS, VOCABULARY, DRAFTS = 20000, 6, 2
@@ -47,7 +47,7 @@ def main() -> None:
         first = output[:, 0].cpu()
         result[name] = (torch.bincount(first.long(), minlength=VOCABULARY) / REQUESTS).tolist()
         result[f"{name}: accepted"] = float((first == drafts[::DRAFTS]).float().mean())
-    print("RESULT " + json.dumps(result))
+    report(result)
 
 
 if __name__ == "__main__":

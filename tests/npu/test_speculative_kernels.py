@@ -4,17 +4,16 @@ batches: requests without drafts, padded drafts, greedy and sampling requests, d
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.installed import needs_kernel_registry
+from tests.support.processes import result_of, under_virtual_npu
 from vllm_ascend_patch.core.kernels import drafts, rejection
 
-from ..dp.processes import under_virtual_npu
-from ..installed import needs_kernel_registry
 from .kernel_interpreter import Kernel
 
 pytestmark = needs_kernel_registry
@@ -218,9 +217,7 @@ def test_the_token_that_a_drafter_goes_on_from() -> None:
 def test_sampling_with_drafts_draws_from_the_models_distribution_whatever_the_drafter_proposes() -> None:
     """vLLM's whole rejection sampler on an NPU: the theorem of speculative sampling is the oracle."""
     result = under_virtual_npu("-m", "tests.npu.sampled_rejection")
-    lines = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, result.stderr[-3000:]
-    found = json.loads(lines[-1].removeprefix("RESULT "))
+    found = result_of(result)
     for name in ("with draft probabilities", "without"):
         assert found[name] == pytest.approx(found["target"], abs=0.015), name  # four standard deviations of 20000 draws
         assert 0.1 < found[f"{name}: accepted"] < 0.9

@@ -4,7 +4,6 @@
 import itertools
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -15,10 +14,12 @@ import pytest
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # torch_npu needs CANN, which these tests do without
 
 import vllm_ascend_patch
+from tests.support.environment import without_devices
+from tests.support.npus import virtual_npu_command
+from tests.support.processes import run
 
 vllm_ascend_patch.disarm()  # the test process itself must not be patched, nor hand the variable on
 
-ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count()
 
 
@@ -43,40 +44,12 @@ def upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
             del sys.modules[module]
 
 
-def clean_environment(**extra: str) -> dict[str, str]:
-    """The environment without any variable that changes what the package does."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("VLLM_", "VIRTUAL_NPU", "ASCEND_", "HCCL_"))
-    }
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # importing vLLM without bytecode takes twice as long
-    kept.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
-    return {**kept, **extra}
-
-
-def run_python(source: str, *arguments: str, environment: dict[str, str] | None = None, seconds: float = 120) -> str:
-    """Run a program in a process of its own; its standard output. Fails the test with all of its output."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment if environment is not None else clean_environment(),
-        timeout=seconds,
-        check=False,
-    )
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="session")
 def virtual_npu() -> list[str]:
     """The command that puts a program on two simulated NPUs, built beforehand. Skips where there is no compiler."""
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler: the virtual NPU cannot be built here")
-    command = [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu", "--devices", "2", "--", sys.executable]
-    built = subprocess.run(
-        [*command, "-c", "pass"], capture_output=True, text=True, env=clean_environment(), timeout=550, check=False
-    )
+    command = virtual_npu_command([sys.executable], devices=2)
+    built = run([*command, "-c", "pass"], seconds=550, environment=without_devices())
     assert built.returncode == 0, f"the virtual NPU does not start:\n{built.stderr[-4000:]}"
     return command

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from tests.patching.permutations import orders
+from .permutations import orders
 
 
 class Stage(Protocol):

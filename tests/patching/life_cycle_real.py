@@ -6,7 +6,7 @@ the target module again; so each order starts from a process in which vLLM is th
 not imported, and "import target" executes the real module. The target is the data-parallel all-reduce, a module-level
 function.
 
-Usage: ``life_cycle_real.py SHARE SHARES``; ``life_cycle_real.py child`` is the spawned interpreter.
+Usage: ``python -m tests.patching.life_cycle_real SHARE SHARES``; with ``child`` it is the spawned interpreter.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 
-from tests.patching.life_cycle import drive
+from .life_cycle import drive
 
 MODULE, NAME = "vllm.v1.worker.dp_utils", "_run_ar"
 
@@ -61,7 +61,11 @@ class Real:
     def interpreter(self) -> str:
         """The same in a new interpreter, which inherits the environment."""
         done = subprocess.run(
-            [sys.executable, __file__, "child"], capture_output=True, text=True, check=False, timeout=120
+            [sys.executable, "-m", "tests.patching.life_cycle_real", "child"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
         return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else done.stderr[-2000:]
 

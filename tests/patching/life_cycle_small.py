@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver of the life-cycle harness for the small upstream package.
 
-Usage: ``life_cycle_small.py FOLDER SHARE SHARES``, where FOLDER holds the package ``small``; ``life_cycle_small.py
-FOLDER child`` is the spawned interpreter.
+Usage: ``python -m tests.patching.life_cycle_small SHARE SHARES``, with the package ``small`` on the path; with ``child``
+instead it is the spawned interpreter.
 """
 
 import subprocess
 import sys
 
-sys.path.insert(0, sys.argv[1])
-
 import wrapt  # noqa: F401  # its import is the slowest part, and no part of what is tested
 
-from tests.patching import product
-from tests.patching.life_cycle import drive
+from . import product
+from .life_cycle import drive
 
 
 def load() -> None:
@@ -49,12 +47,12 @@ class Small:
 
     def interpreter(self) -> str:
         """The same in a new interpreter, which inherits the environment."""
-        command = [sys.executable, __file__, sys.argv[1], "child"]
+        command = [sys.executable, "-m", "tests.patching.life_cycle_small", "child"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "child":
+    if sys.argv[1] == "child":
         print(Small().child())
     else:
-        drive(Small(), int(sys.argv[2]), int(sys.argv[3]))
+        drive(Small(), int(sys.argv[1]), int(sys.argv[2]))

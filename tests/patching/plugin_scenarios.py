@@ -16,6 +16,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+from tests.support.processes import report
+
 
 def upstream(chosen: Any = None) -> dict[str, Any]:
     """The two modules of vLLM that the plugin looks at."""
@@ -25,7 +27,7 @@ def upstream(chosen: Any = None) -> dict[str, Any]:
     platforms._current_platform = chosen  # type: ignore[attr-defined]
     sys.modules["vllm.envs"] = registry
     sys.modules["vllm.platforms"] = platforms
-    return registry.environment_variables  # type: ignore[attr-defined]
+    return registry.environment_variables
 
 
 def install_rival() -> None:
@@ -169,4 +171,4 @@ if __name__ == "__main__":
     wanted = sys.argv[1:] or [name for name in SCENARIOS if name != "no device"]
     if "no device" not in wanted:
         import torch_npu  # noqa: F401
-    print("RESULT " + json.dumps({name: in_fork(SCENARIOS[name]) for name in wanted}))
+    report({name: in_fork(SCENARIOS[name]) for name in wanted})

@@ -5,9 +5,10 @@ Importing this module imports nothing of the package, so that a process can prov
 """
 
 import importlib
-import json
 import sys
 from typing import Any
+
+from tests.support.processes import report
 
 
 def raw(target: str) -> Any:
@@ -95,4 +96,4 @@ def applied(targets: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     action = {"untouched": untouched, "applied": applied, "engine": engine}[sys.argv[1]]
-    print("RESULT " + json.dumps(action(sys.argv[2:])))
+    report(action(sys.argv[2:]))

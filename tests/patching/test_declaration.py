@@ -3,12 +3,14 @@
 
 import dataclasses
 import sys
+from typing import Any, cast
 
 import pytest
 
-from tests.patching.conftest import run_python
-from tests.patching.declare import patch, tagged
+from tests.support.processes import run_python
 from vllm_ascend_patch.patching import InvalidPatch, Kind, PatchSet, Target
+
+from .declare import patch, tagged
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_a_malformed_target_is_refused_with_the_right_form(text: str) -> None:
         ({"aliases": ("nonsense",)}, r"package\.module:name"),
     ],
 )
-def test_a_malformed_field_is_refused_by_name(fields: dict, message: str) -> None:
+def test_a_malformed_field_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidPatch, match=message):
         patch("a.b:c", tagged, **fields)
 
@@ -64,7 +66,7 @@ def test_a_dotted_implementation_is_not_imported_by_declaring_or_arming_it() -> 
 
 
 def test_the_kind_may_be_given_as_a_word() -> None:
-    assert patch("a:b", tagged, kind="replace").kind is Kind.REPLACE
+    assert patch("a:b", tagged, kind=cast(Kind, "replace")).kind is Kind.REPLACE
 
 
 def test_all_declarations_together_import_neither_torch_nor_vllm() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.patching.conftest import ROOT, clean_environment
+from tests.support.environment import ROOT, without_devices
 from vllm_ascend_patch.commands import doctor
 from vllm_ascend_patch.patching.record import RecordStore
 from vllm_ascend_patch.releases import declarations, guard, records
@@ -24,7 +24,7 @@ needs_vllm = pytest.mark.skipif(
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, env=clean_environment(**variables), cwd=ROOT, timeout=120, check=False
+        command, capture_output=True, text=True, env=without_devices(**variables), cwd=ROOT, timeout=120, check=False
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patching.conftest import ROOT
+from tests.support.environment import ROOT
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.commands import documentation
 from vllm_ascend_patch.releases import declarations, records

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.patching.conftest import ROOT, run_python
-from tests.patching.declare import patch, tagged
+from tests.support.environment import ROOT
+from tests.support.processes import run_python
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.patching import Patch, UnknownPatch
 from vllm_ascend_patch.releases import wanted as lists
+
+from .declare import patch, tagged
 
 
 @pytest.fixture(autouse=True)

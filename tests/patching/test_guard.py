@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.patching.declare import patch, tagged
 from vllm_ascend_patch.patching import Finding, Kind, Patch, Target, Verdict
 from vllm_ascend_patch.patching.compare import compare, diff
 from vllm_ascend_patch.patching.describe import Description, Reader
 from vllm_ascend_patch.patching.record import Record, RecordStore
 from vllm_ascend_patch.patching.source import DirectoryTree
+
+from .declare import patch, tagged
 
 BEFORE = {
     "__init__": "",

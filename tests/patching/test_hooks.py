@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.patching.declare import patch, tagged
 from vllm_ascend_patch.patching import PatchError, PatchSet, State
 from vllm_ascend_patch.patching.hooks import is_complete, when_complete
+
+from .declare import patch, tagged
 
 HALF = {
     "target": """

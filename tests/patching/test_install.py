@@ -7,12 +7,14 @@ import importlib
 import inspect
 import pickle
 import sys
+import types
 from typing import Any
 
 import pytest
 
-from tests.patching.declare import patch, tagged
 from vllm_ascend_patch.patching import InvalidPatch, Kind, PatchConflict, PatchSet, State, TargetMissing, UnknownPatch
+
+from .declare import patch, tagged
 
 SOURCE = {
     "mod": """
@@ -365,7 +367,7 @@ def test_declared_copies_are_rebound_and_restored_others_are_not(upstream: Any) 
 def test_a_copy_that_holds_something_else_is_left_alone(upstream: Any) -> None:
     name = upstream(SOURCE)
     mod, copies = importlib.import_module(f"{name}.mod"), importlib.import_module(f"{name}.copies")
-    copies.function = "mine"
+    vars(copies)["function"] = "mine"
     patches = applied(mod, "function", aliases=(f"{name}.copies:function",))
     assert copies.function == "mine"
     assert patches.status()[0].aliases == ()
@@ -383,7 +385,7 @@ def test_revert_reaches_the_modules_that_copied_the_patched_function(upstream: A
 
 
 def test_a_failure_half_way_restores_what_was_done(upstream: Any) -> None:
-    class Stubborn(type(sys)):
+    class Stubborn(types.ModuleType):
         def __setattr__(self, name: str, value: Any) -> None:
             raise RuntimeError("read-only module")
 

@@ -6,12 +6,12 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.patching.conftest import ROOT, clean_environment
-from tests.patching.permutations import EVENTS, expected, orders
+from tests.support.environment import ROOT, without_devices
+
+from .permutations import EVENTS, expected, orders
 
 SMALL = {
     "__init__": "",
@@ -61,18 +61,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], lis
     (folder / "small").mkdir()
     for name, source in SMALL.items():
         (folder / "small" / f"{name}.py").write_text(source)
-    driver = str(Path(__file__).with_name("life_cycle_small.py"))
+    driver = ["-m", "tests.patching.life_cycle_small"]
     site = ":".join(path for path in sys.path if path.endswith("site-packages"))
-    environment = clean_environment(PYTHONPATH=f"{ROOT}:{site}", VLLM_ASCEND_PATCH="0")
-    commands = [[sys.executable, driver, str(folder), str(share), str(SHARES)] for share in range(SHARES)]
+    environment = without_devices(PYTHONPATH=f"{folder}:{ROOT}:{site}", VLLM_ASCEND_PATCH="0")
+    commands = [[sys.executable, *driver, str(share), str(SHARES)] for share in range(SHARES)]
     return collect(commands, environment, 200)
 
 
 @pytest.fixture(scope="module")
 def real(virtual_npu: list[str]) -> dict[tuple[str, ...], list[str]]:
     """What every order did to the installed vLLM."""
-    driver = str(Path(__file__).with_name("life_cycle_real.py"))
-    return collect([[*virtual_npu, driver, "0", "1"]], clean_environment(VLLM_LOGGING_LEVEL="ERROR"), 570)
+    driver = ["-m", "tests.patching.life_cycle_real"]
+    return collect([[*virtual_npu, *driver, "0", "1"]], without_devices(VLLM_LOGGING_LEVEL="ERROR"), 570)
 
 
 def test_no_order_is_missing() -> None:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two entry points: silent when not asked for, active when asked for, loud when something stands in the way."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.patching.conftest import ROOT, clean_environment
+from tests.support.environment import without_devices
+from tests.support.processes import result_of, run
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.plugin import PLATFORM
 
@@ -17,13 +16,9 @@ SCRIPT = str(Path(__file__).with_name("plugin_scenarios.py"))
 Outcomes = dict[str, dict[str, Any]]
 
 
-def run(command: list[str]) -> Outcomes:
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=clean_environment(), cwd=ROOT, timeout=280, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    outcomes: Outcomes = json.loads(lines[-1].removeprefix("RESULT "))
+def outcomes_of(command: list[str]) -> Outcomes:
+    done = run(command, seconds=280, environment=without_devices())
+    outcomes: Outcomes = result_of(done)
     crashed = {name: outcome["crash"] for name, outcome in outcomes.items() if "crash" in outcome}
     assert not crashed
     return outcomes
@@ -32,7 +27,7 @@ def run(command: list[str]) -> Outcomes:
 @pytest.fixture(scope="module")
 def outcomes(virtual_npu: list[str]) -> Outcomes:
     """Every scenario on simulated NPUs."""
-    return run([*virtual_npu, SCRIPT])
+    return outcomes_of([*virtual_npu, SCRIPT])
 
 
 def test_nothing_happens_when_nobody_asked(outcomes: Outcomes) -> None:
@@ -136,7 +131,7 @@ def test_the_switch_overrides_the_refusal(outcomes: Outcomes) -> None:
 
 
 def test_no_device_is_an_error_that_says_what_was_found() -> None:
-    outcome = run([sys.executable, SCRIPT, "no device"])["no device"]
+    outcome = outcomes_of([sys.executable, SCRIPT, "no device"])["no device"]
     if outcome["platform"][0] is not None:
         pytest.skip("there is an NPU here")
     assert outcome["error"].startswith("NoDevice: vllm_ascend_patch was asked for, but there is no NPU")

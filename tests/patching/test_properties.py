@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.patching.declare import patch, tagged
 from vllm_ascend_patch.patching import PatchSet, State
+
+from .declare import patch, tagged
 
 MODULE = "generated_upstream"
 NAMES = ("alpha", "beta", "gamma")

@@ -2,13 +2,13 @@
 """The installed vLLM: untouched when nobody asks, patched everywhere when somebody does, whole again after revert."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.patching.conftest import ROOT, clean_environment
+from tests.support.environment import without_devices
+from tests.support.processes import result_of, run
 from vllm_ascend_patch.releases import declarations, guard, records
 
 SCRIPT = str(Path(__file__).with_name("real_vllm.py"))
@@ -22,25 +22,15 @@ pytestmark = [
 ]
 
 
-def run(command: list[str], *arguments: str, **variables: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [*command, *(arguments or TARGETS)],
-        capture_output=True,
-        text=True,
-        env=clean_environment(**variables),
-        cwd=ROOT,
-        timeout=380,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+def outcome_of(command: list[str], *arguments: str, **variables: str) -> dict[str, Any]:
+    done = run([*command, *(arguments or TARGETS)], seconds=380, environment=without_devices(**variables))
+    result: dict[str, Any] = result_of(done)
     return result
 
 
 def test_nothing_is_touched_without_the_variable_and_the_import(virtual_npu: list[str]) -> None:
     """On a machine with NPUs, so that only the missing wish keeps the package out."""
-    outcome = run([*virtual_npu, SCRIPT, "untouched"])
+    outcome = outcome_of([*virtual_npu, SCRIPT, "untouched"])
     assert not outcome["platform"].startswith("vllm_ascend_patch")
     assert outcome["imported"] == []
     assert outcome["changed"] == outcome["marked"] == []
@@ -54,8 +44,8 @@ def test_without_the_variable_and_the_import_an_engine_comes_to_what_upstream_ma
     """Upstream is the same vLLM that loads no plugin at all. It knows no platform here, and stops."""
     config = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "dtype": "float16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    ours = run([*virtual_npu, SCRIPT, "engine"], str(tmp_path))
-    upstream = run([*virtual_npu, SCRIPT, "engine"], str(tmp_path), VLLM_PLUGINS="")
+    ours = outcome_of([*virtual_npu, SCRIPT, "engine"], str(tmp_path))
+    upstream = outcome_of([*virtual_npu, SCRIPT, "engine"], str(tmp_path), VLLM_PLUGINS="")
     assert ours == upstream
     assert upstream["imported"] == []
     assert upstream["platform"] == "UnspecifiedPlatform"
@@ -63,7 +53,7 @@ def test_without_the_variable_and_the_import_an_engine_comes_to_what_upstream_ma
 
 
 def test_with_the_variable_every_patch_is_applied_and_revert_undoes_it(virtual_npu: list[str]) -> None:
-    outcome = run([*virtual_npu, SCRIPT, "applied"], VLLM_ASCEND_PATCH="1")
+    outcome = outcome_of([*virtual_npu, SCRIPT, "applied"], VLLM_ASCEND_PATCH="1")
     wrong = {
         patch.id: outcome["rows"][patch.id]
         for patch in PATCHES

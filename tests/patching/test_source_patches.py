@@ -2,7 +2,6 @@
 """The diffs in ``patches/``: current, applicable with both tools to pristine sources, and enough by themselves."""
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.patching.conftest import ROOT, clean_environment
+from tests.support.environment import ROOT, without_devices
+from tests.support.processes import result_of
 from vllm_ascend_patch.commands import archives
 from vllm_ascend_patch.patching.source import DirectoryTree, SourceTree, open_tree
 from vllm_ascend_patch.releases import declarations, guard, records
@@ -104,9 +104,9 @@ def test_the_diffs_apply_to_the_pristine_sources(
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     for module in generator.target_modules(release):
-        name = DirectoryTree(records.PACKAGE, folder / records.PACKAGE).locate(module)
-        assert name is not None
-        assert (folder / name).read_text().endswith("vllm_ascend_patch.hand_over(__name__)\n")
+        file = DirectoryTree(records.PACKAGE, folder / records.PACKAGE).locate(module)
+        assert file is not None
+        assert (folder / file).read_text().endswith("vllm_ascend_patch.hand_over(__name__)\n")
 
 
 PROGRAM = """
@@ -144,14 +144,12 @@ def test_a_vllm_patched_this_way_reports_every_patch_applied(
         [*virtual_npu, "-c", PROGRAM, *generator.target_modules(RELEASE)],
         capture_output=True,
         text=True,
-        env=clean_environment(PYTHONPATH=f"{folder}:{ROOT}"),
+        env=without_devices(PYTHONPATH=f"{folder}:{ROOT}"),
         cwd=tmp_path,
         timeout=380,
         check=False,
     )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    report = json.loads(lines[-1].removeprefix("RESULT "))
+    report = result_of(done)
     assert report["origin"].startswith(str(folder))
     wanted = {patch.id for patch in declarations.patches() if records.covers(patch, RELEASE) and patch.default}
     assert {name: row for name, row in report["rows"].items() if name in wanted and row[0] != "applied"} == {}

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.patching.declare import patch, tagged
 from vllm_ascend_patch.commands import archives
 from vllm_ascend_patch.commands import upstream as command
 from vllm_ascend_patch.patching.record import RecordStore
 from vllm_ascend_patch.patching.source import SourceUnavailable, open_tree
 from vllm_ascend_patch.releases import declarations, guard, records
+
+from .declare import patch, tagged
 
 ENGINE = "def step(tokens, *, mode=None):\n    return sum(tokens)\n"
 FILES = {

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matrix import runner, table
-from matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
-from matrix.releases import RELEASES, packages
-from matrix.runner import last_error
 
+from scripts.matrix import runner, table
+from scripts.matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
+from scripts.matrix.releases import RELEASES, packages
+from scripts.matrix.runner import last_error
 from vllm_ascend_patch.releases import records
 
 TWO = CONFIGURATIONS["dp2"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patching.conftest import ROOT, clean_environment
+from tests.support.environment import ROOT, clean_environment, without_devices
 
 PACKAGE = ROOT / "vllm_ascend_patch"
 MODULE = ROOT / "vllm_ascend_patch_entry.py"
@@ -62,7 +62,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
 def test_an_installed_wheel_builds_the_virtual_npu_and_its_doctor_would_serve(installed: Path, tmp_path: Path) -> None:
     """Away from the checkout, the sources of the virtual NPU and the records are those of the wheel."""
     command = [sys.executable, "-m", "vllm_ascend_patch"]
-    environment = clean_environment(PYTHONPATH=str(installed), VLLM_ASCEND_PATCH="1")
+    environment = without_devices(PYTHONPATH=str(installed), VLLM_ASCEND_PATCH="1")
     done = subprocess.run(
         [*command, "virtual-npu", "--", *command, "doctor"],
         cwd=tmp_path,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trainer's process: several engines in it, side by side and after each other. Run by ``torchrun`` with two ranks.
 
-Reads a job as JSON from the file that is its argument; rank 0 writes ``RESULT <json>`` as its last line: per engine, what it
+Reads a job as JSON from the file that is its argument; rank 0 reports per engine, what it
 answered and what its state was made of.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from vllm import LLM, SamplingParams
 
+from tests.support.processes import report
 from vllm_ascend_patch.seams import serving
 
 
@@ -83,7 +84,7 @@ def main() -> None:
     ask("third, with another tensor parallel size", three, first)
     shut_down(three)
     if os.environ["RANK"] == "0":
-        print("RESULT " + json.dumps(found), flush=True)
+        report(found)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

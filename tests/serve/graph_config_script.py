@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Script: makes vLLM's configuration for a model with several settings and prints what the platform made of each. No
-engine is started. Takes the checkpoint, ends with ``RESULT <json>``."""
+"""Script: makes vLLM's configuration for a model with several settings and reports what the platform made of each. No
+engine is started. Takes the checkpoint."""
 
 from __future__ import annotations
 
 import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
-import json
 import os
 import sys
 from typing import Any
 
 from vllm.engine.arg_utils import EngineArgs
+
+from tests.support.processes import report
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -48,4 +49,4 @@ def resolved(checkpoint: str, setting: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("RESULT " + json.dumps({setting: resolved(sys.argv[1], setting) for setting in SETTINGS}), flush=True)
+    report({setting: resolved(sys.argv[1], setting) for setting in SETTINGS})

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An engine that fills its NPUs with KV cache and then runs the largest steps that it allows. Run as a subprocess.
 
-Reads the engine's arguments as JSON from standard input and writes ``RESULT <json>`` as its last line: per worker, the bytes
-that vLLM may use, those of the KV cache, and the most that were allocated while serving. The worker classes stand here too,
-because vLLM imports them by name.
+Reads the engine's arguments as JSON from standard input and reports, per worker, the bytes that vLLM may use, those of the
+KV cache, and the most that were allocated while serving. The worker classes stand here too, because vLLM
+imports them by name.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 import torch_npu
-from vllm import LLM, SamplingParams
+from vllm import LLM
 
+from tests.support.engine import generate_offline, tokens_of
+from tests.support.processes import report
 from vllm_ascend_patch.npu.worker import NPUWorker
 from vllm_ascend_patch.seams.moe.method import NPUExperts
 
@@ -56,11 +58,9 @@ def main() -> None:
     job = json.load(sys.stdin)
     llm = LLM(**job["engine"])
     llm.collective_rpc("forget_peak")
-    prompts = [{"prompt_token_ids": [3 + i % 500 for i in range(length)]} for length in job["prompt_lengths"]]
-    sampling = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True, detokenize=False)
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    generated = sum(len(output.outputs[0].token_ids) for output in outputs)
-    print("RESULT " + json.dumps({"generated": generated, "workers": llm.collective_rpc("memory")}), flush=True)
+    prompts = [[3 + i % 500 for i in range(length)] for length in job["prompt_lengths"]]
+    generated = sum(map(len, tokens_of(generate_offline(llm, prompts, max_tokens=2))))
+    report({"generated": generated, "workers": llm.collective_rpc("memory")})
 
 
 if __name__ == "__main__":

@@ -7,18 +7,18 @@ Each keeps its own process groups, selectors and mask: tokens are transformers' 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from . import tiny_models
-from .conftest import run_script
+from tests.support import tiny_models
+from tests.support.processes import result_of
+
+from .scripts import run_script
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
-SCRIPT = Path(__file__).with_name("engines_script.py")
 FAMILIES = ("qwen3_moe", "mixtral")
 
 
@@ -31,11 +31,10 @@ def test_each_engine_of_a_process_answers_as_if_it_were_alone(
     ]
     job = tmp_path / "job.json"
     job.write_text(json.dumps({"models": models, "max_tokens": tiny_models.NEW_TOKENS}))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run_script([*torchrun, str(SCRIPT), str(job)], "", 2, tmp_path, seconds=800)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.serve.engines_script")
+    done = run_script(*torchrun, str(job), text="", devices=2, folder=tmp_path, seconds=800)
     assert done.returncode == 0, done.stdout[-6000:]
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    found = json.loads(line.removeprefix("RESULT "))
+    found = result_of(done)
     expected = {family: [case.answer for case in cases[family]] for family in FAMILIES}
     for name, family in {
         "first": "qwen3_moe",

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from . import tiny_models
-from .test_methods import chosen, job_for
-from .test_refusals import refused
+from tests.support import tiny_models
+
+from .scripts import chosen, job_for, refused
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -38,7 +38,7 @@ def test_tokens_are_the_oracles_before_and_after_experts_move(
     job["arguments"] |= {
         "enforce_eager": True,
         "additional_config": EPLB,
-        "worker_extension_cls": "engine_script.ExpertMap",
+        "worker_extension_cls": "tests.serve.engine_script.ExpertMap",
     }
     job["ask"] = "physical_to_logical"
     result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method)

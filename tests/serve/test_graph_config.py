@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import run_script
+from tests.support.processes import result_of
+
+from .scripts import run_script
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
 
@@ -25,12 +25,10 @@ EAGER = {"mode": "NONE", "backend": "eager", "graphs": "NONE", "sizes": []}
 def resolved(
     checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], str]:
-    script = Path(__file__).with_name("graph_config_script.py")
-    command = [sys.executable, str(script), str(checkpoints("mixtral"))]
-    done = run_script(command, "", 2, tmp_path_factory.mktemp("config"), seconds=200)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    assert lines, done.stdout[-3000:]
-    return json.loads(lines[-1].removeprefix("RESULT ")), done.stdout
+    folder = tmp_path_factory.mktemp("config")
+    checkpoint = str(checkpoints("mixtral"))
+    done = run_script("tests.serve.graph_config_script", checkpoint, text="", devices=2, folder=folder, seconds=200)
+    return result_of(done), done.stdout
 
 
 @pytest.mark.parametrize(

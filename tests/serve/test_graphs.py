@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.installed import FULL_GRAPHS_BY_DEFAULT, needs_int8_experts
+from tests.support import tiny_models, w8a8_models
+from tests.support.installed import FULL_GRAPHS_BY_DEFAULT, needs_int8_experts
 from vllm_ascend_patch.commands.trace import read_trace
 
-from . import tiny_models, w8a8_models
-from .test_methods import chosen
+from .scripts import chosen, job_for
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -26,17 +26,9 @@ GRAPHS = {"enforce_eager": False}
 COMPILED_ONLY = {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "NONE"}}
 
 
-def job_for(checkpoint: Path, tp: int, dp: int, ep: bool, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "model": str(checkpoint),
-        "tp": tp,
-        "dp": dp,
-        "ep": ep,
-        "prompts": [case.prompt for case in tiny_models.cases(checkpoint)],
-        "max_tokens": tiny_models.NEW_TOKENS,
-        "many": 10,
-        "arguments": arguments,
-    }
+def graph_job(checkpoint: Path, tp: int, dp: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    prompts = [case.prompt for case in tiny_models.cases(checkpoint)]
+    return job_for(checkpoint, prompts, tiny_models.NEW_TOKENS, tp, dp, arguments)
 
 
 @dataclass
@@ -104,7 +96,7 @@ def test_tokens_equal_transformers_with_graphs(
 ) -> None:
     """Decoding is replayed, long prefills are not, and a rank that decodes while another prefills runs eagerly with it."""
     checkpoint = checkpoints(family)
-    job = job_for(checkpoint, tp, dp, dp * tp > 1, GRAPHS)
+    job = graph_job(checkpoint, tp, dp, GRAPHS)
     traces = tmp_path / "traces"
     traces.mkdir()
     result = run_engine(job, devices=tp * dp, soc=soc, VLLM_ASCEND_PATCH_TRACE=str(traces / "{rank}-{pid}.json"))
@@ -135,7 +127,7 @@ def test_tokens_equal_transformers_when_compiled_without_graphs(
     tp: int, dp: int, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
 ) -> None:
     checkpoint = checkpoints("qwen2_moe")
-    job = job_for(checkpoint, tp, dp, dp > 1, COMPILED_ONLY)
+    job = graph_job(checkpoint, tp, dp, COMPILED_ONLY)
     check(run_engine(job, devices=tp * dp), job, checkpoint)
 
 
@@ -144,7 +136,7 @@ def test_a_method_that_no_graph_can_capture_switches_graphs_off_visibly(
     checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
 ) -> None:
     checkpoint = checkpoints("qwen2_moe")
-    job = job_for(checkpoint, 1, 2, True, GRAPHS)
+    job = graph_job(checkpoint, 1, 2, GRAPHS)
     result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM="alltoall")
     check(result, job, checkpoint)
     assert (
@@ -160,10 +152,6 @@ def test_int8_experts_in_graphs_keep_every_clear_choice_of_the_dequantised_model
 ) -> None:
     quantised, twin = w8a8_models.make(checkpoints("mixtral"), tmp_path)
     cases = w8a8_models.first_token_cases(twin, 16)
-    job = job_for(checkpoints("mixtral"), 1, 2, True, GRAPHS) | {
-        "model": str(quantised),
-        "prompts": [case.prompt for case in cases],
-        "max_tokens": 1,
-    }
+    job = job_for(quantised, [case.prompt for case in cases], 1, arguments=GRAPHS)
     result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM="mc2")
     assert result["together"] == [case.answer for case in cases]

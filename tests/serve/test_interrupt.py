@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.environment import ROOT
+
 START_SECONDS = 500.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(900)]
@@ -31,7 +32,8 @@ def wait_for(text: str, log: Path, demo: subprocess.Popen[str]) -> None:
         if log.exists() and text in log.read_text(errors="replace"):
             return
         if demo.poll() is not None:
-            pytest.fail(f"the demo ended with exit code {demo.returncode} before {text!r}\n{demo.stdout.read()}")
+            output, _ = demo.communicate()
+            pytest.fail(f"the demo ended with exit code {demo.returncode} before {text!r}\n{output}")
         time.sleep(0.1)
     pytest.fail(f"{text!r} did not appear within {START_SECONDS:.0f} s\n{log.read_text(errors='replace')[-4000:]}")
 
@@ -69,7 +71,7 @@ def command_lines(family: list[psutil.Process]) -> set[tuple[str, ...]]:
 @pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
 @pytest.mark.parametrize("moment", [THE_MODEL_LOADS, FIVE_REQUESTS_RUN], ids=["model loads", "requests run"])
 def test_ctrl_c_leaves_nothing_behind(moment: str, times: int, tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/demo/run.py", "--keep", str(tmp_path), "--max-tokens", "200"]
+    command = [sys.executable, "-m", "scripts.demo.run", "--keep", str(tmp_path), "--max-tokens", "200"]
     demo = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

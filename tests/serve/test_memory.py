@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import run_script
+from tests.support.processes import result_of
+
+from .scripts import run_script
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]
 
-SCRIPT = Path(__file__).with_name("memory_script.py")
+SCRIPT = "tests.serve.memory_script"
 MIB = 1 << 20
 CAPACITY, LARGEST = 1024, 1040  # tokens of a step: MC2's on two ranks of A3, and the scheduler's
 
@@ -39,10 +40,10 @@ def serve(checkpoint: Path, folder: Path, worker: str) -> subprocess.CompletedPr
         "enable_prefix_caching": False,
         "enforce_eager": True,
         "gpu_memory_utilization": 0.94,  # the rest, 31 MiB, holds the allocator's segments of 20 MiB
-        "worker_cls": f"memory_script.{worker}",
+        "worker_cls": f"{SCRIPT}.{worker}",
     }
     job = {"engine": engine, "prompt_lengths": [LARGEST + CAPACITY]}
-    return run_script([sys.executable, str(SCRIPT)], json.dumps(job), 2, folder, "A3", memory="512MiB")
+    return run_script(SCRIPT, text=json.dumps(job), devices=2, folder=folder, soc="A3", memory="512MiB")
 
 
 def test_the_largest_steps_fit_next_to_the_kv_cache(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
@@ -53,8 +54,7 @@ def test_the_largest_steps_fit_next_to_the_kv_cache(checkpoints: Callable[[str],
         ("alltoall", str(LARGEST)),
         ("mc2", str(CAPACITY)),
     }
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    result = json.loads(line.removeprefix("RESULT "))
+    result = result_of(done)
     assert result["generated"] == 2
     for worker in result["workers"]:
         assert worker["kv_cache"] > 200 * MIB

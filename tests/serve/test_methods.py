@@ -3,37 +3,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ..installed import needs_int8_experts
-from . import tiny_models, w8a8_models
-from .test_refusals import refused
+from tests.support import tiny_models, w8a8_models
+from tests.support.installed import needs_int8_experts
+
+from .scripts import chosen, job_for, refused
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
-
-
-def job_for(checkpoint: Path, prompts: list[list[int]], max_tokens: int, tp: int = 1, dp: int = 2) -> dict[str, Any]:
-    return {
-        "model": str(checkpoint),
-        "tp": tp,
-        "dp": dp,
-        "ep": True,
-        "prompts": prompts,
-        "max_tokens": max_tokens,
-        "many": 10,
-        # One generation of processes less, each of which imports vLLM.
-        "arguments": {"distributed_executor_backend": "uni"} if tp == 1 else {},
-    }
-
-
-def chosen(log: str) -> set[str]:
-    """The methods that the workers said they use."""
-    return set(re.findall(r"MoE communication: (\w+) for", log))
 
 
 LAYOUTS = [(1, 2), (2, 1), (2, 2)]  # TP, DP

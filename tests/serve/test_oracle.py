@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from . import tiny_models
+from tests.support import tiny_models
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 

@@ -3,38 +3,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from transformers import AutoModelForCausalLM, MixtralConfig
 
-from ..installed import HAS_KERNEL_REGISTRY
-from .conftest import SCRIPT, run_script
-from .tiny_models import CONFIGS
+from tests.support.installed import HAS_KERNEL_REGISTRY
+from tests.support.tiny_models import CONFIGS
+
+from .scripts import refused
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
-
-
-def refused(
-    checkpoint: Path,
-    tmp_path: Path,
-    devices: int = 1,
-    soc: str = "A2",
-    environment: dict[str, str] | None = None,
-    **changes: Any,
-) -> str:
-    """Run the engine script with ``changes``; return what it printed. It must fail, and leave no process."""
-    job = {"model": str(checkpoint), "tp": 1, "dp": 1, "ep": False, "prompts": [[5]], "max_tokens": 2, **changes}
-    done = run_script([sys.executable, str(SCRIPT)], json.dumps(job), devices, tmp_path, soc, environment=environment)
-    assert done.returncode != 0, done.stdout[-3000:]
-    left = [p for p in psutil.process_iter(["cmdline"]) if str(checkpoint) in " ".join(p.info["cmdline"] or [])]
-    assert not left
-    return done.stdout
 
 
 def test_float32_is_refused_with_the_dtypes_that_work(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:

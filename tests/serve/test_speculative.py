@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ..installed import needs_kernel_registry
-from . import draft_models, tiny_models
+from tests.support import draft_models, tiny_models
+from tests.support.installed import needs_kernel_registry
 
 pytestmark = [needs_kernel_registry, pytest.mark.serve, pytest.mark.timeout(900)]
 

@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 import torch_npu
 
+from tests.support.processes import report
+from tests.support.ranks import run_ranks, values_of
+
 from .hccl_checks import NPU, start
 
 
@@ -40,16 +43,17 @@ def collectives(rank: int, size: int) -> dict[str, list[float]]:
         x.copy_(torch.arange(2.0 * size, device=NPU) + 100 * rank + 1000 * replay)
         graph.replay()
         inputs = [torch.arange(2.0 * size) + 100 * r + 1000 * replay for r in range(size)]
-        assert torch.equal(reduced.cpu(), sum(inputs)), "all_reduce"
-        assert torch.equal(result.cpu(), sum(inputs) + 1), "the operator after it"
+        total = torch.stack(inputs).sum(0)
+        assert torch.equal(reduced.cpu(), total), "all_reduce"
+        assert torch.equal(result.cpu(), total + 1), "the operator after it"
         assert torch.equal(gathered.cpu(), torch.cat(inputs)), "all_gather"
-        assert torch.equal(scattered.cpu(), sum(inputs)[2 * rank : 2 * rank + 2]), "reduce_scatter"
+        assert torch.equal(scattered.cpu(), total[2 * rank : 2 * rank + 2]), "reduce_scatter"
         assert torch.equal(exchanged.cpu(), torch.cat([i[2 * rank : 2 * rank + 2] for i in inputs])), "all_to_all"
         found[str(replay)] = reduced.tolist()
     refused = ""
     try:
         with torch.npu.graph(torch.npu.NPUGraph()):
-            dist.group.WORLD._get_backend(torch.device(NPU)).barrier()
+            _hccl().barrier()
     except RuntimeError as error:
         refused = str(error)
     assert "hccl BARRIER cannot be captured into a graph" in refused, refused
@@ -57,10 +61,16 @@ def collectives(rank: int, size: int) -> dict[str, list[float]]:
     return found
 
 
+def _hccl() -> Any:
+    """The backend of the default group."""
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD._get_backend(torch.device(NPU))
+
+
 def dispatch_and_combine(rank: int, size: int) -> dict[str, Any]:
     """Dispatch, an expert that doubles, combine: replays with other rows, other experts and another mask."""
     start(rank, size, seconds=30)
-    group = dist.group.WORLD._get_backend(torch.device(NPU)).get_hccl_comm_name(rank)
+    group = _hccl().get_hccl_comm_name(rank)
     hidden, batch, experts, k = 1024, 4, 2 * size, 2
     x = torch.ones(batch, hidden, dtype=torch.bfloat16, device=NPU)
     ids = torch.tensor([[0, 1]] * batch, dtype=torch.int32, device=NPU)
@@ -100,3 +110,8 @@ def dispatch_and_combine(rank: int, size: int) -> dict[str, Any]:
         assert torch.equal(result[:active].float().cpu(), torch.full((active, hidden), 2.0 * (replay + rank)))
         sums.append(active)
     return {"active": sums}
+
+
+if __name__ == "__main__":
+    answers = values_of(run_ranks(dispatch_and_combine, 2, group=None, start="spawn", together=True, timeout=100))
+    report([answer["active"] for answer in answers])

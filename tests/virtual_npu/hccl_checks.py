@@ -126,6 +126,7 @@ def send_and_recv(rank: int, size: int) -> None:
         with_tag, without = torch.empty(50_000, device=NPU), torch.empty(50_000, device=NPU)
         works = [dist.irecv(with_tag, 0, tag=7), dist.irecv(without, 0)]
         for work in works:
+            assert work is not None
             work.wait()
         equal(without, mine(0, 50_000).cpu())
         equal(with_tag, mine(0, 50_000).cpu() * 2)
@@ -191,13 +192,13 @@ def the_host_has_gloo_in_the_same_group(rank: int, size: int) -> None:
 
 
 def communicator_names(rank: int, size: int) -> None:
-    from vllm_ascend_virtual_npu import hccl  # type: ignore[import-not-found]
+    from vllm_ascend_virtual_npu import hccl
 
     other = dist.new_group(list(range(size)))
     names = []
     for group in (dist.group.WORLD, other):
         assert group is not None
-        backend = group._get_backend(torch.device(NPU))
+        backend: Any = group._get_backend(torch.device(NPU))
         name = backend.get_hccl_comm_name(rank)
         assert backend.get_hccl_comm_name(rank, init_comm=False) == name
         assert 1 <= len(name) <= 127
@@ -224,9 +225,11 @@ def options_are_accepted(rank: int, size: int) -> None:
 def functional_collectives(rank: int, size: int) -> None:
     import torch.distributed._functional_collectives as functional
 
-    total = functional.all_reduce(torch.ones(3, device=NPU), "sum", dist.group.WORLD)
+    group = dist.group.WORLD
+    assert group is not None
+    total = functional.all_reduce(torch.ones(3, device=NPU), "sum", group)
     assert (total + 0).tolist() == [float(size)] * 3
-    gathered = functional.all_gather_tensor(mine(rank, 2), 0, dist.group.WORLD)
+    gathered = functional.all_gather_tensor(mine(rank, 2), 0, group)
     equal(gathered + 0, torch.cat([mine(source, 2).cpu() for source in range(size)]))
 
 

@@ -23,7 +23,7 @@ OLD = torch.__version__ < "2.8"
 fails_a_capture = pytest.mark.skipif(OLD, reason="torch_npu 2.7 cannot capture again after a capture that failed")
 
 
-def captured(function: Callable[[], Any], **options: Any) -> tuple[torch.npu.NPUGraph, Any]:
+def captured(function: Callable[[], Any], **options: Any) -> tuple[Any, Any]:
     graph = torch.npu.NPUGraph()
     # The inner context: torch_npu's empty_cache walks over the devices in use, and leaves another one current when it fails.
     with torch.npu.graph(graph, **options), torch.npu.device(NPU):
@@ -209,6 +209,7 @@ def test_a_function_can_be_graphed_with_its_backward() -> None:
     graphed(y).sum().backward()
     expected = y.detach().cpu().requires_grad_()
     torch.tanh(layer.cpu()(expected)).sum().backward()
+    assert y.grad is not None
     torch.testing.assert_close(y.grad.cpu(), expected.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -258,7 +259,10 @@ class Decode:
 
 def test_an_update_replaces_the_lengths_of_captured_attention() -> None:
     case = Decode()
-    out = {"workspace": torch.empty(8, device=NPU), "out": [torch.empty_like(case.query), torch.empty(0, device=NPU)]}
+    out: dict[str, Any] = {
+        "workspace": torch.empty(8, device=NPU),
+        "out": [torch.empty_like(case.query), torch.empty(0, device=NPU)],
+    }
 
     def attend() -> torch_npu._C._NPUTaskGroupHandle:
         stream = torch.npu.current_stream()

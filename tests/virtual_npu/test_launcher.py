@@ -13,9 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.environment import ROOT, clean_environment
 from vllm_ascend_patch.virtual_npu import profile
 
-from .launch import ROOT, clean_environment, launcher, python
+from .launch import launcher, python
 
 SHOW = """
 import json, torch, torch_npu
@@ -126,7 +127,7 @@ def test_a_wrong_command_line_is_one_clear_error(arguments: list[str], said: str
 
 
 def test_without_a_compiler_the_error_says_so(tmp_path: Path) -> None:
-    environment = clean_environment({"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)})
+    environment = clean_environment(XDG_CACHE_HOME=str(tmp_path), PATH=str(tmp_path))
     done = launcher(["build"], environment=environment)
     assert done.returncode == 1
     assert "virtual-npu: no compiler: cc or gcc or clang is not on PATH" in done.stderr
@@ -142,7 +143,7 @@ def test_without_torch_npu_the_error_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-m", "vllm_ascend_patch", "virtual-npu", "--", "true"],
         cwd=ROOT,
-        env=clean_environment({"PYTHONPATH": str(tmp_path)}),
+        env=clean_environment(PYTHONPATH=str(tmp_path)),
         capture_output=True,
         text=True,
         timeout=100,
@@ -157,7 +158,7 @@ def test_a_failing_compiler_is_shown_with_its_output(tmp_path: Path) -> None:
     compiler = tmp_path / "broken-cc"
     compiler.write_text("#!/bin/sh\necho 'the disk is full' >&2\nexit 3\n")
     compiler.chmod(0o755)
-    environment = clean_environment({"XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": str(compiler)})
+    environment = clean_environment(XDG_CACHE_HOME=str(tmp_path / "cache"), CC=str(compiler))
     done = launcher(["build"], environment=environment)
     assert done.returncode == 1
     assert "the compiler failed with status 3" in done.stderr
@@ -223,5 +224,5 @@ def test_amounts_of_memory(text: str, value: int) -> None:
 def test_the_python_on_the_path_is_not_needed() -> None:
     """The launcher finds its interpreter's wheels, not those of whatever `python` is."""
     path = os.pathsep.join(filter(None, [os.path.dirname(shutil.which("sh") or "/bin/sh")]))
-    done = launcher(["--", sys.executable, "-c", SHOW], environment=clean_environment({"PATH": path}))
+    done = launcher(["--", sys.executable, "-c", SHOW], environment=clean_environment(PATH=path))
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,7 @@ class Regime:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrafficRow:
     """MiB that a rank sends per layer at one token count; None for methods that cannot run."""
 
@@ -113,12 +113,12 @@ def _traffic(
         mc2_runs = not mc2_violations(facts, any_release=False) and mc2_row_violation(facts, per_rank) is None
         rows.append(
             TrafficRow(
-                tokens,
-                select(facts, capacity, tokens, False, forced).method,
-                lower_bound(facts, tokens).total / MIB,
-                mib["allgather"],
-                mib["mc2"] if mc2_runs else None,
-                mib["alltoall"] if facts.ep_size > 1 else None,
+                tokens=tokens,
+                chosen=select(facts, capacity, tokens, False, forced).method,
+                lower_bound=lower_bound(facts, tokens).total / MIB,
+                allgather=mib["allgather"],
+                mc2=mib["mc2"] if mc2_runs else None,
+                alltoall=mib["alltoall"] if facts.ep_size > 1 else None,
             )
         )
         tokens *= 4 if tokens < 16 else 2

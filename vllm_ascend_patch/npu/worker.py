@@ -124,7 +124,7 @@ class NPUWorker(Worker):
 
         return NPUModelRunner(self.vllm_config, self.device)
 
-    def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager:
+    def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:
         """No sleep mode, hence no memory pool of its own."""
         return nullcontext()
 

@@ -23,14 +23,13 @@ def test_round_trips(tmp_path: Path) -> None:
         "masked tokens": base | {"batches": [6, 6], "active": [2, 0]},
         "int8 on the way out": base | {"batches": [4, 4], "quant_mode": 2},
     }
-    world.succeed(2, tmp_path, "round_trips", current().soc, device=True, cases=cases)
+    world.succeed(2, "round_trips", current().soc, device=True, cases=cases)
 
 
 def test_a_rank_that_does_not_call_is_named(tmp_path: Path) -> None:
     a2 = current().soc == "A2"
     outcome = world.run(
         2,
-        tmp_path,
         "broken",
         current().soc,
         device=True,

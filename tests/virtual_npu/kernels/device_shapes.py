@@ -279,7 +279,8 @@ def dequant_swiglu(d: Draw) -> Call:
 
 def attention(d: Draw) -> dict[str, Any]:
     layout = d.of("TND", "BSH", "BSND", "BNSD", "BNSD_BSND")
-    heads, kv_heads, dtype, paged = *d.of((8, 2), (2, 2)), d.half(), d.of(True, False)
+    heads, kv_heads = d.of((8, 2), (2, 2))
+    dtype, paged = d.half(), d.of(True, False)
     queries, keys, size = d.int(2, 4), 6, 128
     common = {"input_layout": layout, "num_heads": heads, "num_key_value_heads": kv_heads, "scale": 0.1}
 

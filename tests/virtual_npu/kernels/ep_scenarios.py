@@ -111,8 +111,8 @@ def round_trip(
             for row, (_, r, t, _) in zip(rows, expected, strict=False):
                 assert torch.equal(row, rows_of(r, batches[r], hidden, dtype)[t])
         if a2:
-            want = [float(weights_of(r, batches[r], k)[t, j]) for _, r, t, j in expected]
-            assert expand_scales[:total].tolist() == want
+            scales_back = [float(weights_of(r, batches[r], k)[t, j]) for _, r, t, j in expected]
+            assert expand_scales[:total].tolist() == scales_back
 
         # The experts: identity, but column 2 holds the expert's number.
         output = torch.full((capacity, hidden), float("nan"), dtype=dtype)

@@ -27,7 +27,7 @@ def test_round_trips_on_a2(size: int, tmp_path: Path) -> None:
         "int8 from fp16": {"batches": [4] * size, "quant_mode": 2, "dtype": torch.float16},
         "one expert per rank": {"batches": [3] * size, "experts_per_rank": 1, "k": 1},
     }
-    world.succeed(size, tmp_path, "round_trips", cases=cases)
+    world.succeed(size, "round_trips", cases=cases)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -42,21 +42,21 @@ def test_round_trips_on_a3(size: int, tmp_path: Path) -> None:
         "fullmesh_v2": base | {"comm_alg": "fullmesh_v2"},
         "uneven batches": base | {"batches": [7, 1, 3, 5][:size]},
     }
-    world.succeed(size, tmp_path, "round_trips", "A3", cases=cases)
+    world.succeed(size, "round_trips", "A3", cases=cases)
 
 
 def test_prefix_sums_of_expert_token_numbers(tmp_path: Path) -> None:
-    by_rank = world.succeed(2, tmp_path, "token_numbers")
+    by_rank = world.succeed(2, "token_numbers")
     assert all(first <= second for first, second in by_rank)
     assert sum(sums[-1] for sums in by_rank) == 2 * 4 * 2
 
 
 def test_smooth_factors_per_expert(tmp_path: Path) -> None:
-    world.succeed(2, tmp_path, "smooth_factors")
+    world.succeed(2, "smooth_factors")
 
 
 def failures(tmp_path: Path, size: int = 2, soc: str = "A2", **arguments: Any) -> list[str | None]:
-    return [error for error, _ in world.run(size, tmp_path, "broken", soc, **arguments)]
+    return [error for error, _ in world.run(size, "broken", soc, **arguments)]
 
 
 def same_everywhere(errors: list[str | None], wanted: str | tuple[str, ...]) -> None:
@@ -77,7 +77,7 @@ def every_case(folder: Path, soc: str, cases: Cases, **arguments: Any) -> Sites:
     """
     wanted = [*cases, ({"changes": {}, **{k: v for k, v in cases[0][0].items() if k in ("hidden", "a2")}}, "")]
     folder.mkdir()
-    results = world.succeed(2, folder, "broken_many", soc, cases=[case for case, _ in wanted], **arguments)
+    results = world.succeed(2, "broken_many", soc, cases=[case for case, _ in wanted], **arguments)
     by_rank = [errors for errors, _ in results]
     for (_, text), *errors in zip(cases, *(found[:-1] for found in by_rank), strict=True):
         same_everywhere(errors, text)
@@ -244,7 +244,7 @@ def test_every_limit_of_dispatch_and_combine_is_tripped(tmp_path: Path, monkeypa
     failed = every_case(tmp_path / "a2", "A2", [*local, *BATCHES, *back, *reserved])
     failed |= every_case(tmp_path / "a3", "A3", [*a3_local, *a3_back])
 
-    results = world.succeed(8, tmp_path, "version_1", "A3", buffer_mb=800)
+    results = world.succeed(8, "version_1", "A3", buffer_mb=800)
     for (legal, assist, mask), tripped in results:
         assert legal is None
         assert "expand_idx must be what dispatch returned" in str(assist)

@@ -193,14 +193,14 @@ def test_grouped_matmul_limits() -> None:
     ):
         with refuses("npu_grouped_matmul", message):
             call(**changes)
-    for changes, message in (
+    for unsupported, message in (
         ({"group_type": 2}, "split K"),
         ({"group_list": [1, 3], "group_type": None}, "Python-list group_list"),
         ({"weight": [int8(2, 8, 5)]}, "quantised weights"),
         ({"antiquant_scale": [torch.zeros(1)]}, "antiquant_scale"),
     ):
         with pytest.raises(NotImplementedError, match=message):
-            call(**changes)
+            call(**unsupported)
 
 
 @given(

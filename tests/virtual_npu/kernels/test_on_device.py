@@ -3,49 +3,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.npus import virtual_npu_command
+from tests.support.processes import run
+
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 
 
 def on_device(file: str, soc: str, devices: int, seconds: float, folder: Path) -> str:
     """Run a file of checks with pytest under the launcher; its output. Fails when a check fails or none ran."""
-    command = [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu", "--devices", str(devices), "--soc", soc]
-    command += [
-        "--memory",
-        "2GiB",
-        "--",
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(HERE / file),
-    ]
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("TORCH_DEVICE_BACKEND_AUTOLOAD", "VLLM_ASCEND_PATCH")
-    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
     log = folder / f"{Path(file).stem}-{soc}.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            pytest.fail(f"still running after {seconds} s\n{log.read_text()[-6000:]}")
-    text = log.read_text()
-    assert code == 0, text[-6000:]
+    done = run(virtual_npu_command(command, devices, soc, "2GiB"), seconds=seconds, log=log)
+    text = done.stdout
+    assert done.returncode == 0, text[-6000:]
     assert " passed" in text, text[-6000:]
     return text
 

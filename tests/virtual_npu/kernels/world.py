@@ -7,17 +7,14 @@ No process outlives its test.
 from __future__ import annotations
 
 import importlib
-import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+
+from tests.support.ranks import run_ranks
 
 PATIENCE = 200.0  # seconds until a world counts as hung
 
@@ -94,70 +91,43 @@ def _compare_with_meta(operator: Callable[..., Any], args: Any, kwargs: dict[str
     assert [(tuple(tensor.shape), tensor.dtype) for tensor in result] == expected
 
 
-def _process(
-    rank: int, size: int, folder: str, scenario: str, arguments: dict[str, Any], results: Any, device: bool
-) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    try:
-        store = dist.FileStore(f"{folder}/store", size)
-        wait = timedelta(seconds=120)
-        if device:
-            import torch_npu
-
-            torch_npu.npu.set_device(rank)
-            dist.init_process_group("hccl", store=store, rank=rank, world_size=size, timeout=wait)
-            operators = _npu_operators(rank)
-        else:
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=wait)
-            operators = _cpu_operators(Place(rank, size, dist.distributed_c10d._get_default_group()))
-        module = importlib.import_module("tests.virtual_npu.kernels.ep_scenarios")
-        results.put((rank, None, getattr(module, scenario)(operators, rank, size, **arguments)))
-    except Exception as error:
-        results.put((rank, f"{type(error).__name__}: {error}", traceback.format_exc()))
-    # A scenario may leave a rank waiting on purpose: no farewell, the parent ends everyone.
+def _scenario(rank: int, size: int, scenario: str, arguments: dict[str, Any], device: bool) -> Any:
+    group = dist.distributed_c10d._get_default_group()
+    operators = _npu_operators(rank) if device else _cpu_operators(Place(rank, size, group))
+    return getattr(importlib.import_module("tests.virtual_npu.kernels.ep_scenarios"), scenario)(
+        operators, rank, size, **arguments
+    )
 
 
-def run(size: int, folder: Path, scenario: str, soc: str = "A2", **arguments: Any) -> list[tuple[str | None, Any]]:
+def run(size: int, scenario: str, soc: str = "A2", **arguments: Any) -> list[tuple[str | None, Any]]:
     """Run ``ep_scenarios.<scenario>`` on every rank; (error or None, result or traceback) by rank.
 
     ``device=True`` runs torch_npu's operators over hccl; the process must have been started by the launcher.
     """
     device = arguments.pop("device", False)
-    before = {name: os.environ.get(name) for name in ("VIRTUAL_NPU_SOC", "HCCL_BUFFSIZE", "HCCL_EXEC_TIMEOUT")}
-    os.environ["HCCL_EXEC_TIMEOUT"] = str(arguments.pop("timeout", 60))
-    os.environ["VIRTUAL_NPU_SOC"] = soc
-    os.environ["HCCL_BUFFSIZE"] = str(arguments.pop("buffer_mb", 200))
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [
-        context.Process(
-            target=_process, args=(rank, size, str(folder), scenario, arguments, results, device), daemon=True
-        )
-        for rank in range(size)
-    ]
-    try:
-        for process in processes:
-            process.start()
-        outcome: dict[int, tuple[str | None, Any]] = {}
-        for _ in range(size):
-            rank, error, value = results.get(timeout=PATIENCE)
-            outcome[rank] = (error, value)
-        return [outcome[rank] for rank in range(size)]
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    environment = {
+        "HCCL_EXEC_TIMEOUT": str(arguments.pop("timeout", 60)),
+        "VIRTUAL_NPU_SOC": soc,
+        "HCCL_BUFFSIZE": str(arguments.pop("buffer_mb", 200)),
+    }
+    outcomes = run_ranks(
+        _scenario,
+        size,
+        scenario,
+        arguments,
+        device,
+        group="hccl" if device else "gloo",
+        start="spawn",
+        together=True,  # a scenario may leave a rank waiting on purpose
+        environment=environment,
+        timeout=PATIENCE,
+    )
+    return [(outcome.error, outcome.trace if outcome.error else outcome.value) for outcome in outcomes]
 
 
-def succeed(size: int, folder: Path, scenario: str, soc: str = "A2", **arguments: Any) -> list[Any]:
+def succeed(size: int, scenario: str, soc: str = "A2", **arguments: Any) -> list[Any]:
     """Run a scenario that must succeed on every rank; its results by rank."""
-    outcome = run(size, folder, scenario, soc, **arguments)
+    outcome = run(size, scenario, soc, **arguments)
     failures = [f"rank {rank}: {value}" for rank, (error, value) in enumerate(outcome) if error]
     assert not failures, "\n".join(failures)
     return [value for _, value in outcome]

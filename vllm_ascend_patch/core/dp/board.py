@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -93,7 +94,7 @@ class Board:
         self._keys = [f"rank/{r}" for r in range(size)]
         self._raw: list[bytes] = [b""] * size
         self._changed = [time.monotonic()] * size
-        self._records: list[dict] = [{} for _ in range(size)]
+        self._records: list[dict[str, Any]] = [{} for _ in range(size)]
         self._beat = 0
         self._host, self._pid = socket.gethostname(), os.getpid()
         self._seen_alive: set[tuple[int, int]] = set()
@@ -143,7 +144,7 @@ class Board:
     def peers(self) -> list[PeerView]:
         return [self.peer(rank) for rank in range(self.size) if rank != self.rank]
 
-    def _process_gone(self, rank: int, record: dict) -> bool:
+    def _process_gone(self, rank: int, record: dict[str, Any]) -> bool:
         """Containers may share a host name without sharing process ids, so a process counts as ended only if this one saw
         it alive before."""
         pid = record.get("pid", 0)

@@ -22,7 +22,7 @@ HCCL_BUFFSIZE_DEFAULT_MIB = 200
 HIDDEN_DTYPES = ("bfloat16", "float16")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MoEFacts:
     """The constants that decide what is possible. The same on every rank.
 

@@ -137,7 +137,9 @@ class NPUAttentionImpl(AttentionImpl):
             output[tokens:].zero_()
         return output
 
-    def _attend_tnd(self, query: torch.Tensor, pages: tuple, meta: NPUAttentionMetadata) -> torch.Tensor:
+    def _attend_tnd(
+        self, query: torch.Tensor, pages: tuple[torch.Tensor, ...], meta: NPUAttentionMetadata
+    ) -> torch.Tensor:
         return self._operator(
             query,
             pages,
@@ -149,7 +151,13 @@ class NPUAttentionImpl(AttentionImpl):
             atten_mask=_causal_mask(query.device),
         )
 
-    def _attend_bsnd(self, query: torch.Tensor, pages: tuple, meta: NPUAttentionMetadata, out: torch.Tensor) -> None:
+    def _attend_bsnd(
+        self,
+        query: torch.Tensor,
+        pages: tuple[torch.Tensor, ...],
+        meta: NPUAttentionMetadata,
+        out: torch.Tensor,
+    ) -> None:
         """Fill ``out``: single-token requests in one call, each longer request in one of its own."""
         decodes = meta.num_decodes
         if decodes:
@@ -174,7 +182,7 @@ class NPUAttentionImpl(AttentionImpl):
     def _operator(
         self,
         query: torch.Tensor,
-        pages: tuple,
+        pages: tuple[torch.Tensor, ...],
         layout: str,
         block_table: torch.Tensor,
         context_lens: list[int],

@@ -37,6 +37,7 @@ def attend(
         value: ``[L, kv_heads, Dv]``.
         masked: ``[S, L]``, True where a query must not see a key.
         sink: ``[heads]`` logits that take part in the softmax's sum and have no value.
+
     Returns:
         ``[S, heads, Dv]`` and the log-sum-exp ``[S, heads]``, float32. A row that sees no key is NaN / infinity.
     """

@@ -140,6 +140,7 @@ def moe_distribute_combine_v2(
         expand_scales: dispatch's output 6: needed on A2, refused on A3 (but for hierarchy).
         shared_expert_x: ``[BS, H]``, A3 only; added unweighted.
         comm_quant_mode: 0, or 2: rows travel as int8.
+
     Returns:
         ``[BS, H]`` of expand_x's dtype; rows of tokens without an active route are unwritten.
     """

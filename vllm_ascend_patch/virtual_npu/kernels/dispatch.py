@@ -103,6 +103,7 @@ def moe_distribute_dispatch_v2(
         quant_mode: 0, or 2 dynamic int8 per row.
         global_bs: 0 or BS * EP; with unequal batches the largest BS * EP.
         expert_token_nums_type: 1 counts, 0 prefix sums.
+
     Returns:
         expand_x ``[A, H]`` with A = global_bs * min(L, K), rows by local expert, then source rank, then token; dynamic
         scales float32 ``[A]``; assist info int32; expert_token_nums int64 ``[L]``; ep_recv_counts int32 (prefix sums over

@@ -29,6 +29,7 @@ def moe_update_expert(
         active_mask: bool ``[T]``, all True first; needs the two above.
         balance_mode: 0 the replica of this rank's block of ``ceil(world / replicas)`` ranks; 1 token number modulo
             replicas.
+
     Returns:
         physical experts ``[T, K]`` in the dtype of the ids; bool ``[T, K]``, written only when pruning.
     """

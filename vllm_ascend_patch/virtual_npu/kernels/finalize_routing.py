@@ -107,6 +107,7 @@ def moe_re_routing(
         tokens: ``[A, H]`` fp16, bf16 or int8, H below 16384.
         expert_token_num_per_rank: int32 or int64 ``[ranks, experts]``, counts that sum to A.
         per_token_scales: float32 ``[A]``.
+
     Returns:
         tokens ``[A, H]``; scales float32 ``[A]`` (unwritten if not given); the source row of every output row, int32
         ``[A]``; rows per expert, in the dtype of the table.

@@ -135,6 +135,7 @@ def fused_infer_attention_score(
         block_table: int32 ``[B, blocks per request]``.
         sparse_mode: 0 none or full mask, 1 full mask, 2 causal from the upper left, 3 causal from the lower right,
             4 band.
+
     Returns:
         attention output in the query's dtype (layout before or after the underscore of ``input_layout``) and the
         log-sum-exp: float32 ``[T, N, 1]`` or ``[B, N, S, 1]`` if asked for, else ``[0]``.

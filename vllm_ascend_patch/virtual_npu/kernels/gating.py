@@ -41,6 +41,7 @@ def moe_gating_top_k(
         bias: ``[E]``, same dtype as x.
         norm_type: 0 softmax, 1 sigmoid.
         group_select_mode: score of a group: 0 its maximum, 1 the sum of its two largest.
+
     Returns:
         weights ``[T, k]`` of x's dtype; expert ids ``[T, k]`` int32; the norm ``[T, E]`` float32, written only if
         ``out_flag``.
@@ -104,6 +105,7 @@ def moe_gating_top_k_softmax(
     Args:
         x: router logits ``[..., E]``, 2-D or 3-D.
         finished: bool ``x.shape[:-1]``; a finished row gets expert id E, which belongs to nobody.
+
     Returns:
         weights of x's dtype, expert ids int32 and source rows int32, all ``x.shape[:-1] + [k]``. The source row of
         (token, j) is ``j * tokens + token``: column by column, as ``npu_moe_init_routing`` wants it.

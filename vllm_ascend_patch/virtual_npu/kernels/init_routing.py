@@ -86,6 +86,7 @@ def moe_init_routing_v2(
         active_expert_range: ``[first, last)``; empty is all experts (2.13 only).
         quant_mode: -1 none, 1 dynamic int8 per row.
         row_idx_type: 0 gather: entry ``t * K + k`` is its output row, or -1; 1 scatter: entry i is the copy in row i.
+
     Returns:
         expanded_x ``[rows, H]``, expanded_row_idx int32 ``[T * K]``, expert token numbers int64, expanded_scale float32
         ``[rows]``. Rows past the number of kept copies are unwritten.

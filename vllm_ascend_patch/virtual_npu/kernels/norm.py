@@ -33,6 +33,7 @@ def rms_norm(self: torch.Tensor, gamma: torch.Tensor, epsilon: float = 1e-6) -> 
     Args:
         self: fp16, bf16 or fp32, 1 to 8 dimensions.
         gamma: the trailing dimensions of ``self``, same dtype.
+
     Returns:
         y like ``self``; rstd, float32, the dimensions of gamma reduced to 1.
     """

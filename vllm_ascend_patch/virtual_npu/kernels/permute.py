@@ -19,6 +19,7 @@ def moe_token_permute(
         tokens: ``[T, H]`` fp16, bf16 or fp32.
         indices: experts, int32 or int64, ``[T, K]`` or ``[T]``; K at most 512, values in ``[0, 16777215)``.
         num_out_tokens: keep this many copies; 0 or None keeps all, a negative number cuts that many off the end.
+
     Returns:
         the copies; int32 ``[T * K]``: the row of copy (t, k) before cutting, so that
         ``permuted[sorted_indices[t * K + k]] == tokens[t]``.
@@ -60,6 +61,7 @@ def moe_token_unpermute(
         permuted_tokens: ``[rows, H]`` fp16, bf16 or fp32.
         sorted_indices: int32 ``[T * K]`` in ``[0, rows)`` without repeats; -1 is not allowed.
         probs: ``[T, K]`` fp32, fp16 or bf16.
+
     Returns:
         ``[T, H]`` of the tokens' dtype.
     """

@@ -39,6 +39,7 @@ def dynamic_quant(
         input: ``[..., H]`` fp16 or bf16, at least 2-D.
         smooth_scales: ``[H]``, or with ``group_index`` ``[n, H]``; dtype of the input.
         group_index: int32 ``[n]``, prefix sums that end with the number of rows.
+
     Returns:
         int8 like the input; float32 ``input.shape[:-1]``.
     """

@@ -15,6 +15,7 @@ def quantise_rows(x: torch.Tensor, smooth: torch.Tensor | None = None) -> tuple[
     Args:
         x: ``[..., H]``, any float; computed in float32.
         smooth: broadcastable to x.
+
     Returns:
         int8 ``[..., H]`` and the float32 scales ``[...]`` to multiply with when dequantising. A row of zeros has
         scale 0.

@@ -60,6 +60,7 @@ def swiglu_quant(
         smooth_scales: float32 ``[G, N]`` or ``[G]``.
         group_index: int32 ``[G]``: prefix sums (``group_list_type=0``) or counts (1).
         quant_mode: 1 dynamic; 0 (static) is not modelled.
+
     Returns:
         int8 ``[..., N]`` and float32 ``x.shape[:-1]``.
     """
@@ -126,6 +127,7 @@ def dequant_swiglu_quant(
         quant_scale: ``[G, H]`` smooth factors, fp32, fp16 or bf16.
         group_index: int64 ``[G]`` counts, their sum at most M; H at most 10496 and a multiple of 64.
         swiglu_mode: 0 plain; 1 and 2 the clamped form on interleaved or halved columns.
+
     Returns:
         int8 ``[M, H]`` and float32 ``[M]``; rows past the sum of the counts are unwritten.
     """
@@ -249,6 +251,7 @@ def grouped_matmul_swiglu_quant(
         group_list: int64 ``[E]`` prefix sums.
         weight_scale: ``[E, N]`` fp32, fp16 or bf16.
         x_scale: float32 ``[M]``.
+
     Returns:
         int8 ``[M, N/2]``, float32 ``[M]`` and a reserved scalar. Rows past ``group_list[-1]`` are unwritten.
     """

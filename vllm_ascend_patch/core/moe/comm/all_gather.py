@@ -29,7 +29,7 @@ from .local_routing import SortedRows, sort_by_expert, weighted_sum
 from .padding import clean_rows
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GatheredTokens:
     """All tokens of the gather group.
 
@@ -78,13 +78,13 @@ class AllGatherMethod(MoECommMethod[GatheredTokens, GatheredDispatch]):
         if inputs.quantize:
             hidden, scales = quantize_rows(hidden)
         tokens = GatheredTokens(
-            hidden,
-            inputs.topk_weights,
-            inputs.topk_ids,
-            scales,
-            rows_per_rank,
-            rows,
-            inputs.hidden_states.dtype,
+            hidden_states=hidden,
+            topk_weights=inputs.topk_weights,
+            topk_ids=inputs.topk_ids,
+            row_scales=scales,
+            rows_per_rank=rows_per_rank,
+            output_rows=rows,
+            output_dtype=inputs.hidden_states.dtype,
         )
         return tokens if axis.size == 1 else self._gather(tokens)
 

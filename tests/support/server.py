@@ -7,7 +7,6 @@ Used by the demo and by the tests of serving. Knows nothing of what is asked of 
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import signal
 import socket
@@ -22,28 +21,11 @@ from types import TracebackType
 import psutil
 import requests
 
+from .environment import free_port
+from .npus import has_real_npus, npu_command
+
 _STOP_SECONDS = 40.0  # vLLM joins its engines for a while before it gives up on them
 _INTERRUPTED_SECONDS = 10.0  # with requests in flight vLLM's API server waits for its clients without end
-
-
-def has_real_npus() -> bool:
-    """True on a machine with Ascend NPUs: the driver makes one character device for each."""
-    return bool(glob.glob("/dev/davinci[0-9]*"))
-
-
-def npu_command(command: list[str], devices: int, soc: str = "A2", memory: str = "8GiB") -> list[str]:
-    """``command`` as it runs on this machine's NPUs, or on ``devices`` virtual ones where there are none."""
-    if has_real_npus():
-        return command
-    launcher = [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu"]
-    return [*launcher, "--devices", str(devices), "--soc", soc, "--memory", memory, "--", *command]
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:

@@ -43,11 +43,12 @@ class CountingWorker:
         from vllm_ascend_patch.seams import serving
 
         session = serving.current().session
+        counters = session.channel.counters if session is not None else None
         counts = {
             "collectives": [[*key, count] for key, count in sorted(COUNTER.calls.items())],
             "forwards": FORWARDS["model"],
             "drafter forwards": FORWARDS["drafter"],
             "posted": session.channel.posted if session is not None else None,
-            "reused": session.channel.counters.reused if session is not None else None,
+            "reused": counters.reused if counters is not None else None,
         }
         Path(folder, f"counts.rank{self.parallel_config.data_parallel_rank}.json").write_text(json.dumps(counts))
