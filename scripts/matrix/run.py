@@ -5,7 +5,7 @@
     scripts/matrix.sh 0.33.0 0.12.0        some releases
     scripts/matrix.sh --only 1 0.20.2      one configuration: 1, dp2, tp2dp2 or graphs
 
-Results are merged into the result file; the README table and the doctor's words are made from it (``table.py``).
+Results are merged into the result file; the tables of releases and the doctor's words are made from it (``table.py``).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the matrix's result file into the doctor's words and, with them, the README's table. Runs nothing."""
+"""Turns the matrix's result file into the doctor's words and, with them, the generated tables of releases. Runs nothing."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def sentence(entry: dict[str, Any]) -> str:
 
 
 def write(results: dict[str, Any], root: Path) -> None:
-    """Write the doctor's words, and the README's generated tables anew."""
+    """Write the doctor's words, and with them the generated tables of every page that has some."""
     sentences = {release: sentence(entry) for release, entry in sorted(results.items(), key=order)}
     (root / STANDING).write_text(json.dumps(sentences, indent=1) + "\n")
-    readme = root / "README.md"
-    readme.write_text(documentation.regenerate(readme.read_text()))
+    for page in documentation.pages(root):
+        page.write_text(documentation.regenerate(page.read_text()))

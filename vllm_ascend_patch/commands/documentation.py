@@ -2,7 +2,8 @@
 """The generated parts of the documentation: tables made from the declarations, put between markers in Markdown files.
 
 A block is ``<!-- generated: NAME -->``, anything, ``<!-- end of generated: NAME -->``. ``vllm-ascend-patch docs
-FILE...`` rewrites the blocks; with ``--check`` it only says whether they are current.
+FILE...`` rewrites the blocks; with ``--check`` it only says whether they are current. Which files have blocks:
+:func:`pages`.
 """
 
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import click
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.patching.declaration import Patch
 from vllm_ascend_patch.releases import declarations, records
 
 _BLOCK = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end of generated: (?P=name) -->", re.S)
@@ -46,23 +48,42 @@ def environment_table() -> str:
     )
 
 
-def patch_table() -> str:
-    """Every patch: id, target, what goes wrong without it, releases, upstream status, when to remove it."""
-    return _table(
-        ("Patch", "Kind", "Target", "Without it", "vLLM", "Upstream", "Remove when"),
+#: The seams in the README's order: the heading, and the modules of ``releases/declared`` that belong under it.
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("Input preparation and data-parallel metadata", ("step",)),
+    ("The same in the oldest releases, whose ranks exchange token counts only", ("step_before_0_12",)),
+    ("MoE forward", ("moe",)),
+    ("Device port", ("port", "graphs")),
+)
+
+
+def patch_tables() -> str:
+    """Every patch, by seam: id, target, releases, what goes wrong without it; and once for those that share it, what
+    upstream has instead and when to remove them."""
+    return "\n\n".join(_seam(heading, declarations.declared(*modules)) for heading, modules in GROUPS)
+
+
+def _seam(heading: str, patches: Sequence[Patch]) -> str:
+    what = _table(
+        ("Patch", "Target", "vLLM", "Without it"),
         (
             (
                 f"`{patch.id}`" + ("" if patch.default else " (off by default)"),
-                str(patch.kind),
-                f"`{patch.target}`",
-                patch.summary,
+                f"{patch.kind} `{patch.target}`",
                 patch.releases or "all",
-                patch.upstream,
-                patch.remove_when,
+                patch.summary,
             )
-            for patch in declarations.patches()
+            for patch in patches
         ),
     )
+    shared: dict[tuple[str, str], list[str]] = {}
+    for patch in patches:
+        shared.setdefault((patch.upstream, patch.remove_when), []).append(f"`{patch.id}`")
+    whence = _table(
+        ("Patches", "Upstream", "Remove when"),
+        ((", ".join(ids), upstream, remove_when) for (upstream, remove_when), ids in shared.items()),
+    )
+    return f"### {heading}\n\n{what}\n\n{whence}"
 
 
 def release_table() -> str:
@@ -77,11 +98,41 @@ def release_table() -> str:
     )
 
 
+def range_table() -> str:
+    """The releases that were run, newest first, neighbours of equal standing in one row; then all that were not."""
+    ranges: list[tuple[str, list[str]]] = []
+    untried: list[str] = []
+    for release in reversed(records.STORE.releases()):
+        state = records.standing(release).replace(f"vLLM {release}", "it")
+        if state == records.UNTRIED:
+            untried.append(release)
+        elif ranges and ranges[-1][0] == state:
+            ranges[-1][1].append(release)
+        else:
+            ranges.append((state, [release]))
+    rows = [(_range(releases), str(len(releases)), state) for state, releases in ranges]
+    if untried:
+        rows.append((", ".join(reversed(untried)), str(len(untried)), records.UNTRIED))
+    return _table(("vLLM", "Releases", "State"), rows)
+
+
+def _range(newest_first: Sequence[str]) -> str:
+    oldest, newest = newest_first[-1], newest_first[0]
+    return oldest if oldest == newest else f"{oldest} to {newest}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "environment": environment_table,
-    "patches": patch_table,
+    "patches": patch_tables,
+    "release-ranges": range_table,
     "releases": release_table,
 }
+
+
+def pages(root: Path) -> list[Path]:
+    """The project's Markdown files that have a generated block: of ``README.md`` and ``docs/``, in order."""
+    candidates = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return [path for path in candidates if _START.search(path.read_text(encoding="utf-8"))]
 
 
 def regenerate(text: str) -> str:

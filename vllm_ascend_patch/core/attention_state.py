@@ -33,12 +33,14 @@ class AttentionState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class AttentionDecision:
-    """Attributes:
-    state: see `AttentionState`.
-    with_prefill: some request is still inside its prompt.
-    num_prefills: how many are.
-    num_decodes: requests past their prompt.
-    max_query_len: most tokens that one request runs.
+    """A batch's attention state, and the counts of requests and tokens that it was decided from.
+
+    Attributes:
+        state: which of :class:`AttentionState` the batch is in.
+        with_prefill: some request is still inside its prompt.
+        num_prefills: how many are.
+        num_decodes: requests past their prompt.
+        max_query_len: most tokens that one request runs.
     """
 
     state: AttentionState

@@ -104,9 +104,9 @@ class PatchSet:
     Args:
         patches: The declarations. Ids are unique.
         examine: Compares a patch with the installed upstream. Called once the target's module is complete, without a
-        lock held. strict: ``"error"`` refuses what ``examine`` objects to, ``"warn"`` applies it all the same with a
-        warning, ``"off"`` does
-            not ask. A callable is asked each time.
+            lock held.
+        strict: ``"error"`` refuses what ``examine`` objects to, ``"warn"`` applies it all the same with a warning,
+            ``"off"`` does not ask. A callable is asked each time.
         enabled: Whether a patch is wanted; the reason when it is not.
     """
 

@@ -12,4 +12,9 @@ SEAMS: tuple[str, ...] = ("port", "moe", "step", "step_before_0_12", "graphs")
 
 def patches() -> tuple[Patch, ...]:
     """Every declared patch, for every release."""
-    return tuple(patch for seam in SEAMS for patch in import_module(f"{__package__}.declared.{seam}").PATCHES)
+    return declared(*SEAMS)
+
+
+def declared(*seams: str) -> tuple[Patch, ...]:
+    """The patches that these modules of ``declared/`` declare, in their order."""
+    return tuple(patch for seam in seams for patch in import_module(f"{__package__}.declared.{seam}").PATCHES)

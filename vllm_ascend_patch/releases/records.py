@@ -13,11 +13,14 @@ from vllm_ascend_patch.patching.record import RecordStore, merge_wanted
 from . import declarations
 from .watched import WATCHED
 
-__all__ = ["PACKAGE", "STORE", "WATCHED", "covers", "span", "standing", "wanted"]
+__all__ = ["PACKAGE", "STORE", "UNTRIED", "WATCHED", "covers", "span", "standing", "wanted"]
 
 PACKAGE = "vllm"
 STORE = RecordStore(Path(__file__).parent / "upstream")
 _STANDING = Path(__file__).parent / "standing.json"
+
+UNTRIED = "recorded; nothing has been run on it"
+"""The standing of a release that has a record and no run."""
 
 
 def covers(patch: Patch, release: str) -> bool:
@@ -28,7 +31,7 @@ def covers(patch: Patch, release: str) -> bool:
 def standing(release: str) -> str:
     """What has been run on a release, in words, from ``standing.json``, which the tests that ran wrote."""
     known = json.loads(_STANDING.read_text(encoding="utf-8")) if _STANDING.is_file() else {}
-    return str(known.get(release, "recorded; nothing has been run on it"))
+    return str(known.get(release, UNTRIED))
 
 
 def wanted(release: str, patches: Sequence[Patch] | None = None) -> dict[str, frozenset[str]]:
