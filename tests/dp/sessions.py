@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from vllm_ascend_patch.core.dp import DPSession
-from vllm_ascend_patch.core.dp.startup import SessionConfig, start_session
+from vllm_ascend_patch.core.dp.startup import Groups, SessionConfig, start_session
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,8 @@ def host_session(
     transport: str = "cpu",
 ) -> DPSession:
     """A session over gloo or shared memory. All ranks call it together."""
-    group = dist.new_group(list(range(size)), backend="gloo")
     config = SessionConfig(transport, timeout, 2, fingerprint or {"software": "same"}, "test", log_interval=0)
     store = dist.distributed_c10d._get_default_store()
-    return start_session(config, store, rank, size, group, None, CPU)
+    return start_session(
+        config, store, rank, size, lambda: Groups(dist.new_group(list(range(size)), backend="gloo")), CPU
+    )

@@ -12,18 +12,21 @@ import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 import json
 import os
 import tempfile
+import time
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 
+from vllm_ascend_patch.core.dp import DPSyncError
 from vllm_ascend_patch.core.dp.current import current_session, install_session
 from vllm_ascend_patch.seams.step import session as step_session
 
 from ..serve import tiny_models
-from .processes import run_ranks
+from .processes import run_ranks, values_of
 
 SIZE = 2
 # what rank 1 has of its own: environment, arguments
@@ -32,10 +35,13 @@ DIFFERENCES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "a variable": ({"VLLM_ASCEND_PATCH_MOE_COMM": "allgather"}, {}),
     "an argument": ({}, {"max_num_seqs": 5}),
     "the time limit": ({"VLLM_ASCEND_PATCH_DP_TIMEOUT": "7"}, {}),
+    "the transport": ({"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"}, {}),
+    "the communication window": ({"HCCL_BUFFSIZE": "512"}, {}),
 }
 
 
-def run_rank(rank: int, size: int, model: str, difference: str) -> str:
+def run_rank(rank: int, size: int, model: str, difference: str) -> tuple[str, float]:
+    """The transport or the error, and the seconds that the step sync took to start."""
     environment, arguments = DIFFERENCES[difference] if rank == 1 else ({}, {})
     os.environ |= environment
     settings = {"max_num_seqs": 8, **arguments}
@@ -54,12 +60,18 @@ def run_rank(rank: int, size: int, model: str, difference: str) -> str:
     with set_current_vllm_config(config):
         init_distributed_environment(1, 0, "env://", rank, "hccl")
         initialize_model_parallel(1, 1)
-        step_session.start(config, device)
+        dist.barrier()
+        begin = time.monotonic()
+        try:
+            step_session.start(config, device)
+        except DPSyncError as error:
+            return f"{type(error).__name__}: {error}", time.monotonic() - begin
+        seconds = time.monotonic() - begin
     session = current_session()
     assert session is not None
     name = session.channel.transport.name
     install_session(None)
-    return name
+    return name, seconds
 
 
 if __name__ == "__main__":
@@ -69,6 +81,5 @@ if __name__ == "__main__":
         model.architectures = ["Qwen3MoeForCausalLM"]
         model.save_pretrained(folder)
         for difference in DIFFERENCES:
-            outcomes = run_ranks(run_rank, SIZE, folder, difference)
-            found[difference] = [outcome.value or str(outcome.error).splitlines()[0] for outcome in outcomes]
+            found[difference] = values_of(run_ranks(run_rank, SIZE, folder, difference, timeout=60))
     print("RESULT " + json.dumps(found))

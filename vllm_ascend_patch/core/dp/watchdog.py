@@ -93,8 +93,8 @@ class Watchdog:
 
     def report_failure(self, reason: str) -> None:
         """Tell the others at once that this rank will not go on, and why. Called on the way of an exception; never
-        raises, the first report stands."""
-        if not self._failed:
+        raises, the first report stands, and so does having left."""
+        if not self._failed and not self._stop.is_set():
             self._failed = True
             self._write(STATUS_FAILED, reason)
             if self._hosts_store:

@@ -16,7 +16,9 @@ from vllm_ascend_patch import envs
 from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.core.dp import DPSyncError
 from vllm_ascend_patch.core.dp.current import install_session
-from vllm_ascend_patch.core.dp.startup import SessionConfig, start_session
+from vllm_ascend_patch.core.dp.startup import Groups, SessionConfig, start_session
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
+from vllm_ascend_patch.core.moe.soc import detect_soc
 
 _DEVICE_BUFFER_MB = 16
 """HCCL communication buffer of the metadata group. HCCL's default is 200 MB per communicator and direction, taken from
@@ -61,40 +63,39 @@ def start(vllm_config: Any, device: torch.device) -> None:
     group = get_dp_group()
     transport = envs.VLLM_ASCEND_PATCH_DP_SYNC
     with_device = transport in ("auto", "device") and device.type != "cpu"
-    cpu_group, device_group, index = _own_groups(group, with_device)
     config = SessionConfig(
         transport=transport,
         timeout=envs.VLLM_ASCEND_PATCH_DP_TIMEOUT,
         num_microbatches=max(2, int(getattr(parallel, "num_ubatches", 2) or 2)),
-        fingerprint=fingerprint(vllm_config),
-        name=f"group{index}",
+        fingerprint=fingerprint(vllm_config) | {"SoC": _soc(device)},
+        name=f"group{group.ranks[0]}",
     )
     store = dist.distributed_c10d._get_default_store()
     install_session(
-        start_session(config, store, group.rank_in_group, group.world_size, cpu_group, device_group, device)
+        start_session(
+            config, store, group.rank_in_group, group.world_size, lambda: _own_groups(group, with_device), device
+        )
     )
 
 
-def _own_groups(group: Any, with_device: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None, int]:
+def _own_groups(group: Any, with_device: bool) -> Groups:
     """Process groups with the ranks of the data-parallel group that only the step sync uses.
 
-    Every process of the job creates every group, in the same order; each keeps its own. The third value numbers this
-    process's group.
+    Every process of the job creates every group, in the same order; each keeps its own.
     """
     from vllm.distributed.parallel_state import get_world_group
 
     world = get_world_group()
     all_ranks: list[Any] = [None] * world.world_size
     dist.all_gather_object(all_ranks, list(group.ranks), group=world.cpu_group)
-    members = sorted({tuple(ranks) for ranks in all_ranks})
-    cpu = device = None
-    for ranks in members:
+    own = None
+    for ranks in sorted({tuple(ranks) for ranks in all_ranks}):
         cpu_group = dist.new_group(list(ranks), backend="gloo")
         device_group = _device_group(list(ranks), group) if with_device else None
         if tuple(group.ranks) == ranks:
-            cpu, device = cpu_group, device_group
-    assert cpu is not None
-    return cpu, device, members.index(tuple(group.ranks))
+            own = Groups(cpu_group, device_group)
+    assert own is not None
+    return own
 
 
 def _device_group(ranks: list[int], like: Any) -> dist.ProcessGroup:
@@ -131,11 +132,13 @@ def fingerprint(vllm_config: Any) -> dict[str, str]:
         "tensor parallel size": parallel.tensor_parallel_size,
         "pipeline parallel size": parallel.pipeline_parallel_size,
         "expert parallel": parallel.enable_expert_parallel,
+        "expert load balancing": _eplb(parallel),
+        "all-to-all backend": getattr(parallel, "all2all_backend", None),
         "micro-batching": getattr(parallel, "enable_dbo", None),
         "graph mode": getattr(graph_mode, "name", graph_mode),
+        "compile sizes": getattr(compilation, "compile_sizes", None),  # a warm-up step for each
         "graph sizes": hashlib.sha256(capture_sizes.encode()).hexdigest()[:12],
         "speculation": f"{speculative.method} {speculative.num_speculative_tokens}" if speculative else None,
-        "VLLM_ASCEND_PATCH_DP_SYNC": envs.VLLM_ASCEND_PATCH_DP_SYNC,
         "VLLM_ASCEND_PATCH_MOE_COMM": envs.VLLM_ASCEND_PATCH_MOE_COMM,
         # Decides MC2's capacity, and the vendor wants one value on all ranks.
         "HCCL_BUFFSIZE": os.environ.get("HCCL_BUFFSIZE"),
@@ -143,6 +146,21 @@ def fingerprint(vllm_config: Any) -> dict[str, str]:
     for package in ("vllm", "torch", "torch-npu"):
         settings[package] = _version(package)
     return {name: str(value) for name, value in settings.items()}
+
+
+def _soc(device: torch.device) -> str:
+    """The method that MoE layers communicate by depends on it."""
+    if device.type != "npu":
+        return device.type
+    try:
+        return detect_soc().value
+    except MoEConfigError as error:
+        return str(error)
+
+
+def _eplb(parallel: Any) -> Any:
+    """Rearrangements move experts between ranks, after so many steps."""
+    return getattr(parallel, "eplb_config", True) if getattr(parallel, "enable_eplb", False) else None
 
 
 def _version(package: str) -> str:
