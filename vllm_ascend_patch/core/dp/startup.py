@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from .activity import NO_LANDMARKS, Landmarks
 from .board import Board, Progress, private_store
 from .calibrate import choose, detect_blocking_wait
 from .channel import DPChannel
@@ -49,6 +50,7 @@ class SessionConfig:
         fingerprint: what must be equal on all ranks; these settings are added to it.
         name: keeps several groups of one job apart (one data-parallel group per tensor-parallel rank).
         log_interval: seconds between counter lines in the log, 0 for none.
+        landmarks: how the main thread is read for the other ranks, see `activity.py`.
     """
 
     transport: str
@@ -57,6 +59,7 @@ class SessionConfig:
     fingerprint: Mapping[str, str]
     name: str
     log_interval: float = 60.0
+    landmarks: Landmarks = NO_LANDMARKS
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:
@@ -122,7 +125,7 @@ def start_session(
         config.timeout,
     )
     progress = Progress()
-    board = Board(dist.PrefixStore(config.name, own_store), rank, size)
+    board = Board(dist.PrefixStore(config.name, own_store), rank, size, config.landmarks)
     watchdog = Watchdog(board, progress, config.timeout, hosts_store=hosts_store)
     progress.enter("making process groups", blocking=True)
     watchdog.start()

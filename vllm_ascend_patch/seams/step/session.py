@@ -20,6 +20,8 @@ from vllm_ascend_patch.core.dp.startup import Groups, SessionConfig, start_sessi
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.soc import detect_soc
 
+from . import landmarks
+
 _DEVICE_BUFFER_MB = 16
 """HCCL communication buffer of the metadata group. HCCL's default is 200 MB per communicator and direction, taken from
 the memory for the KV cache; the payload is below 64 KB."""
@@ -69,6 +71,7 @@ def start(vllm_config: Any, device: torch.device) -> None:
         num_microbatches=max(2, int(getattr(parallel, "num_ubatches", 2) or 2)),
         fingerprint=fingerprint(vllm_config) | {"SoC": _soc(device)},
         name=f"group{group.ranks[0]}",
+        landmarks=landmarks.WORKER,
     )
     store = dist.distributed_c10d._get_default_store()
     install_session(
