@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import time
@@ -96,12 +97,12 @@ def test_a_rank_that_hangs_inside_a_step_is_named_with_step_and_phase_after_the_
         assert "VLLM_ASCEND_PATCH_DP_TIMEOUT" in error or "no heartbeat" in error
 
 
-def _log_lines() -> list[str]:
-    """What this process's watchdog logs from now on."""
+def _log_lines(module: str = "watchdog") -> list[str]:
+    """What a module of this process logs from now on."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("vllm_ascend_patch.core.dp.watchdog").addHandler(handler)
+    logging.getLogger(f"vllm_ascend_patch.core.dp.{module}").addHandler(handler)
     return lines
 
 
@@ -324,6 +325,23 @@ def test_a_rank_with_other_software_is_named_at_start_up_by_every_rank() -> None
     for outcome in run_ranks(_different_software, 4, timeout=60):
         assert "FingerprintMismatchError" in str(outcome.error)
         assert "rank 2: torch-npu: '2.7.1' instead of '2.13.0'" in str(outcome.error)
+
+
+def _late_start(rank: int, size: int) -> list[str]:
+    lines = _log_lines("fingerprint")
+    if rank == 2:
+        time.sleep(3.5)
+    host_session(rank, size, 1.0).close()
+    return lines
+
+
+def test_whoever_waits_at_start_up_says_for_whom() -> None:
+    first, second, nothing = values_of(run_ranks(_late_start, 3, timeout=60))
+    for rank, lines in enumerate((first, second)):
+        assert 2 <= len(lines) <= 4, lines
+        for line in lines:
+            assert re.match(rf"still starting: rank {rank} has waited \d s for rank\(s\) 2 to say what they run", line)
+    assert nothing == []
 
 
 def _orderly_exit(rank: int, size: int, transport: str) -> str:
