@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Script: two ranks start their step sync from vLLM's own configuration and process groups, as their workers do, and one of
-them may have been started differently.
+"""Script: the workers of two ranks join their process groups and build their model runners, and with them the step sync, and
+one of them may have been started differently.
 
     python -m tests.dp.start_ranks       (under the virtual NPU with two devices)
 """
@@ -15,15 +15,13 @@ import tempfile
 import time
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from vllm.config import set_current_vllm_config
-from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 
 from vllm_ascend_patch.core.dp import DPSyncError
 from vllm_ascend_patch.core.dp.current import current_session, install_session
-from vllm_ascend_patch.seams.step import session as step_session
+from vllm_ascend_patch.npu.worker import NPUWorker
 
 from ..serve import tiny_models
 from .processes import run_ranks, values_of
@@ -37,11 +35,12 @@ DIFFERENCES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "the time limit": ({"VLLM_ASCEND_PATCH_DP_TIMEOUT": "7"}, {}),
     "the transport": ({"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"}, {}),
     "the communication window": ({"HCCL_BUFFSIZE": "512"}, {}),
+    "load balancing": ({}, {"enforce_eager": True, "additional_config": {"eplb_config": {}}}),
 }
 
 
 def run_rank(rank: int, size: int, model: str, difference: str) -> tuple[str, float]:
-    """The transport or the error, and the seconds that the step sync took to start."""
+    """The transport or the error, and the seconds that it took."""
     environment, arguments = DIFFERENCES[difference] if rank == 1 else ({}, {})
     os.environ |= environment
     settings = {"max_num_seqs": 8, **arguments}
@@ -55,18 +54,16 @@ def run_rank(rank: int, size: int, model: str, difference: str) -> tuple[str, fl
         enable_expert_parallel=True,
         **settings,
     ).create_engine_config()
-    device = torch.device("npu", rank)
-    torch.npu.set_device(device)
+    local_rank = rank - (config.parallel_config.data_parallel_rank_local or 0)
+    dist.barrier()
+    begin = time.monotonic()
     with set_current_vllm_config(config):
-        init_distributed_environment(1, 0, "env://", rank, "hccl")
-        initialize_model_parallel(1, 1)
-        dist.barrier()
-        begin = time.monotonic()
+        worker = NPUWorker(config, local_rank, 0, "env://", is_driver_worker=True)
         try:
-            step_session.start(config, device)
+            worker.init_device()
         except DPSyncError as error:
             return f"{type(error).__name__}: {error}", time.monotonic() - begin
-        seconds = time.monotonic() - begin
+    seconds = time.monotonic() - begin
     session = current_session()
     assert session is not None
     name = session.channel.transport.name

@@ -15,6 +15,7 @@ DIFFERENCES = {
     "an argument": "max sequences: '5' instead of '8'",  # and the graph sizes that follow from it
     "the time limit": "timeout: '7 s' instead of '60 s'",
     "the transport": "VLLM_ASCEND_PATCH_DP_SYNC: 'cpu' instead of 'device'",  # which makes one group fewer
+    "load balancing": 'expert load balancing: "EPLBConfig(',  # for which vLLM makes one group more
     "the communication window": "HCCL_BUFFSIZE: '512' instead of 'None'",
 }
 

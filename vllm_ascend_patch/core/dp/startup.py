@@ -79,6 +79,21 @@ class Groups:
     device: dist.ProcessGroup | None = None
 
 
+def compare_settings(config: SessionConfig, store: dist.Store, device: torch.device) -> None:
+    """Find out whether all processes of the job run the same, before any group is made. Only the store is needed.
+
+    `start_session` does it again for those of its own groups, for callers that have no earlier place.
+
+    Args:
+        store: any store of the job.
+        device: of this rank.
+
+    Raises:
+        FingerprintMismatchError, RankMissingError: start-up cannot go on.
+    """
+    _compare(config, _next_store(store), device)
+
+
 def start_session(
     config: SessionConfig,
     store: dist.Store,
@@ -103,30 +118,11 @@ def start_session(
         DPSyncError: the "shared" transport was asked for, but the ranks have no memory in common.
         ValueError: the "device" transport was asked for without a device group.
     """
-    global _generation
-    _generation += 1
-    own_store = private_store(store, f"vllm_ascend_patch/dp/{_generation}", timedelta(seconds=STARTUP_TIMEOUT_SECONDS))
-    fingerprint = dict(config.fingerprint) | {
-        "step vector layout": str(LAYOUT_VERSION),
-        "VLLM_ASCEND_PATCH_DP_SYNC": config.transport,
-        "timeout": f"{config.timeout:g} s",
-        "data-parallel size": str(size),
-        "micro-batches": str(config.num_microbatches),
-        "device type": device.type,
-    }
-    hosts_store = dist.get_rank() == 0  # torch.distributed keeps a job's store in the process of rank 0
-    exchange_fingerprints(
-        own_store,
-        dist.get_rank(),
-        dist.get_world_size(),
-        fingerprint,
-        timedelta(seconds=STARTUP_TIMEOUT_SECONDS),
-        hosts_store,
-        config.timeout,
-    )
+    own_store = _next_store(store)
+    _compare(config, own_store, device)
     progress = Progress()
     board = Board(dist.PrefixStore(config.name, own_store), rank, size, config.landmarks)
-    watchdog = Watchdog(board, progress, config.timeout, hosts_store=hosts_store)
+    watchdog = Watchdog(board, progress, config.timeout, hosts_store=_hosts_store())
     progress.enter("making process groups", blocking=True)
     watchdog.start()
     try:
@@ -146,6 +142,36 @@ def start_session(
             config.timeout,
         )
     return DPSession(channel)
+
+
+def _next_store(store: dist.Store) -> dist.Store:
+    """A store with a connection of its own and keys that nothing before has used, the same on all ranks."""
+    global _generation
+    _generation += 1
+    return private_store(store, f"vllm_ascend_patch/dp/{_generation}", timedelta(seconds=STARTUP_TIMEOUT_SECONDS))
+
+
+def _hosts_store() -> bool:
+    return dist.get_rank() == 0  # torch.distributed keeps a job's store in the process of rank 0
+
+
+def _compare(config: SessionConfig, store: dist.Store, device: torch.device) -> None:
+    fingerprint = dict(config.fingerprint) | {
+        "step vector layout": str(LAYOUT_VERSION),
+        "VLLM_ASCEND_PATCH_DP_SYNC": config.transport,
+        "timeout": f"{config.timeout:g} s",
+        "micro-batches": str(config.num_microbatches),
+        "device type": device.type,
+    }
+    exchange_fingerprints(
+        store,
+        dist.get_rank(),
+        dist.get_world_size(),
+        fingerprint,
+        timedelta(seconds=STARTUP_TIMEOUT_SECONDS),
+        _hosts_store(),
+        config.timeout,
+    )
 
 
 def _build_transport(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core import trace
-from vllm_ascend_patch.core.dp import DPSyncError
+from vllm_ascend_patch.core.dp import DPSyncError, startup
 from vllm_ascend_patch.core.dp.current import install_session
 from vllm_ascend_patch.core.dp.startup import Groups, SessionConfig, start_session
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
@@ -63,22 +63,37 @@ def start(vllm_config: Any, device: torch.device) -> None:
             "follow; start without --enable-elastic-ep"
         )
     group = get_dp_group()
-    transport = envs.VLLM_ASCEND_PATCH_DP_SYNC
-    with_device = transport in ("auto", "device") and device.type != "cpu"
-    config = SessionConfig(
-        transport=transport,
-        timeout=envs.VLLM_ASCEND_PATCH_DP_TIMEOUT,
-        num_microbatches=max(2, int(getattr(parallel, "num_ubatches", 2) or 2)),
-        fingerprint=fingerprint(vllm_config) | {"SoC": _soc(device)},
-        name=f"group{group.ranks[0]}",
-        landmarks=landmarks.WORKER,
-    )
-    store = dist.distributed_c10d._get_default_store()
+    config = _config(vllm_config, device, name=f"group{group.ranks[0]}")
+    with_device = config.transport in ("auto", "device") and device.type != "cpu"
     install_session(
         start_session(
-            config, store, group.rank_in_group, group.world_size, lambda: _own_groups(group, with_device), device
+            config, _store(), group.rank_in_group, group.world_size, lambda: _own_groups(group, with_device), device
         )
     )
+
+
+def compare_settings(vllm_config: Any, device: torch.device) -> None:
+    """Find ranks that were started differently when the processes have found each other and no group has been made: layout
+    and load balancing decide how many groups upstream makes. Nothing without data parallelism."""
+    parallel = vllm_config.parallel_config
+    if parallel.data_parallel_size == 1 or getattr(parallel, "enable_elastic_ep", False):  # the latter is refused later
+        return
+    startup.compare_settings(_config(vllm_config, device), _store(), device)
+
+
+def _config(vllm_config: Any, device: torch.device, name: str = "") -> SessionConfig:
+    return SessionConfig(
+        transport=envs.VLLM_ASCEND_PATCH_DP_SYNC,
+        timeout=envs.VLLM_ASCEND_PATCH_DP_TIMEOUT,
+        num_microbatches=max(2, int(getattr(vllm_config.parallel_config, "num_ubatches", 2) or 2)),
+        fingerprint=fingerprint(vllm_config) | {"SoC": _soc(device)},
+        name=name,
+        landmarks=landmarks.WORKER,
+    )
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
 
 
 def _own_groups(group: Any, with_device: bool) -> Groups:
@@ -132,6 +147,7 @@ def fingerprint(vllm_config: Any) -> dict[str, str]:
         "max batched tokens": scheduler.max_num_batched_tokens,
         "max sequences": scheduler.max_num_seqs,
         "async scheduling": getattr(scheduler, "async_scheduling", None),
+        "data parallel size": parallel.data_parallel_size,
         "tensor parallel size": parallel.tensor_parallel_size,
         "pipeline parallel size": parallel.pipeline_parallel_size,
         "expert parallel": parallel.enable_expert_parallel,
