@@ -84,13 +84,9 @@ def test_nothing_is_said_of_a_thread_that_has_ended() -> None:
     assert activity_of(thread, LANDMARKS) == Activity()
 
 
-def qualified_names(path: Path) -> set[str]:
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        found.add(getattr(node, "name", ""))
-        if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{member.name}" for member in node.body if isinstance(member, ast.FunctionDef)}
-    return found
+def methods_of(path: Path) -> set[tuple[str, str]]:
+    classes = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef))
+    return {(node.name, member.name) for node in classes for member in node.body if isinstance(member, ast.FunctionDef)}
 
 
 def test_the_installed_vllm_has_the_functions_that_tell_a_busy_worker_from_an_idle_one() -> None:
@@ -98,9 +94,14 @@ def test_the_installed_vllm_has_the_functions_that_tell_a_busy_worker_from_an_id
     assert spec is not None
     assert spec.submodule_search_locations
     folder = Path(spec.submodule_search_locations[0])
-    paths = ("v1/executor/multiproc_executor.py", "v1/engine/core.py")
-    names = set().union(*(qualified_names(folder / path) for path in paths))
-    names |= qualified_names(folder / "distributed/device_communicators/shm_broadcast.py")
-    loops = {"WorkerProc.worker_busy_loop", "DPEngineCoreProc.run_busy_loop"}
-    assert loops <= names & WORKER.calls
-    assert names & WORKER.waits == WORKER.waits
+    files = ("v1/executor/multiproc_executor.py", "v1/engine/core.py", "distributed/device_communicators/shm_broadcast.py")
+    methods = set().union(*(methods_of(folder / file) for file in files))
+    calls = {("WorkerProc", "worker_busy_loop"), ("DPEngineCoreProc", "run_busy_loop")}
+    waits = {
+        ("MessageQueue", "dequeue"),
+        ("EngineCoreProc", "_process_input_queue"),
+        ("DPEngineCoreProc", "_has_global_unfinished_reqs"),
+    }
+    assert calls | waits <= methods
+    assert {name for _, name in calls} <= WORKER.calls
+    assert {name for _, name in waits} == WORKER.waits

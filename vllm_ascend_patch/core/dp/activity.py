@@ -17,7 +17,7 @@ _LONGEST = 240
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
-    """Qualified names of a framework's functions by which the stack of a rank's main thread is read.
+    """Names (`co_name`) of a framework's functions by which the stack of a rank's main thread is read.
 
     Attributes:
         calls: functions that call what a rank is told to do; what the innermost of them has called is what it does.
@@ -56,11 +56,11 @@ def activity_of(thread: int, landmarks: Landmarks) -> Activity:
         return Activity()
     called: FrameType | None = None
     frame: FrameType | None = innermost
-    while frame is not None and frame.f_code.co_qualname not in landmarks.calls:
+    while frame is not None and frame.f_code.co_name not in landmarks.calls:
         called, frame = frame, frame.f_back
     if frame is None or called is None:
         called = innermost
-    elif called.f_code.co_qualname in landmarks.waits:
+    elif called.f_code.co_name in landmarks.waits:
         return Activity(f"waits in {_name(called)}", idle=True)
     text = f"runs {_name(called)}"
     text += f", now in {_name(innermost)}" if innermost is not called else ""
@@ -68,4 +68,5 @@ def activity_of(thread: int, landmarks: Landmarks) -> Activity:
 
 
 def _name(frame: FrameType) -> str:
-    return frame.f_code.co_qualname.rpartition("<locals>.")[2]
+    code = frame.f_code
+    return getattr(code, "co_qualname", code.co_name).rpartition("<locals>.")[2]  # Python 3.10 has no qualified one

@@ -10,20 +10,13 @@ WORKER = Landmarks(
     calls=frozenset(
         {
             # a worker process of its own
-            "WorkerProc.worker_busy_loop",
-            "WorkerProc._execute_worker_rpc",
+            "worker_busy_loop",
+            "_execute_worker_rpc",
             # a worker inside its engine's process
-            "EngineCoreProc.run_busy_loop",
-            "DPEngineCoreProc.run_busy_loop",
-            "EngineCoreProc._handle_client_request",
+            "run_busy_loop",
+            "_handle_client_request",
             "run_method",
         }
     ),
-    waits=frozenset(
-        {
-            "MessageQueue.dequeue",
-            "EngineCoreProc._process_input_queue",
-            "DPEngineCoreProc._has_global_unfinished_reqs",
-        }
-    ),
+    waits=frozenset({"dequeue", "_process_input_queue", "_has_global_unfinished_reqs"}),
 )
