@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 from tests.support.processes import report
 from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.dp import Vote
-from vllm_ascend_patch.core.dp.startup import SessionConfig, start_session
+from vllm_ascend_patch.core.dp.startup import Groups, SessionConfig, start_session
 from vllm_ascend_patch.core.dp.transport import DeviceTransport
 
 STEPS = 4
@@ -56,10 +56,13 @@ def run_rank(rank: int, size: int) -> dict[str, Any]:
     device = torch.device("npu", rank)
     torch.npu.set_device(device)
     ranks = list(range(size))
-    cpu_group, device_group = dist.new_group(ranks, backend="gloo"), dist.new_group(ranks, backend="hccl")
+
+    def groups() -> Groups:
+        return Groups(dist.new_group(ranks, backend="gloo"), dist.new_group(ranks, backend="hccl"))
+
     config = SessionConfig("device", 30.0, 2, {"software": "same"}, "test", log_interval=0)
     store = dist.distributed_c10d._get_default_store()
-    session = start_session(config, store, rank, size, cpu_group, device_group, device)
+    session = start_session(config, store, rank, size, groups, device)
     transport = session.channel.transport
     assert isinstance(transport, DeviceTransport)
     steps, tokens = [], []
@@ -80,9 +83,7 @@ def run_rank(rank: int, size: int) -> dict[str, Any]:
     session.close()
     lines: list[str] = []
     logging.getLogger("vllm_ascend_patch").addHandler(_Lines(lines))
-    measured = start_session(
-        replace(config, transport="auto", name="auto"), store, rank, size, cpu_group, device_group, device
-    )
+    measured = start_session(replace(config, transport="auto", name="auto"), store, rank, size, groups, device)
     chosen = measured.channel.transport.name
     measured.close()
     pinned = [t.is_pinned() for t in (*transport._host_in, *transport._host_out)]

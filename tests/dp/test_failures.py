@@ -4,8 +4,11 @@ that says which rank, step and phase. Real processes; a hang fails the test."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
+import socket
 import time
 from datetime import timedelta
 
@@ -14,8 +17,9 @@ import torch.distributed as dist
 
 from tests.support.ranks import Outcome, run_ranks, values_of
 from vllm_ascend_patch.core.dp import DraftPlan, DraftVote, RankFailedError, Vote
+from vllm_ascend_patch.core.dp.activity import Landmarks
 from vllm_ascend_patch.core.dp.session import DPSession
-from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE, Watchdog
+from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE, STALL_FACTOR, Watchdog
 
 from .sessions import host_session
 
@@ -73,11 +77,11 @@ def test_survivors_of_a_killed_rank_name_it_and_exit_non_zero(size: int, transpo
         assert "phase 'forward' of step 5" in error
 
 
-def _stopped(rank: int, size: int, transport: str) -> None:
+def _hanging(rank: int, size: int, transport: str) -> None:
     session = host_session(rank, size, TIMEOUT, transport=transport)
     _steps(session, 3)
-    if rank == 0:  # alive, with a heartbeat, but it never comes to the next step
-        session.channel.progress.enter("between steps", blocking=False)
+    if rank == 0:  # alive, with a heartbeat, but it never leaves the step
+        session.channel.progress.enter("forward", blocking=True)
         time.sleep(4 * TIMEOUT)
         return
     try:
@@ -88,15 +92,111 @@ def _stopped(rank: int, size: int, transport: str) -> None:
 
 
 @over_both
-def test_a_rank_that_stays_away_is_named_with_step_and_phase_after_the_timeout(transport: str) -> None:
+def test_a_rank_that_hangs_inside_a_step_is_named_with_step_and_phase_after_the_timeout(transport: str) -> None:
     start = time.monotonic()
-    outcomes = run_ranks(_stopped, 3, transport, timeout=60)
+    outcomes = run_ranks(_hanging, 3, transport, timeout=60)
     assert time.monotonic() - start > TIMEOUT
     for error in _survivors(outcomes, lost=0):
         assert error.startswith(("RankMissingError", "RankFailedError"))
         assert "rank 0 (pid" in error
-        assert "phase 'between steps' of step 3" in error
+        assert "phase 'forward' of step 3" in error
         assert "VLLM_ASCEND_PATCH_DP_TIMEOUT" in error or "no heartbeat" in error
+
+
+def _log_lines(module: str = "watchdog") -> list[str]:
+    """What a module of this process logs from now on."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(f"vllm_ascend_patch.core.dp.{module}").addHandler(handler)
+    return lines
+
+
+def save_state(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def _busy(rank: int, size: int, transport: str) -> tuple[float, list[str]]:
+    session = host_session(rank, size, TIMEOUT, transport=transport)
+    _steps(session, 3)
+    lines = _log_lines()
+    if rank == 1:
+        save_state(4.5 * TIMEOUT)
+    start = time.monotonic()
+    _steps(session, 3)
+    waited = time.monotonic() - start
+    session.close()
+    return waited, lines
+
+
+@over_both
+def test_a_live_rank_that_is_busy_outside_a_step_is_waited_for_with_a_line_per_timeout(transport: str) -> None:
+    outcomes = values_of(run_ranks(_busy, 3, transport, timeout=60))
+    for waiting in (0, 2):
+        waited, lines = outcomes[waiting]
+        assert waited > 3.5 * TIMEOUT
+        assert 3 <= len(lines) <= 4, lines
+        for line in lines:
+            assert f"data-parallel step 4: rank {waiting} has waited" in line
+            assert "rank 1 (pid" in line
+            assert "phase 'between steps' of step 3" in line
+            assert "runs save_state (test_failures.py:" in line
+            assert "It is alive, so this rank goes on waiting" in line
+
+
+def _busy_then_hanging(rank: int, size: int) -> None:
+    session = host_session(rank, size, TIMEOUT)
+    _steps(session, 3)
+    if rank == 1:
+        save_state(2 * TIMEOUT)
+        session.channel.progress.enter("prepare", blocking=True)
+        time.sleep(5 * TIMEOUT)
+        return
+    start = time.monotonic()
+    try:
+        _steps(session, 1)
+    finally:
+        assert 2.5 * TIMEOUT < time.monotonic() - start < 4 * TIMEOUT
+
+
+def test_a_rank_that_hangs_when_it_comes_back_has_one_timeout_from_then_on() -> None:
+    for error in _survivors(run_ranks(_busy_then_hanging, 2, timeout=60), lost=1):
+        assert error.startswith("RankMissingError")
+        assert "phase 'prepare' of step 3" in error
+
+
+def wait_for_a_call(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def main_loop(seconds: float) -> None:
+    wait_for_a_call(seconds)
+
+
+LANDMARKS = Landmarks(frozenset({"main_loop"}), frozenset({"wait_for_a_call"}))
+
+
+def _idle(rank: int, size: int) -> None:
+    session = host_session(rank, size, 1.0, landmarks=LANDMARKS)
+    _steps(session, 3)
+    if rank == 1:
+        main_loop(10)
+        return
+    lines = _log_lines()
+    start = time.monotonic()
+    try:
+        _steps(session, 1)
+    finally:
+        assert STALL_FACTOR - 0.5 < time.monotonic() - start < STALL_FACTOR + 3
+        assert "rank 1 (pid" in lines[0]
+        assert "waits in wait_for_a_call" in lines[0]
+        assert "idle while others wait for it is an error after 5 s" in lines[0]
+
+
+def test_a_rank_whose_engine_begins_no_step_is_an_error_in_the_end() -> None:
+    for error in _survivors(run_ranks(_idle, 2, timeout=60), lost=1):
+        assert error.startswith("RankMissingError")
+        assert "waits in wait_for_a_call" in error
 
 
 def _suspended(rank: int, size: int, transport: str) -> None:
@@ -233,6 +333,23 @@ def test_a_rank_with_other_software_is_named_at_start_up_by_every_rank() -> None
         assert "rank 2: torch-npu: '2.7.1' instead of '2.13.0'" in str(outcome.error)
 
 
+def _late_start(rank: int, size: int) -> list[str]:
+    lines = _log_lines("fingerprint")
+    if rank == 2:
+        time.sleep(3.5)
+    host_session(rank, size, 1.0).close()
+    return lines
+
+
+def test_whoever_waits_at_start_up_says_for_whom() -> None:
+    first, second, nothing = values_of(run_ranks(_late_start, 3, timeout=60))
+    for rank, lines in enumerate((first, second)):
+        assert 2 <= len(lines) <= 4, lines
+        for line in lines:
+            assert re.match(rf"still starting: rank {rank} has waited \d s for rank\(s\) 2 to say what they run", line)
+    assert nothing == []
+
+
 def _orderly_exit(rank: int, size: int, transport: str) -> str:
     session = host_session(rank, size, TIMEOUT, transport=transport)
     _steps(session, 3)
@@ -247,6 +364,25 @@ def _orderly_exit(rank: int, size: int, transport: str) -> str:
 @over_both
 def test_an_idle_rank_survives_the_orderly_exit_of_another(transport: str) -> None:
     assert values_of(run_ranks(_orderly_exit, 2, transport, timeout=60)) == ["stayed", "left"]
+
+
+def _left_behind(rank: int, size: int) -> list[str]:
+    session = host_session(rank, size, TIMEOUT)
+    assert session.channel.watchdog is not None
+    session.channel.watchdog._grace = 0.5
+    _steps(session, 3)
+    lines = _log_lines()
+    if rank == 0:
+        time.sleep(1.5)
+    session.close()
+    return lines
+
+
+def test_an_idle_rank_says_once_that_it_cannot_answer_without_the_one_that_left() -> None:
+    (line,), nothing = values_of(run_ranks(_left_behind, 2, timeout=60))
+    assert "rank 0 is idle and cannot answer another request: rank 1 (pid" in line
+    assert f" on {socket.gethostname()})" in line
+    assert nothing == []
 
 
 def _stay_until(event: str) -> None:

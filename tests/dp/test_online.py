@@ -73,7 +73,7 @@ def serve(
     return server
 
 
-def answer(server: Server, prompt: list[int], tokens: int) -> list[int]:
+def answer(server: Server, prompt: list[int], tokens: int, headers: dict[str, str] | None = None) -> list[int]:
     body: dict[str, Any] = {
         "model": server_model(server),
         "prompt": prompt,
@@ -83,7 +83,7 @@ def answer(server: Server, prompt: list[int], tokens: int) -> list[int]:
         "detokenize": False,
         "return_token_ids": True,
     }
-    reply = requests.post(f"{server.url}/v1/completions", json=body, timeout=120)
+    reply = requests.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=120)
     assert reply.ok, f"{reply.status_code}: {reply.text[:500]}\n{server.log_tail()}"
     return reply.json()["choices"][0]["token_ids"]
 
@@ -203,6 +203,32 @@ def test_a_worker_that_stops_ends_the_server_although_every_process_is_alive(
         assert named, "no survivor named the rank that stopped, after the time that was set\n" + server.log_tail(80)
         psutil.wait_procs(server.family(), timeout=20)  # Python's resource tracker ends after everybody else
         assert not server.family(), "nothing is left"
+
+
+def test_a_rank_that_is_busy_outside_a_step_is_waited_for_and_the_request_is_answered(
+    checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
+) -> None:
+    more = ("--worker-extension-cls", "tests.dp.busy_extension.BusyWorker")
+    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ASCEND_PATCH_DP_TIMEOUT": "6"}
+    with serve(checkpoint, ports, tmp_path, 2, "auto", more, **variables) as server:
+        server.wait_until_ready(START_SECONDS)
+        ask(server, checkpoint, 0)
+        time.sleep(2)  # the ranks pause
+        with ThreadPoolExecutor(1) as pool:
+            call: dict[str, Any] = {"method": "keep_busy", "args": ["1", "20"], "timeout": 60}
+            busy = pool.submit(requests.post, f"{server.url}/collective_rpc", json=call, timeout=60)
+            time.sleep(2)
+            start = time.monotonic()
+            case = checkpoint["cases"][1]
+            tokens = answer(server, case["prompt"], len(case["answer"]), {"X-data-parallel-rank": "0"})
+            assert tokens == case["answer"]
+            assert time.monotonic() - start > 12, "rank 1 took part in the step although it was busy"
+            assert busy.result().ok
+        burst(server, checkpoint, 4)
+        log = server.log.read_text(errors="replace")
+    said = re.findall(r"rank 0 has waited .* for rank 1 \(pid .*runs BusyWorker.keep_busy.*It is alive", log)
+    assert len(said) >= 2, server.log_tail(80)
+    assert "RankMissingError" not in log
 
 
 def _counters(text: str, name: str) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from vllm.platforms import current_platform
 from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.gpu_worker import Worker
 
+from vllm_ascend_patch import armed
 from vllm_ascend_patch.seams import serving
 
 from .accelerator import map_accelerator_names
@@ -54,9 +55,7 @@ class NPUWorker(Worker):
         current_platform.check_if_supports_dtype(self.model_config.dtype)
         # vLLM derives each process group's device from the local rank, so the rank passed here is the device's index.
         self.local_rank = index
-        gpu_worker.init_worker_distributed_environment(
-            self.vllm_config, self.rank, self.distributed_init_method, index, current_platform.dist_backend
-        )
+        self._join_process_groups(index)
         gpu_worker.set_random_seed(self.model_config.seed)
         gc.collect()
         torch_npu.npu.empty_cache()
@@ -71,6 +70,24 @@ class NPUWorker(Worker):
             self.init_snapshot.free_memory / 2**30,
             self.init_snapshot.total_memory / 2**30,
         )
+
+    def _join_process_groups(self, index: int) -> None:
+        """Upstream's groups, which ranks with other settings would make in another number: they are compared first."""
+        from vllm_ascend_patch.seams.step.session import compare_settings
+
+        original = gpu_worker.ensure_model_parallel_initialized
+
+        def compare_first(*args: Any, **kwargs: Any) -> None:
+            compare_settings(self.vllm_config, self.device, armed.applied())
+            original(*args, **kwargs)
+
+        gpu_worker.ensure_model_parallel_initialized = compare_first
+        try:
+            gpu_worker.init_worker_distributed_environment(
+                self.vllm_config, self.rank, self.distributed_init_method, index, current_platform.dist_backend
+            )
+        finally:
+            gpu_worker.ensure_model_parallel_initialized = original
 
     def _init_workspace_and_model_runner(self) -> None:
         """Upstream's method of this name, where there is one; earlier, what upstream's ``init_device`` ends with."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+
+from .activity import NO_LANDMARKS, Activity, Landmarks, activity_of
 
 STATUS_ALIVE = "alive"
 STATUS_FAILED = "failed"
@@ -32,7 +35,8 @@ class Progress:
         phase: what the main thread does now, e.g. "prepare", "wait", "forward".
         since: `time.monotonic()` at the phase's beginning.
         serving: False while the engine starts (loading, profiling, capture), where ranks may differ by minutes.
-        blocking: whether the phase can only end if the other ranks take part.
+        blocking: whether the phase is part of a step, and can only end if the other ranks take part.
+        thread: the main thread, as it was when the phase began.
     """
 
     posted: int = 0
@@ -40,9 +44,11 @@ class Progress:
     since: float = 0.0
     serving: bool = False
     blocking: bool = False
+    thread: int = 0
 
     def enter(self, phase: str, blocking: bool) -> None:
         self.phase, self.blocking, self.since = phase, blocking, time.monotonic()
+        self.thread = threading.get_ident()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,9 @@ class PeerView:
     """What is known of one rank.
 
     Attributes:
+        in_step: it is inside a step, as far as its record says.
+        doing: what its main thread ran when it last wrote; may be empty.
+        idle: nothing kept it from a step when it last wrote: nobody had called it.
         silent_seconds: since its record last changed, on this reader's clock.
         process_gone: its process ran on this host, was seen alive, and has ended.
         phase_seconds: how long it had been in its phase when it last wrote.
@@ -64,6 +73,9 @@ class PeerView:
     silent_seconds: float
     host: str
     pid: int
+    in_step: bool = False
+    doing: str = ""
+    idle: bool = False
     process_gone: bool = False
 
     def describe(self) -> str:
@@ -76,7 +88,8 @@ class PeerView:
             return f"{text}, shut down"
         if self.process_gone:
             return f"{text}, its process is gone"
-        return f"{text} ({self.phase_seconds:.1f} s in it), silent for {self.silent_seconds:.1f} s"
+        doing = f"; {self.doing}" if self.doing else ""
+        return f"{text} ({self.phase_seconds:.1f} s in it{doing}), silent for {self.silent_seconds:.1f} s"
 
 
 class Board:
@@ -86,10 +99,12 @@ class Board:
         store: a store all ranks of the data-parallel group reach, not used by any other thread (see `private_store`).
         rank: this rank in the group.
         size: ranks in the group.
+        landmarks: how this rank's main thread is read, see `activity.py`.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int, landmarks: Landmarks = NO_LANDMARKS) -> None:
         self.rank, self.size = rank, size
+        self._landmarks = landmarks
         self._store = store
         self._keys = [f"rank/{r}" for r in range(size)]
         self._raw: list[bytes] = [b""] * size
@@ -102,6 +117,8 @@ class Board:
     def write(self, progress: Progress, status: str = STATUS_ALIVE, reason: str = "") -> None:
         """Publish this rank's record. Raises what the store raises when its host is gone."""
         self._beat += 1
+        waiting = progress.phase == "wait"  # says enough
+        activity = Activity() if waiting else activity_of(progress.thread, self._landmarks)
         record = {
             "beat": self._beat,
             "status": status,
@@ -109,6 +126,9 @@ class Board:
             "posted": progress.posted,
             "phase": progress.phase,
             "age": round(time.monotonic() - progress.since, 1) if progress.since else 0.0,
+            "in_step": progress.blocking,
+            "doing": activity.text,
+            "idle": activity.idle and not progress.blocking,
             "host": self._host,
             "pid": self._pid,
         }
@@ -138,6 +158,9 @@ class Board:
             silent_seconds=time.monotonic() - self._changed[rank],
             host=record.get("host", "?"),
             pid=record.get("pid", 0),
+            in_step=record.get("in_step", False),
+            doing=record.get("doing", ""),
+            idle=record.get("idle", False),
             process_gone=self._process_gone(rank, record),
         )
 

@@ -31,6 +31,19 @@ class Posted:
     handle: Any
     posted_ns: int
 
+    def details(self, agreement: StepAgreement, rank: int) -> dict[str, Any]:
+        """What the trace says of the agreement that followed, as this rank sees it."""
+        return {
+            "step": self.sequence,
+            "kind": agreement.kind.name.lower(),
+            "tokens": agreement.active_tokens[rank],
+            "padded": agreement.padded_tokens[rank],
+            "max_tokens": agreement.max_tokens,
+            "graph_mode": int(agreement.graph_mode),
+            "prefill": agreement.any_prefill,
+            "idle": agreement.idle[rank],
+        }
+
 
 class DPChannel:
     """Posts vectors and waits for agreements.
@@ -118,25 +131,9 @@ class DPChannel:
         if self.counters is not None:
             self.counters.count(agreement, (end - start) * 1e-9, (start - posted.posted_ns) * 1e-9)
         if trace.enabled():
-            rank = self.transport.rank
-            trace.complete(
-                "wait",
-                start,
-                end,
-                {
-                    "step": posted.sequence,
-                    "kind": agreement.kind.name.lower(),
-                    "early": early,
-                    "hidden_us": round((start - posted.posted_ns) / 1e3, 1),
-                    "tokens": agreement.active_tokens[rank],
-                    "padded": agreement.padded_tokens[rank],
-                    "max_tokens": agreement.max_tokens,
-                    "graph_mode": int(agreement.graph_mode),
-                    "prefill": agreement.any_prefill,
-                    "idle": agreement.idle[rank],
-                    "transport": self.transport.name,
-                },
-            )
+            hidden = {"early": early, "hidden_us": round((start - posted.posted_ns) / 1e3, 1)}
+            details = posted.details(agreement, self.transport.rank)
+            trace.complete("wait", start, end, details | hidden | {"transport": self.transport.name})
         return agreement
 
     def sync(self, vector: StepVector) -> StepAgreement:

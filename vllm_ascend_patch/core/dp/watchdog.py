@@ -4,6 +4,12 @@
 A thread writes this rank's heartbeat and reads the others'. It decides nothing about steps; it judges silence, failure
 and delay. Errors are raised in the main thread where that one waits for a step's vector (`check`); if the main thread is
 stuck somewhere it cannot be reached (a device collective), the thread ends the process after a grace period.
+
+A rank that is late is not missing while it is alive and busy outside a step (it reloads weights, saves state, profiles, or
+somebody looks at it in a debugger): it is waited for, and the log says so. A late rank with a heartbeat is missing
+
+* when it has been in one phase *inside* a step for the whole timeout: it hangs there, a step behind;
+* when nothing keeps it and still nobody begins its step, seen for `STALL_FACTOR` timeouts on end: its engine is lost to it.
 """
 
 from __future__ import annotations
@@ -27,7 +33,8 @@ _TICK = 0.2
 """Seconds between looks at the processes of ranks on this host; their end is noticed without any heartbeat."""
 
 STALL_FACTOR = 5
-"""All ranks in the same phase of the same step for this many timeouts: stuck together, nobody is missing."""
+"""All ranks in the same phase of the same step for this many timeouts: stuck together, nobody is missing. Also the patience
+with a rank that is idle while others wait for it: whether its engine is busy or lost cannot be seen from here."""
 
 
 def _end_process() -> None:
@@ -40,7 +47,8 @@ class Watchdog:
     Args:
         board: where ranks write.
         progress: this rank's; the main thread keeps it up to date.
-        timeout: seconds after which a silent or late rank counts as missing while serving.
+        timeout: seconds after which a rank counts as missing while serving: one without heartbeat, or one that hangs in a
+            step that the others have left.
         interval: seconds between heartbeats; by default a twentieth of the timeout, between 0.05 and 2.
         grace: seconds between finding a rank missing and ending the process, for the main thread to raise first; twice
             that for a rank that shut down in order, which a waiting main thread forgives as long.
@@ -72,6 +80,10 @@ class Watchdog:
         self._trouble_since: float | None = None
         self._failed = False
         self._stall_warned = 0.0
+        self._seen_late = 0.0
+        self._idle_since: dict[int, tuple[int, float]] = {}  # rank: the step that it is late for, since when
+        self._left_since: float | None = None
+        self._told_left = False
         self._thread = threading.Thread(target=self._run, name="dp-watchdog", daemon=True)
 
     def start(self) -> None:
@@ -93,8 +105,8 @@ class Watchdog:
 
     def report_failure(self, reason: str) -> None:
         """Tell the others at once that this rank will not go on, and why. Called on the way of an exception; never
-        raises, the first report stands."""
-        if not self._failed:
+        raises, the first report stands, and so does having left."""
+        if not self._failed and not self._stop.is_set():
             self._failed = True
             self._write(STATUS_FAILED, reason)
             if self._hosts_store:
@@ -108,27 +120,56 @@ class Watchdog:
 
         Raises:
             RankFailedError: a rank reported an error.
-            RankMissingError: a rank is silent, left, or late by more than the timeout.
+            RankMissingError: a rank is silent, left, or hangs a step behind for more than the timeout.
         """
         error = self._find_trouble()
         if error is not None and not (isinstance(error, _LeftError) and waited < self._grace):
             raise error
+        late = [peer for peer in self.board.peers() if peer.posted < self.progress.posted]
+        overdue = self._overdue(late)
+        now = time.monotonic()
+        if late:
+            self._seen_late = now
         if waited < self.timeout:
             return
-        late = [peer for peer in self.board.peers() if peer.posted < self.progress.posted]
-        names = "; ".join(p.describe() for p in late) or (
-            "no rank is behind on the board: all sent their vector, the transport lost it"
-        )
-        message = (
-            f"data-parallel step {self.progress.posted}: rank {self.board.rank} waited {waited:.1f} s "
-            f"(limit {self.timeout:g} s, VLLM_ASCEND_PATCH_DP_TIMEOUT) for {names}{self._board_age()}"
-        )
-        if self.progress.serving:
-            raise RankMissingError(message)
-        now = time.monotonic()  # starting: ranks load, compile and capture at their own pace
+        start = f"data-parallel step {self.progress.posted}: rank {self.board.rank}"
+        if self.progress.serving and (overdue or (not late and now - self._seen_late >= self.timeout)):
+            names = "; ".join(p.describe() for p in overdue) or (
+                "no rank is behind on the board: all sent their vector, the transport lost it"
+            )
+            raise RankMissingError(
+                f"{start} waited {waited:.1f} s (limit {self.timeout:g} s, VLLM_ASCEND_PATCH_DP_TIMEOUT) for {names}"
+                f"{self._board_age()}"
+            )
         if now - self._stall_warned >= self.timeout:
             self._stall_warned = now
-            logger.warning("still starting: %s", message)
+            names = "; ".join(p.describe() for p in late) or "the last vector to arrive"
+            if self.progress.serving:
+                logger.warning("%s has waited %.1f s for %s. %s", start, waited, names, self._patience(late))
+            else:  # ranks load, compile and capture at their own pace
+                logger.warning("still starting: %s has waited %.1f s for %s", start, waited, names)
+
+    def _overdue(self, late: list[PeerView]) -> list[PeerView]:
+        """Those of the late ranks that are proved to be a step behind. To be called again and again while they are late."""
+        now, step = time.monotonic(), self.progress.posted
+        idle = {p.rank for p in late if p.idle}
+        known = {rank: entry for rank, entry in self._idle_since.items() if rank in idle and entry[0] == step}
+        self._idle_since = {rank: known.get(rank, (step, now)) for rank in idle}
+        return [
+            p
+            for p in late
+            if (p.in_step and p.phase_seconds + p.silent_seconds >= self.timeout)
+            or (p.idle and now - self._idle_since[p.rank][1] >= STALL_FACTOR * self.timeout)
+        ]
+
+    def _patience(self, late: list[PeerView]) -> str:
+        """What becomes of a wait for ranks that are alive."""
+        if any(p.idle for p in late):
+            return (
+                f"A rank that is idle while others wait for it is an error after {STALL_FACTOR * self.timeout:g} s: its "
+                "engine does not begin the step"
+            )
+        return "It is alive, so this rank goes on waiting"
 
     def explain(self, error: Exception) -> DPSyncError:
         """Turn a broken transport (a closed socket) into an error that names the rank behind it.
@@ -178,10 +219,14 @@ class Watchdog:
         stuck = self.progress.blocking
         if error is None and stuck and self.progress.serving:
             error = self._find_stall()
-        if error is None or (isinstance(error, _LeftError) and not stuck):
+        if error is None:
             self._trouble_since = None
             return
         now = time.monotonic()
+        if isinstance(error, _LeftError) and not stuck:
+            self._trouble_since = None
+            self._tell_left(error, now)
+            return
         if self._trouble_since is None:
             self._trouble_since = now
             if stuck:  # an idle rank may be on its own way out, as when all ranks shut down
@@ -200,6 +245,19 @@ class Watchdog:
             )
             self.report_failure(str(error))
             self._end_process()
+
+    def _tell_left(self, error: DPSyncError, now: float) -> None:
+        """An idle rank goes on without the one that left, but the next request cannot be answered: say so once, unless this
+        rank is on its own way out as well. Whoever meets it then may not know the ranks (the engine's own exchange)."""
+        if self._left_since is None:
+            self._left_since = now
+        if not self._told_left and self.progress.serving and now - self._left_since > self._grace:
+            self._told_left = True
+            logger.critical(
+                "rank %d is idle and cannot answer another request: %s. Start the whole deployment again",
+                self.board.rank,
+                error,
+            )
 
     def _find_trouble(self) -> DPSyncError | None:
         peers = self.board.peers()
@@ -240,16 +298,22 @@ class Watchdog:
         where = (
             f"rank {self.board.rank} has been in phase '{progress.phase}' of step {progress.posted} for {stuck:.0f} s"
         )
-        behind = [p for p in self.board.peers() if p.posted < self.progress.posted]
-        if behind:
-            return RankMissingError(f"{where}; behind it: " + "; ".join(p.describe() for p in behind))
-        table = "; ".join(p.describe() for p in self.board.peers())
-        if stuck > STALL_FACTOR * self.timeout:
+        peers = self.board.peers()
+        behind = [p for p in peers if p.posted < progress.posted]
+        overdue = self._overdue(behind)
+        if overdue:
+            return RankMissingError(f"{where}; behind it: " + "; ".join(p.describe() for p in overdue))
+        table = "; ".join(p.describe() for p in peers)
+        if not behind and stuck > STALL_FACTOR * self.timeout:
             return RankMissingError(f"{where} and no rank moves: {table}")
         now = time.monotonic()
         if now - self._stall_warned >= self.timeout:
             self._stall_warned = now
-            logger.warning("%s; no rank is behind: %s", where, table)
+            if behind:
+                names = "; ".join(p.describe() for p in behind)
+                logger.warning("%s; behind it: %s. %s", where, names, self._patience(behind))
+            else:
+                logger.warning("%s; no rank is behind: %s", where, table)
         return None
 
     def _write(self, status: str | None, reason: str) -> None:

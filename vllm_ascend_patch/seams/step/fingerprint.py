@@ -9,14 +9,19 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
+from vllm_ascend_patch.core.moe.soc import detect_soc
 
 
-def fingerprint(vllm_config: Any, patches: Sequence[str]) -> dict[str, str]:
+def fingerprint(vllm_config: Any, device: torch.device, patches: Sequence[str]) -> dict[str, str]:
     """What must be the same on every data-parallel rank: software, patches, and settings that shape a step.
 
     Args:
         vllm_config: vLLM's configuration.
+        device: this rank's NPU.
         patches: ids of the patches that this process has.
     """
     model, scheduler, parallel = vllm_config.model_config, vllm_config.scheduler_config, vllm_config.parallel_config
@@ -34,14 +39,18 @@ def fingerprint(vllm_config: Any, patches: Sequence[str]) -> dict[str, str]:
         "max batched tokens": scheduler.max_num_batched_tokens,
         "max sequences": scheduler.max_num_seqs,
         "async scheduling": getattr(scheduler, "async_scheduling", None),
+        "data parallel size": parallel.data_parallel_size,
         "tensor parallel size": parallel.tensor_parallel_size,
         "pipeline parallel size": parallel.pipeline_parallel_size,
         "expert parallel": parallel.enable_expert_parallel,
+        "expert load balancing": _eplb(parallel),
+        "all-to-all backend": getattr(parallel, "all2all_backend", None),
         "micro-batching": getattr(parallel, "enable_dbo", None),
         "graph mode": getattr(graph_mode, "name", graph_mode),
+        "compile sizes": getattr(compilation, "compile_sizes", None),  # a warm-up step for each
         "graph sizes": hashlib.sha256(capture_sizes.encode()).hexdigest()[:12],
         "speculation": f"{speculative.method} {speculative.num_speculative_tokens}" if speculative else None,
-        "VLLM_ASCEND_PATCH_DP_SYNC": envs.VLLM_ASCEND_PATCH_DP_SYNC,
+        "SoC": _soc(device),
         "VLLM_ASCEND_PATCH_MOE_COMM": envs.VLLM_ASCEND_PATCH_MOE_COMM,
         # Decides MC2's capacity, and the vendor wants one value on all ranks.
         "HCCL_BUFFSIZE": os.environ.get("HCCL_BUFFSIZE"),
@@ -49,6 +58,21 @@ def fingerprint(vllm_config: Any, patches: Sequence[str]) -> dict[str, str]:
     for package in ("vllm", "torch", "torch-npu"):
         settings[package] = _version(package)
     return {name: str(value) for name, value in settings.items()}
+
+
+def _soc(device: torch.device) -> str:
+    """The method that MoE layers communicate by depends on it."""
+    if device.type != "npu":
+        return device.type
+    try:
+        return detect_soc().value
+    except MoEConfigError as error:
+        return str(error)
+
+
+def _eplb(parallel: Any) -> Any:
+    """Rearrangements move experts between ranks, after so many steps."""
+    return getattr(parallel, "eplb_config", True) if getattr(parallel, "enable_eplb", False) else None
 
 
 def _version(package: str) -> str:

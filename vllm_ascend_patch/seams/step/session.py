@@ -11,10 +11,11 @@ import torch.distributed as dist
 
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core import trace
-from vllm_ascend_patch.core.dp import DPSession, DPSyncError
-from vllm_ascend_patch.core.dp.startup import SessionConfig, start_session
+from vllm_ascend_patch.core.dp import DPSession, DPSyncError, startup
+from vllm_ascend_patch.core.dp.startup import Groups, SessionConfig, start_session
 from vllm_ascend_patch.seams import serving
 
+from . import landmarks
 from .fingerprint import fingerprint
 
 _DEVICE_BUFFER_MB = 16
@@ -64,40 +65,55 @@ def start(vllm_config: Any, device: torch.device, patches: Sequence[str] = ()) -
             "follow; start without --enable-elastic-ep"
         )
     group = get_dp_group()
-    transport = envs.VLLM_ASCEND_PATCH_DP_SYNC
-    with_device = transport in ("auto", "device") and device.type != "cpu"
-    cpu_group, device_group, index = _own_groups(group, with_device)
-    config = SessionConfig(
-        transport=transport,
-        timeout=envs.VLLM_ASCEND_PATCH_DP_TIMEOUT,
-        num_microbatches=max(2, int(getattr(parallel, "num_ubatches", 2) or 2)),
-        fingerprint=fingerprint(vllm_config, patches),
-        name=f"group{index}",
+    config = _config(vllm_config, device, patches, name=f"group{group.ranks[0]}")
+    with_device = config.transport in ("auto", "device") and device.type != "cpu"
+    return start_session(
+        config, _store(), group.rank_in_group, group.world_size, lambda: _own_groups(group, with_device), device
     )
-    store = dist.distributed_c10d._get_default_store()
-    return start_session(config, store, group.rank_in_group, group.world_size, cpu_group, device_group, device)
 
 
-def _own_groups(group: Any, with_device: bool) -> tuple[dist.ProcessGroup, dist.ProcessGroup | None, int]:
+def compare_settings(vllm_config: Any, device: torch.device, patches: Sequence[str]) -> None:
+    """Find ranks that were started differently when the processes have found each other and no group has been made: layout
+    and load balancing decide how many groups upstream makes. Nothing without data parallelism."""
+    parallel = vllm_config.parallel_config
+    if parallel.data_parallel_size == 1 or getattr(parallel, "enable_elastic_ep", False):  # the latter is refused later
+        return
+    startup.compare_settings(_config(vllm_config, device, patches), _store(), device)
+
+
+def _config(vllm_config: Any, device: torch.device, patches: Sequence[str], name: str = "") -> SessionConfig:
+    return SessionConfig(
+        transport=envs.VLLM_ASCEND_PATCH_DP_SYNC,
+        timeout=envs.VLLM_ASCEND_PATCH_DP_TIMEOUT,
+        num_microbatches=max(2, int(getattr(vllm_config.parallel_config, "num_ubatches", 2) or 2)),
+        fingerprint=fingerprint(vllm_config, device, patches),
+        name=name,
+        landmarks=landmarks.WORKER,
+    )
+
+
+def _store() -> dist.Store:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _own_groups(group: Any, with_device: bool) -> Groups:
     """Process groups with the ranks of the data-parallel group that only the step sync uses.
 
-    Every process of the job creates every group, in the same order; each keeps its own. The third value numbers this
-    process's group.
+    Every process of the job creates every group, in the same order; each keeps its own.
     """
     from vllm.distributed.parallel_state import get_world_group
 
     world = get_world_group()
     all_ranks: list[Any] = [None] * world.world_size
     dist.all_gather_object(all_ranks, list(group.ranks), group=world.cpu_group)
-    members = sorted({tuple(ranks) for ranks in all_ranks})
-    cpu = device = None
-    for ranks in members:
+    own = None
+    for ranks in sorted({tuple(ranks) for ranks in all_ranks}):
         cpu_group = dist.new_group(list(ranks), backend="gloo")
         device_group = _device_group(list(ranks), group) if with_device else None
         if tuple(group.ranks) == ranks:
-            cpu, device = cpu_group, device_group
-    assert cpu is not None
-    return cpu, device, members.index(tuple(group.ranks))
+            own = Groups(cpu_group, device_group)
+    assert own is not None
+    return own
 
 
 def _device_group(ranks: list[int], like: Any) -> dist.ProcessGroup:
