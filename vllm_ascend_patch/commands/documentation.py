@@ -3,7 +3,7 @@
 
 A block is ``<!-- generated: NAME -->``, anything, ``<!-- end of generated: NAME -->``. ``vllm-ascend-patch docs
 FILE...`` rewrites the blocks; with ``--check`` it only says whether they are current. Which files have blocks:
-:func:`pages`.
+``pages``.
 """
 
 import re
@@ -136,7 +136,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def regenerate(text: str) -> str:
-    """The text with every generated block made anew. Raises :class:`DocumentationError`."""
+    """The text with every generated block made anew. Raises ``DocumentationError``."""
     for name in _START.findall(text):
         if name not in TABLES:
             raise DocumentationError(f"no table is called {name!r}; the tables are: {', '.join(TABLES)}")

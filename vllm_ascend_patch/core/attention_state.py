@@ -36,7 +36,7 @@ class AttentionDecision:
     """A batch's attention state, and the counts of requests and tokens that it was decided from.
 
     Attributes:
-        state: which of :class:`AttentionState` the batch is in.
+        state: which of ``AttentionState`` the batch is in.
         with_prefill: some request is still inside its prompt.
         num_prefills: how many are.
         num_decodes: requests past their prompt.
