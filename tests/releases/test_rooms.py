@@ -9,19 +9,21 @@ import ast
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2] / "vllm_ascend_patch"
-SOURCES = sorted(ROOT.rglob("*.py"))
+from tests.support.environment import ROOT
+
+PACKAGE = ROOT / "vllm_ascend_patch"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A number that says which vLLM: beside its name, or as a bound in a specifier.
 VERSION = re.compile(r"vllm[-_ =<>~]*0\.\d{1,2}\b|[<>~=]= ?0\.[123]\d(?!\d)|[<>] ?0\.[123]\d\b", re.IGNORECASE)
 
 
 def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0]
+    return path.relative_to(PACKAGE).parts[0]
 
 
 def test_no_file_outside_seams_and_npu_names_a_vllm_version() -> None:
     found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
         for path in SOURCES
         if room(path) not in ("releases", "seams", "npu")
         for number, line in enumerate(path.read_text().splitlines(), 1)
@@ -34,7 +36,7 @@ def test_adapters_are_chosen_by_what_is_there_and_not_by_comparing_versions() ->
     suspects = re.compile(r"vllm\.__version__|vllm\.version|version_tuple|packaging\.version")
     allowed = {"guard.py", "records.py"}  # which release is installed, and which record belongs to it
     found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
         for path in SOURCES
         if room(path) in ("releases", "seams", "npu") and path.name not in allowed
         for number, line in enumerate(path.read_text().splitlines(), 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.environment import ROOT, clean_environment, without_devices
+from tests.support.environment import ROOT, without_devices
 
 PACKAGE = ROOT / "vllm_ascend_patch"
 MODULE = ROOT / "vllm_ascend_patch_entry.py"
@@ -88,7 +88,7 @@ def build(folder: Path, kind: str, mask: int, seconds: int) -> bytes:
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=source,
-        env={**clean_environment(), "PYTHONPATH": "", "SOURCE_DATE_EPOCH": "1700000000"},
+        env={**without_devices(), "PYTHONPATH": "", "SOURCE_DATE_EPOCH": "1700000000"},
         capture_output=True,
         text=True,
         timeout=100,
@@ -139,7 +139,7 @@ def test_the_wheel_with_its_declared_dependencies_alone(version: str, wheel: Pat
     base = find_python(version)
     if base is None:
         pytest.skip(f"no Python {version} on this machine")
-    environment = {name: value for name, value in clean_environment().items() if not name.startswith("PYTHON")}
+    environment = {name: value for name, value in without_devices().items() if not name.startswith("PYTHON")}
     python = str(tmp_path / "venv" / "bin" / "python")
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:

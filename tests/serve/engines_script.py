@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trainer's process: several engines in it, side by side and after each other. Run by ``torchrun`` with two ranks.
 
-Reads a job as JSON from the file that is its argument; rank 0 reports per engine, what it
-answered and what its state was made of.
+Reads a job as JSON from the file that is its argument; rank 0 reports, per engine, what it answered and what its state was
+made of.
 """
 
 from __future__ import annotations
@@ -17,33 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm import LLM, SamplingParams
+from vllm import LLM
 
+from tests.support.engine import engine_arguments, generate_offline, tokens_of
 from tests.support.processes import report
 from vllm_ascend_patch.seams import serving
 
 
 def engine(model: str, tp: int, graphs: list[int]) -> LLM:
-    return LLM(
-        model=model,
-        skip_tokenizer_init=True,
-        dtype="float16",
+    arguments = engine_arguments(
+        model,
         tensor_parallel_size=tp,
         enable_expert_parallel=tp > 1,
         distributed_executor_backend="external_launcher",
-        max_model_len=512,
-        max_num_seqs=16,
-        max_num_batched_tokens=128,
         gpu_memory_utilization=0.2,
-        seed=0,
+        enforce_eager=False,
         compilation_config={"cudagraph_capture_sizes": graphs},
     )
-
-
-def answers(llm: LLM, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
-    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    return LLM(**arguments)
 
 
 def state() -> dict[str, Any]:
@@ -69,7 +60,8 @@ def main() -> None:
     found: dict[str, Any] = {}
 
     def ask(name: str, llm: LLM, model: dict[str, Any]) -> None:
-        found[name] = {"tokens": answers(llm, model["prompts"], job["max_tokens"]), **state()}
+        outputs = generate_offline(llm, model["prompts"], job["max_tokens"])
+        found[name] = {"tokens": tokens_of(outputs), **state()}
 
     one = engine(first["path"], 2, [1, 2])
     ask("first", one, first)

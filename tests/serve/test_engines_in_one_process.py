@@ -19,6 +19,7 @@ from .scripts import run_script
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
+SCRIPT = "tests.serve.engines_script"
 FAMILIES = ("qwen3_moe", "mixtral")
 
 
@@ -31,8 +32,8 @@ def test_each_engine_of_a_process_answers_as_if_it_were_alone(
     ]
     job = tmp_path / "job.json"
     job.write_text(json.dumps({"models": models, "max_tokens": tiny_models.NEW_TOKENS}))
-    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.serve.engines_script")
-    done = run_script(*torchrun, str(job), text="", devices=2, folder=tmp_path, seconds=800)
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = run_script(*torchrun, SCRIPT, str(job), text="", devices=2, folder=tmp_path, seconds=800)
     assert done.returncode == 0, done.stdout[-6000:]
     found = result_of(done)
     expected = {family: [case.answer for case in cases[family]] for family in FAMILIES}
