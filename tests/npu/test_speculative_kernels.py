@@ -22,19 +22,28 @@ SEEDS = range(15)
 VOCABULARY = 11
 REJECTION = "vllm.v1.sample.rejection_sampler"
 DRAFT = "vllm.v1.spec_decode.utils"
+TABLES = ("synthetic_conditional_rates_ptr",)  # one value per draft position, not a list of requests or drafts
 
 
 def compare(kernel: str, grid: tuple[int, ...], ours: Any, arguments: dict[str, Any], outputs: tuple[str, ...]) -> None:
-    """Run both on copies; all outputs must be equal, those that are only partly written included."""
+    """Run both on copies; all outputs must be equal, those that are only partly written included.
 
-    def copies() -> dict[str, Any]:
-        return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+    Ours once more with every list as a column: to upstream's kernels, which see addresses, that is the same.
+    """
 
-    theirs, mine = copies(), copies()
+    def copies(column: bool = False) -> dict[str, Any]:
+        tensors = {k: v.clone() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
+        if column:
+            tensors = {k: v.unsqueeze(1) if v.dim() == 1 and k not in TABLES else v for k, v in tensors.items()}
+        return {**arguments, **tensors}
+
+    theirs, mine, columns = copies(), copies(), copies(column=True)
     Kernel(kernel).run(grid, **theirs)
     ours(**mine)
+    ours(**columns)
     for name in outputs:
         assert torch.equal(theirs[name], mine[name]), f"{name}: {mine[name]} instead of {theirs[name]}"
+        assert torch.equal(mine[name].flatten(), columns[name].flatten()), f"{name} of columns: {columns[name]}"
 
 
 class Drafts:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels around a drafter's forwards in torch operators: its next positions and slots, and where it goes on from.
 
-Parameter names are the upstream kernels'. Per-request values are ``[requests]``. Nothing is read from the device.
+Parameter names are the upstream kernels'. Per-request values are ``[requests]``, or the same as a column, since upstream's
+kernels read them through flat pointers. Nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ def eagle_step_slot_mapping_metadata(
 ) -> None:
     """One token further for every request: position, slot (``PAD_ID`` past the batch and past the longest context), and
     key length in place."""
-    position = positions_ptr[:batch_size] + 1
+    position = positions_ptr.view(-1)[:batch_size] + 1
     too_far = position >= max_model_len
     position = position.masked_fill(too_far, 0)
     block = torch.div(position, block_size, rounding_mode="floor").clamp_(max=n_blocks_per_req - 1)
     first = block_table_ptr[:batch_size].gather(1, block.long().unsqueeze(1)).squeeze(1).to(position.dtype) * block_size
-    out_slot_mapping_ptr[batch_size:].fill_(PAD_ID)
-    out_slot_mapping_ptr[:batch_size] = (first + position % block_size).masked_fill_(too_far, PAD_ID)
-    lens = seq_lens_ptr[:batch_size]
+    slots = out_slot_mapping_ptr.view(-1)
+    slots[batch_size:].fill_(PAD_ID)
+    slots[:batch_size] = (first + position % block_size).masked_fill_(too_far, PAD_ID)
+    lens = seq_lens_ptr.view(-1)[:batch_size]
     lens.copy_((lens + 1).masked_fill_(too_far, 1).clamp_(max=max_model_len))
-    out_clamped_positions_ptr[:batch_size] = position
+    out_clamped_positions_ptr.view(-1)[:batch_size] = position
 
 
 def eagle_prepare_inputs_padded(
@@ -47,11 +49,11 @@ def eagle_prepare_inputs_padded(
     num_reqs: int,
 ) -> None:
     """How many drafts of each request were refused, and the row of its last token that was not."""
-    ends = cu_num_draft_tokens_ptr[:num_reqs]
+    ends = cu_num_draft_tokens_ptr.view(-1)[:num_reqs]
     drafts = torch.diff(ends, prepend=ends.new_zeros(1))
-    refused = (drafts + 1 - valid_sampled_tokens_count_ptr[:num_reqs]).masked_fill_(drafts <= 0, 0)
-    num_rejected_tokens_gpu_ptr[:num_reqs] = refused
-    token_indices_to_sample_ptr[:num_reqs] = query_start_loc_gpu_ptr[1 : num_reqs + 1] - 1 - refused
+    refused = (drafts + 1 - valid_sampled_tokens_count_ptr.view(-1)[:num_reqs]).masked_fill_(drafts <= 0, 0)
+    num_rejected_tokens_gpu_ptr.view(-1)[:num_reqs] = refused
+    token_indices_to_sample_ptr.view(-1)[:num_reqs] = query_start_loc_gpu_ptr.view(-1)[1 : num_reqs + 1] - 1 - refused
 
 
 def eagle_prepare_next_token_padded(
@@ -70,10 +72,10 @@ def eagle_prepare_next_token_padded(
     ``sampled_token_ids_ptr`` is ``[requests, num_sampled_tokens_per_req]``, -1 where a draft was refused.
     """
     sampled = sampled_token_ids_ptr[:num_reqs, :num_sampled_tokens_per_req]
-    valid = (sampled != -1) & (sampled < vocab_size) & ~discard_request_mask_ptr[:num_reqs].unsqueeze(1)
+    valid = (sampled != -1) & (sampled < vocab_size) & ~discard_request_mask_ptr.view(-1, 1)[:num_reqs]
     columns = torch.arange(sampled.shape[1], device=sampled.device)
     last = torch.where(valid, columns, -1).amax(dim=1, keepdim=True)
     token = sampled.gather(1, last.clamp(min=0)).squeeze(1)
-    backup = backup_next_token_ids_ptr[:num_reqs]
-    next_token_ids_ptr[:num_reqs] = torch.where(last.squeeze(1) >= 0, token.to(backup.dtype), backup)
-    valid_sampled_tokens_count_ptr[:num_reqs] = valid.sum(dim=1)
+    backup = backup_next_token_ids_ptr.view(-1)[:num_reqs]
+    next_token_ids_ptr.view(-1)[:num_reqs] = torch.where(last.squeeze(1) >= 0, token.to(backup.dtype), backup)
+    valid_sampled_tokens_count_ptr.view(-1)[:num_reqs] = valid.sum(dim=1)

@@ -2,8 +2,9 @@
 """The rejection sampler's kernels in torch operators: which draft tokens are accepted, and what replaces the first refused.
 
 Parameter names are the upstream kernels'. Per-request values are ``[requests]``, per-draft values ``[drafts]`` with the
-drafts of a request side by side; ``cu_num_draft_tokens_ptr`` has their inclusive running sum. All shapes come from the
-host, nothing is read from the device.
+drafts of a request side by side; ``cu_num_draft_tokens_ptr`` has their inclusive running sum. Upstream's kernels read them
+through flat pointers, so a column ``[n, 1]`` means the same as ``[n]``, here too. All shapes come from the host, nothing is
+read from the device.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def rejection_random_sample(
         assert synthetic_conditional_rates_ptr is not None
         accepted = uniform < synthetic_conditional_rates_ptr[:max_spec_len]
     else:
-        column = draft_token_ids_ptr.clamp(min=0).long().unsqueeze(1)
+        column = draft_token_ids_ptr.reshape(-1, 1).clamp(min=0).long()
         ratio = target_probs_ptr.gather(1, column).squeeze(1)
         possible = torch.ones_like(ratio, dtype=torch.bool)
         if not NO_DRAFT_PROBS:
@@ -88,8 +89,8 @@ def expand(
     **_tiling: Any,
 ) -> None:
     """Write each request's value once per token of it, with ``replace_from`` replaced."""
-    values = input_ptr[_owner(cu_num_tokens_ptr, output_ptr.shape[0])]
-    output_ptr.copy_(torch.where(values == replace_from, replace_to, values))
+    values = input_ptr.reshape(-1)[_owner(cu_num_tokens_ptr, output_ptr.shape[0])]
+    output_ptr.view(-1).copy_(torch.where(values == replace_from, replace_to, values))
 
 
 def sample_recovered_tokens(
@@ -109,18 +110,19 @@ def sample_recovered_tokens(
     """
     drafts = draft_token_ids_ptr.shape[0]
     if NO_DRAFT_PROBS:
-        drafted = draft_token_ids_ptr.long().unsqueeze(1)
+        drafted = draft_token_ids_ptr.reshape(-1, 1).long()
         columns = torch.arange(vocab_size, device=drafted.device)
         rest = target_probs_ptr.masked_fill(columns == drafted, 0.0)
     else:
         assert draft_probs_ptr is not None
         rest = (target_probs_ptr - draft_probs_ptr).clamp_(min=0.0)
     score = rest * inv_q_ptr[_owner(cu_num_draft_tokens_ptr, drafts)]
-    output_token_ids_ptr.copy_(score.argmax(dim=-1))
+    output_token_ids_ptr.view(-1).copy_(score.argmax(dim=-1))
 
 
 def _owner(ends: torch.Tensor, count: int) -> torch.Tensor:
     """The request that each of ``count`` tokens belongs to; ``ends`` ``[requests]``, inclusive running sums."""
+    ends = ends.reshape(-1)
     tokens = torch.arange(count, dtype=ends.dtype, device=ends.device)
     return torch.searchsorted(ends, tokens, right=True).clamp_(max=ends.shape[0] - 1)
 
@@ -129,6 +131,7 @@ class _Rows:
     """Draft values as a matrix, one row per request, ``width`` columns; what is past a request's drafts is ignored."""
 
     def __init__(self, ends: torch.Tensor, drafts: torch.Tensor, width: int) -> None:
+        ends = ends.reshape(-1)
         self.counts = torch.diff(ends, prepend=ends.new_zeros(1)).unsqueeze(1)
         self.columns = torch.arange(width + 1, dtype=ends.dtype, device=ends.device)
         self.inside = self.columns[:-1] < self.counts
@@ -137,7 +140,7 @@ class _Rows:
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
         """``[drafts]`` as ``[requests, width]``."""
-        return values[self._index]
+        return values.reshape(-1)[self._index]
 
     def write(
         self,

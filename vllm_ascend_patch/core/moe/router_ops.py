@@ -20,6 +20,9 @@ def top_k_softmax(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax over experts in float32, then the ``top_k`` largest.
 
+    A row whose softmax does not exist (a NaN or an infinity among its logits) has scores of 0, as in upstream's kernels: its
+    expert ids are valid and distinct, its weights are 0.
+
     Args:
         logits: ``[T, E]``, any float dtype.
         renormalize: divide each row's weights by their sum.
@@ -29,9 +32,13 @@ def top_k_softmax(
         Weights float32 ``[T, top_k]`` and expert ids int32 ``[T, top_k]``.
     """
     if selection_bias is None and logits.shape[0]:
-        weights, ids, _ = torch_npu.npu_moe_gating_top_k_softmax(logits.float(), None, top_k)
+        logits = logits.float()
+        # The operator must not see them: which ids it returns for a row of NaN is not documented.
+        broken = ~logits.amax(dim=-1, keepdim=True).isfinite()
+        weights, ids, _ = torch_npu.npu_moe_gating_top_k_softmax(logits.masked_fill(broken, 0.0), None, top_k)
+        weights = weights.masked_fill(broken, 0.0)
     else:
-        weights, ids = _biased_top_k(logits.float().softmax(dim=-1), top_k, selection_bias)
+        weights, ids = _biased_top_k(logits.float().softmax(dim=-1).nan_to_num(nan=0.0), top_k, selection_bias)
     return (_normalised(weights) if renormalize else weights), ids
 
 
@@ -44,9 +51,9 @@ def top_k_sigmoid(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sigmoid per expert in float32, then the ``top_k`` largest; arguments and results as in ``top_k_softmax``.
 
-    ``scaling_factor`` multiplies the weights after normalisation.
+    ``scaling_factor`` multiplies the weights after normalisation. A NaN counts as a score of 0, of its expert alone.
     """
-    weights, ids = _biased_top_k(logits.float().sigmoid(), top_k, selection_bias)
+    weights, ids = _biased_top_k(logits.float().sigmoid().nan_to_num(nan=0.0), top_k, selection_bias)
     if renormalize:
         weights = _normalised(weights)
     return (weights * scaling_factor if scaling_factor != 1.0 else weights), ids
@@ -107,4 +114,5 @@ def _biased_top_k(
 
 
 def _normalised(weights: torch.Tensor) -> torch.Tensor:
-    return weights / weights.sum(dim=-1, keepdim=True)
+    """Each row divided by its sum; a row of zeros stays one."""
+    return weights / weights.sum(dim=-1, keepdim=True).clamp_(min=torch.finfo(weights.dtype).tiny)
