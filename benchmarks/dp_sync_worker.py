@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's half of `dp_sync.py`: times the data-parallel sync inside real engine steps, ours and upstream's in turn.
+"""The worker's half of ``dp_sync.py``: times the data-parallel sync inside real engine steps, ours and upstream's in turn.
 
 Without a session the seams call upstream's untouched functions, so switching means taking the session away, which is done
 only while no step runs.
@@ -91,7 +91,7 @@ _session: Any = None
 
 
 class TimedWorker:
-    """Methods that `collective_rpc` reaches on every rank."""
+    """Methods that ``collective_rpc`` reaches on every rank."""
 
     rank: int
     parallel_config: Any
@@ -101,7 +101,7 @@ class TimedWorker:
         Path(folder, f"calls.rank{self.parallel_config.data_parallel_rank}").write_text(str(_clock.total))
 
     def begin_block(self, variant: str) -> None:
-        """Use `variant` ("ours" or "upstream") from the next step on. No step may be running."""
+        """Use ``variant`` ("ours" or "upstream") from the next step on. No step may be running."""
         global _session
         state = serving.current()
         _session = _session or state.session

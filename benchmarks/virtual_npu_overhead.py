@@ -66,7 +66,7 @@ def tensors(device: str) -> dict[str, torch.Tensor]:
 
 
 def microseconds(call: Call, arguments: dict[str, torch.Tensor], repeats: int, rounds: int) -> float:
-    """The median over `rounds` of the time of one call, after a warm-up round."""
+    """The median over ``rounds`` of the time of one call, after a warm-up round."""
     times = []
     for _ in range(rounds + 1):
         start = time.perf_counter()

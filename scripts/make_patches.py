@@ -57,7 +57,7 @@ def target_modules(release: str) -> list[str]:
 
 
 def diffs(release: str, tree: SourceTree) -> dict[str, str]:
-    """File name -> content of everything in the release's folder. Raises :class:`SourceUnavailable` for a missing
+    """File name -> content of everything in the release's folder. Raises ``SourceUnavailable`` for a missing
     module."""
     files: dict[str, str] = {}
     changes = [(records.PACKAGE, armed)] + [(module, handing_over) for module in target_modules(release)]

@@ -78,7 +78,7 @@ def arm() -> None:
 
 
 def disarm() -> None:
-    """Stop waiting for modules, and give the environment back as it was. What is applied stays; see :func:`revert`."""
+    """Stop waiting for modules, and give the environment back as it was. What is applied stays; see ``revert``."""
     if _process.patch_set is not None:
         _process.patch_set.disarm()
     if _process.marked:

@@ -2,7 +2,7 @@
 """Every environment variable of the package: name, default, meaning, parser. The README table is made from this file.
 
 Read a value as an attribute, ``envs.VLLM_ASCEND_PATCH_DP_SYNC``: it is parsed from the environment at each access. A
-value that cannot be parsed raises :class:`EnvError`, which lists the valid ones. Imports nothing of vLLM or torch.
+value that cannot be parsed raises ``EnvError``, which lists the valid ones. Imports nothing of vLLM or torch.
 """
 
 import difflib
@@ -32,7 +32,7 @@ class Variable:
     parse: Callable[[str], Any]
 
     def read(self, environ: Mapping[str, str] | None = None) -> Any:
-        """The parsed value, from the default when unset or empty. Raises :class:`EnvError`."""
+        """The parsed value, from the default when unset or empty. Raises ``EnvError``."""
         text = (os.environ if environ is None else environ).get(self.name, "").strip() or self.default
         try:
             return self.parse(text)
@@ -197,7 +197,7 @@ def switched_off() -> bool:
 
 
 def validate(environ: Mapping[str, str] | None = None) -> None:
-    """Parse every variable and look for misspelt names; one :class:`EnvError` lists all that is wrong."""
+    """Parse every variable and look for misspelt names; one ``EnvError`` lists all that is wrong."""
     environ = os.environ if environ is None else environ
     wrong: list[str] = []
     for variable in VARIABLES.values():

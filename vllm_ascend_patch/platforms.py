@@ -38,7 +38,7 @@ def is_ours(platform_object: Any) -> bool:
 
 
 def raise_if_too_late() -> None:
-    """Raise :class:`AppliedTooLate` when vLLM has chosen another platform already: parts of it hold copies of that
+    """Raise ``AppliedTooLate`` when vLLM has chosen another platform already: parts of it hold copies of that
     choice."""
     chosen = resolved_platform()
     if chosen is None or is_ours(chosen) or competitor() is not None:

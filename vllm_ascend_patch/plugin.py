@@ -2,7 +2,7 @@
 """What the two vLLM entry points do, and the conditions under which the patch set stands down or refuses. Patches
 nothing itself.
 
-vLLM swallows what a platform plugin raises, so :func:`platform` only decides and remembers; :func:`general` raises.
+vLLM swallows what a platform plugin raises, so ``platform`` only decides and remembers; ``general`` raises.
 Nothing here imports vLLM: the platform plugin runs while half of it is initialised.
 """
 
@@ -25,7 +25,7 @@ V2 = "VLLM_USE_V2_MODEL_RUNNER"
 
 @dataclass
 class _Outcome:
-    """What :func:`platform` met in this process, for :func:`general` to say.
+    """What ``platform`` met in this process, for ``general`` to say.
 
     Attributes:
         failures: what it would have raised, each once.
@@ -72,7 +72,7 @@ def _stand_down(reason: str) -> None:
 def platform() -> str | None:
     """The ``vllm.platform_plugins`` entry point: the dotted name of our platform, or None to stay out.
 
-    Called twice by vLLM, in every process. Arms the patch set; whatever goes wrong is kept for :func:`general`.
+    Called twice by vLLM, in every process. Arms the patch set; whatever goes wrong is kept for ``general``.
     """
     try:
         if not asked_for():

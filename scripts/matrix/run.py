@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _timed(release: str, options: argparse.Namespace, cache: Path) -> tuple[dict[str, dict[str, Any]], float]:
-    """`run_release` and the seconds that it took; its sources are gone afterwards."""
+    """``run_release`` and the seconds that it took; its sources are gone afterwards."""
     start = time.monotonic()
     try:
         return run_release(release, options.only, cache, options.seconds), time.monotonic() - start

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a vLLM worker can be told to do between steps: to take its time. Mixed in with `worker_extension_cls`."""
+"""What a vLLM worker can be told to do between steps: to take its time. Mixed in with ``worker_extension_cls``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class BusyWorker:
-    """A method that `collective_rpc` reaches."""
+    """A method that ``collective_rpc`` reaches."""
 
     parallel_config: Any
 

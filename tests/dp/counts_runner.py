@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runner and the oracle of the fuzz in releases whose only sync is ``DPMetadata.num_tokens_across_dp`` (to 0.11.0).
 
-Real `GPUModelRunner.get_dp_padding`, real graph dispatcher, real `set_forward_context`, patched as in an engine; only input
-preparation and forwards are left out, and the lines between these functions in `execute_model` and `_dummy_run` are
+Real ``GPUModelRunner.get_dp_padding``, real graph dispatcher, real ``set_forward_context``, patched as in an
+engine; only input
+preparation and forwards are left out, and the lines between these functions in ``execute_model`` and ``_dummy_run`` are
 repeated. Import under the virtual NPU.
 """
 
@@ -36,7 +37,7 @@ CAPTURE_SIZES = [1, 2, 4, 8, 16, 24, 32]
 
 
 def make_config(rank: int, size: int) -> Any:
-    """The parts of a `VllmConfig` that the decision code reads, on real configuration objects."""
+    """The parts of a ``VllmConfig`` that the decision code reads, on real configuration objects."""
     compilation = CompilationConfig(
         level=CompilationLevel.PIECEWISE,
         cudagraph_mode=CUDAGraphMode.PIECEWISE,
@@ -61,12 +62,12 @@ def dispatcher(config: Any) -> CudagraphDispatcher:
 
 
 def padded_for_graphs(config: Any, num_tokens: int) -> int:
-    """As `execute_model` does it, in its own lines."""
+    """As ``execute_model`` does it, in its own lines."""
     return config.pad_for_cudagraph(num_tokens) if num_tokens <= CAPTURE_SIZES[-1] else num_tokens
 
 
 class DecidingRunner(GPUModelRunner):
-    """A `GPUModelRunner` that can agree on token counts and graphs, and nothing else."""
+    """A ``GPUModelRunner`` that can agree on token counts and graphs, and nothing else."""
 
     def __init__(self, rank: int, size: int, speculative: bool) -> None:
         assert not speculative

@@ -28,7 +28,7 @@ LATE = 0.5
 
 
 class Recorder(TorchDispatchMode):
-    """Each operator of this thread: name, whether it ran on `stream`, devices and addresses of its tensors."""
+    """Each operator of this thread: name, whether it ran on ``stream``, devices and addresses of its tensors."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__()

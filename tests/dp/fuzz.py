@@ -4,7 +4,7 @@
     python -m tests.dp.fuzz FIRST_SEED RANKS:SCHEDULES[:TRANSPORT]...       (under the virtual NPU)
 
 Every rank must decide the same, and what vLLM's own post-processing makes of all ranks' votes; one collective per step, or
-none through shared memory; no hang. A failure names the seed; `SEED RANKS:1` runs it again.
+none through shared memory; no hang. A failure names the seed; ``SEED RANKS:1`` runs it again.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class RankRequest:
 
 @dataclass(frozen=True)
 class RankStep:
-    """One rank's step: requests, or a dummy step, or a profiling run of `profile` tokens. Times in seconds."""
+    """One rank's step: requests, or a dummy step, or a profiling run of ``profile`` tokens. Times in seconds."""
 
     requests: tuple[RankRequest, ...] = ()
     dummy: bool = False
@@ -36,7 +36,7 @@ class RankStep:
 class Schedule:
     speculative: bool
     steps: tuple[tuple[RankStep, ...], ...]
-    """`[step][rank]`"""
+    """``[step][rank]``"""
 
 
 def _prefill(rng: random.Random) -> RankRequest:
@@ -65,7 +65,7 @@ def _rank_step(rng: random.Random, speculative: bool, busy: float) -> RankStep:
 
 
 def make_schedule(seed: int, ranks: int, drafts: bool = True) -> Schedule:
-    """A few steps of `ranks` ranks: idle, prefill, decode, mixed, speculative, aborts, fewer requests than ranks, one rank
+    """A few steps of ``ranks`` ranks: idle, prefill, decode, mixed, speculative, aborts, fewer requests than ranks, one rank
     far slower than the others, profiling runs on all ranks. Without ``drafts`` none is speculative."""
     rng = random.Random(seed)
     speculative = rng.random() < 0.4 and drafts

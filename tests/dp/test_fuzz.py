@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random schedules through vLLM's real decision code and the real seams: no hang, all ranks agree with each other and with
-what vLLM's own post-processing makes of their votes, one collective per step, or none through shared memory. See `fuzz.py`
+what vLLM's own post-processing makes of their votes, one collective per step, or none through shared memory. See ``fuzz.py``
 for replaying a seed."""
 
 from __future__ import annotations

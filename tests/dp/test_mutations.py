@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whoever breaks a rule of the step sync is told: each mutation makes a check of this folder fail. See `mutations.py`."""
+"""Whoever breaks a rule of the step sync is told: each mutation makes a check of this folder fail. See ``mutations.py``."""
 
 from __future__ import annotations
 

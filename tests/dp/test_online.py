@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vllm serve` with data parallelism, from outside: one request, bursts, one again, idleness, a killed worker and the next
+"""``vllm serve`` with data parallelism, from outside: one request, bursts, one again, idleness, a killed worker and the next
 server on the same ports, a stopped worker. Answers are the oracle's; no server outlives its test."""
 
 from __future__ import annotations

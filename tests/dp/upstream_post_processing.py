@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Script: vLLM's own post-processing as the oracle of `agree`, over N random worlds.
+"""Script: vLLM's own post-processing as the oracle of ``agree``, over N random worlds.
 
 Two comparisons: from the rows that the seam hands back (all worlds), and, where no rank is idle, from the rows that
 vLLM's own all-reduce would have made (vLLM has no notion of an idle rank).

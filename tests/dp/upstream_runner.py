@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's own decision code on a runner without a model: real `GPUModelRunner` and drafter methods, real graph dispatcher,
+"""vLLM's own decision code on a runner without a model: real ``GPUModelRunner`` and drafter methods, real graph dispatcher,
 real data-parallel coordination, patched as in an engine. Only input preparation and forwards are left out.
 
 Import under the virtual NPU.
@@ -33,7 +33,7 @@ MAX_MODEL_LEN = 4096
 
 
 def make_config(rank: int, size: int, query_len: int) -> Any:
-    """The parts of a `VllmConfig` that the decision code reads, on real configuration objects."""
+    """The parts of a ``VllmConfig`` that the decision code reads, on real configuration objects."""
     parallel = ParallelConfig(data_parallel_size=size, data_parallel_rank=rank, is_moe_model=True)
     compilation = CompilationConfig(
         cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
@@ -67,7 +67,7 @@ def dispatcher(config: Any, mode: CUDAGraphMode, query_len: int) -> CudagraphDis
 
 
 class DecidingRunner(GPUModelRunner):
-    """A `GPUModelRunner` that can decide, and nothing else."""
+    """A ``GPUModelRunner`` that can decide, and nothing else."""
 
     def __init__(self, rank: int, size: int, speculative: bool) -> None:
         self.uniform_decode_query_len = 1 + (SPECULATIVE_TOKENS if speculative else 0)

@@ -36,7 +36,7 @@ class Pointer:
 
 
 class Language:
-    """What the kernels call `tl`; `program` is set before each run."""
+    """What the kernels call ``tl``; ``program`` is set before each run."""
 
     constexpr = staticmethod(lambda value: value)
     int32, int64, uint32, float32, float64 = torch.int32, torch.int64, torch.uint32, torch.float32, torch.float64
@@ -78,7 +78,7 @@ class Kernel:
     """One kernel of the installed vLLM.
 
     Args:
-        name: dotted name, e.g. `vllm.v1.spec_decode.utils.eagle_prepare_inputs_padded_kernel`.
+        name: dotted name, e.g. ``vllm.v1.spec_decode.utils.eagle_prepare_inputs_padded_kernel``.
     """
 
     def __init__(self, name: str) -> None:
@@ -93,7 +93,7 @@ class Kernel:
         self._function = scope[function]
 
     def run(self, grid: tuple[int, ...], **arguments: Any) -> None:
-        """What `kernel[grid](**arguments)` does; tensors are written in place."""
+        """What ``kernel[grid](**arguments)`` does; tensors are written in place."""
         pointers = {k: Pointer(v.view(-1)) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
         for self._language.program in itertools.product(*(range(size) for size in grid)):
             self._function(**pointers)

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_flatten
 
 
 class CollectiveCounter(TorchDispatchMode):
-    """While active in a thread, records every `c10d` operator that thread runs.
+    """While active in a thread, records every ``c10d`` operator that thread runs.
 
-    `calls` counts (operator, group size, device, bytes of the first tensor list).
+    ``calls`` counts (operator, group size, device, bytes of the first tensor list).
     """
 
     def __init__(self) -> None:

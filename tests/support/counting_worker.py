@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a vLLM worker counts for the tests: collectives, as the dispatcher sees them, and forwards of the model.
 
-vLLM imports this in each worker (`worker_extension_cls`) before it joins any process group; counting starts there.
+vLLM imports this in each worker (``worker_extension_cls``) before it joins any process group; counting starts there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FORWARDS: dict[str, int] = {"model": 0, "drafter": 0}
 
 
 class CountingWorker:
-    """Methods that `collective_rpc` reaches."""
+    """Methods that ``collective_rpc`` reaches."""
 
     model_runner: Any
     parallel_config: Any
@@ -38,7 +38,7 @@ class CountingWorker:
             count("drafter", drafter)
 
     def write_counts(self, folder: str) -> None:
-        """Collectives since the process began, forwards since `count_forwards`, vectors sent: into this rank's file, since
+        """Collectives since the process began, forwards since ``count_forwards``, vectors sent: into this rank's file, since
         vLLM hands back the answer of one engine only."""
         from vllm_ascend_patch.seams import serving
 

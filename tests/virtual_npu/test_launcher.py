@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `virtual-npu` as a user meets it: each test starts it anew."""
+"""The command ``virtual-npu`` as a user meets it: each test starts it anew."""
 
 import json
 import os
@@ -222,7 +222,7 @@ def test_amounts_of_memory(text: str, value: int) -> None:
 
 
 def test_the_python_on_the_path_is_not_needed() -> None:
-    """The launcher finds its interpreter's wheels, not those of whatever `python` is."""
+    """The launcher finds its interpreter's wheels, not those of whatever ``python`` is."""
     path = os.pathsep.join(filter(None, [os.path.dirname(shutil.which("sh") or "/bin/sh")]))
     done = launcher(["--", sys.executable, "-c", SHOW], environment=clean_environment(PATH=path))
     assert done.returncode == 0, done.stderr

@@ -112,7 +112,7 @@ def _wheel_url(package: str, release: str) -> str:
 
 def fetch(package: str, release: str) -> Path:
     """The sources of a release as a zip file, from the cache or from the package index. Raises
-    :class:`SourceUnavailable`."""
+    ``SourceUnavailable``."""
     known = cached(package, release)
     if known is not None:
         return known

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `trace` command: what the ranks' traces say about waiting, padding and communication methods.
+"""The ``trace`` command: what the ranks' traces say about waiting, padding and communication methods.
 
-Reads the files that `trace.py` writes. Drawing needs matplotlib, which is imported only then.
+Reads the files that ``trace.py`` writes. Drawing needs matplotlib, which is imported only then.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RankSummary:
     """One rank's numbers. Times in microseconds.
 
     Attributes:
-        waits: host time blocked for the other ranks' vectors, one per collective, `main` steps that were posted early.
+        waits: host time blocked for the other ranks' vectors, one per collective, ``main`` steps that were posted early.
         hidden: host time between post and wait of the same steps.
         direct_waits: the same wait for dummy steps and drafters, which have nothing to hide behind.
         tokens, padded: rows that belonged to requests, rows run.
@@ -119,14 +119,14 @@ def _fold_wait(summary: RankSummary, duration: float, args: dict[str, Any]) -> N
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of `values` lie, interpolated. 0 for no values."""
+    """The value below which ``share`` (0 to 1) of ``values`` lie, interpolated. 0 for no values."""
     if len(values) < 2:
         return float(values[0]) if values else 0.0
     return statistics.quantiles(values, n=1000, method="inclusive")[min(998, max(0, round(share * 1000) - 1))]
 
 
 def as_dict(summary: RankSummary) -> dict[str, Any]:
-    """The summary as plain data, for `--json`."""
+    """The summary as plain data, for ``--json``."""
     return {
         "rank": summary.rank,
         "label": summary.label,

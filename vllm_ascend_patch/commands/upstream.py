@@ -33,7 +33,7 @@ class Upstream(NamedTuple):
 def locate(what: str | None, release: str | None = None) -> Upstream:
     """The release meant by a version, a wheel, a source archive or a directory; None means the installed one.
 
-    A version that is neither installed nor cached is fetched from the package index. Raises :class:`SourceUnavailable`.
+    A version that is neither installed nor cached is fetched from the package index. Raises ``SourceUnavailable``.
     """
     if what is None or (what == installed_release() and release is None):
         tree, found = installed_tree(), installed_release()

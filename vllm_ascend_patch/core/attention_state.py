@@ -62,10 +62,11 @@ def decide_attention_state(
     """Decide a batch's attention state.
 
     Args:
-        computed_tokens: `[num_reqs]` ints, tokens of each request whose keys are in the cache before this step.
-        scheduled_tokens: `[num_reqs]` ints above 0, tokens each request runs in this step, drafts included.
-        prompt_tokens: `[num_reqs]` ints, prompt length.
-        draft_tokens: `[num_reqs]` ints, draft tokens to verify among the scheduled ones; None for no speculation. A request
+        computed_tokens: ``[num_reqs]`` ints, tokens of each request whose keys are in the cache before this step.
+        scheduled_tokens: ``[num_reqs]`` ints above 0, tokens each request runs in this step, drafts included.
+        prompt_tokens: ``[num_reqs]`` ints, prompt length.
+        draft_tokens: ``[num_reqs]`` ints, draft tokens to verify among the scheduled ones; None for no
+            speculation. A request
             past its prompt that runs more than one token and its drafts (preempted, recomputing what it had generated)
             counts as a prefill.
 

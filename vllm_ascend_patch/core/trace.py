@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step trace: Chrome/Perfetto events of one rank, written by a thread of the process itself.
 
-Writing only; reading and summarising is `commands/trace.py`. Off by default, and then every call is one test of a module
+Writing only; reading and summarising is ``commands/trace.py``. Off by default, and then every call is one test of a module
 variable. The file is the "JSON array" flavour of the Chrome trace format, whose closing bracket is optional, so the trace
 of a killed process still opens; so does that of a process that hangs, up to the moment at which it began to.
 """
@@ -92,7 +92,10 @@ _writer: _Writer | None = None
 
 
 def rank_path(path: str | os.PathLike[str], rank: int) -> Path:
-    """One file per rank: `{rank}` and `{pid}` are filled in; without `{rank}`, `trace.json` becomes `trace.rank0.json`."""
+    """One file per rank: ``{rank}`` and ``{pid}`` are filled in.
+
+    Without ``{rank}``, ``trace.json`` becomes ``trace.rank0.json``.
+    """
     base = Path(str(path).replace("{pid}", str(os.getpid())))
     if "{rank}" in str(base):
         return Path(str(base).replace("{rank}", str(rank)))
@@ -100,7 +103,7 @@ def rank_path(path: str | os.PathLike[str], rank: int) -> Path:
 
 
 def start(path: str | os.PathLike[str], rank: int, label: str = "") -> Path:
-    """Begin writing this process's trace to `rank_path(path, rank)`. An earlier trace of the process is closed."""
+    """Begin writing this process's trace to ``rank_path(path, rank)``. An earlier trace of the process is closed."""
     global _writer
     stop()
     target = rank_path(path, rank)
@@ -132,7 +135,7 @@ def enabled() -> bool:
 
 
 def complete(name: str, start_ns: int, end_ns: int, args: dict[str, Any] | None = None) -> None:
-    """An event with a duration. Times are `time.perf_counter_ns()`."""
+    """An event with a duration. Times are ``time.perf_counter_ns()``."""
     if _writer is not None:
         _writer.complete(name, start_ns, end_ns, args)
 
@@ -145,7 +148,7 @@ def instant(name: str, args: dict[str, Any] | None = None) -> None:
 
 @contextlib.contextmanager
 def span(name: str, args: dict[str, Any] | None = None) -> Iterator[None]:
-    """Trace the block as one event, also when it raises. `args` may be filled inside the block."""
+    """Trace the block as one event, also when it raises. ``args`` may be filled inside the block."""
     if _writer is None:
         yield
         return

@@ -2,7 +2,7 @@
 """Declare, check, apply, revert and report patches of any Python package; knows wrapt, knows nothing of MoE, NPUs or
 vLLM.
 
-A patch is one frozen record (:class:`Patch`). A :class:`PatchSet` arms post-import hooks for a tuple of them, applies
+A patch is one frozen record (``Patch``). A ``PatchSet`` arms post-import hooks for a tuple of them, applies
 each one when its module is complete, and can take all of it back. Nothing here imports a patched package.
 """
 

@@ -35,7 +35,7 @@ class Target(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        """Split ``"package.module:Class.attribute"``; anything else is an :class:`InvalidPatch`."""
+        """Split ``"package.module:Class.attribute"``; anything else is an ``InvalidPatch``."""
         if not isinstance(text, str) or not _TARGET.fullmatch(text):
             raise InvalidPatch(
                 f"{text!r} is not a target: write it as 'package.module:name' or 'package.module:Class.name'"

@@ -57,7 +57,7 @@ class Description(NamedTuple):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Description":
-        """The inverse of :meth:`as_record`."""
+        """The inverse of ``as_record``."""
         return cls(
             record["kind"],
             tuple(record.get("parameters", ())),
@@ -137,7 +137,7 @@ class Reader:
             raise SourceUnavailable(f"{path} of {self.tree.origin} cannot be parsed: {error}") from error
 
     def describe(self, target: Target) -> Description:
-        """What is at the target, "absent" included. Raises :class:`SourceUnavailable` for a module that cannot be parsed."""
+        """What is at the target, "absent" included. Raises ``SourceUnavailable`` for a module that cannot be parsed."""
         parsed = self.module(target.module)
         if parsed is None:
             return absent(f"there is no module {target.module}")

@@ -98,7 +98,7 @@ _trigger = _Trigger()
 
 
 class Hook:
-    """A registered callback; :meth:`cancel` makes it do nothing (wrapt has no way to take a hook back)."""
+    """A registered callback; ``cancel`` makes it do nothing (wrapt has no way to take a hook back)."""
 
     def __init__(self, name: str, callback: Callback) -> None:
         self.name = name

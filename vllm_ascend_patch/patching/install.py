@@ -21,7 +21,7 @@ MARK = "__patch_id__"
 
 
 def resolve_owner(target: Target, module: ModuleType) -> Any:
-    """The module or class whose attribute the target is. Raises :class:`TargetMissing`."""
+    """The module or class whose attribute the target is. Raises ``TargetMissing``."""
     owner: Any = module
     walked = target.module
     for part in target.owner.split(".") if target.owner else ():
@@ -63,7 +63,7 @@ def underlying(raw: Any) -> Any:
 
 def resolve_implementation(patch: Patch) -> Any:
     """The implementation itself, importing its module when it was given as a dotted name. Raises
-    :class:`InvalidPatch`."""
+    ``InvalidPatch``."""
     if not isinstance(patch.implementation, str):
         return patch.implementation
     place = Target.parse(patch.implementation)
@@ -273,7 +273,7 @@ def _rebind(done: Installed, alias: Target, old: Any, new: Any) -> None:
 def uninstall(done: Installed) -> None:
     """Restore the raw object, the aliases that were rebound, and the copies that modules imported since.
 
-    Raises :class:`PatchConflict`, having changed nothing, when somebody else has replaced the target meanwhile.
+    Raises ``PatchConflict``, having changed nothing, when somebody else has replaced the target meanwhile.
     """
     name = done.patch.place.name
     if own_attribute(done.owner, name) is not done.object:

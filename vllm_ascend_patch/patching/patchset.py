@@ -9,7 +9,7 @@ State of each patch, and what leads there::
                     +--> disabled | not needed | refused | failed
 
 A patch that was asked for and cannot be applied raises where the target is imported, and again from
-:meth:`PatchSet.raise_failures`, because importers are known to swallow exceptions.
+``PatchSet.raise_failures``, because importers are known to swallow exceptions.
 """
 
 import logging
@@ -160,7 +160,7 @@ class PatchSet:
             raise errors[0]
 
     def disarm(self) -> None:
-        """Cancel every hook that is still waiting. What is applied stays (:meth:`revert` undoes it)."""
+        """Cancel every hook that is still waiting. What is applied stays (``revert`` undoes it)."""
         self.armed = False
         for entry in self._entries.values():
             entry.unhook()
@@ -191,7 +191,7 @@ class PatchSet:
             raise entry.error from error
 
     def _wanted(self, entry: _Entry) -> bool:
-        """Ask the examination; true when the patch is to be applied. Raises :class:`PatchRefused`."""
+        """Ask the examination; true when the patch is to be applied. Raises ``PatchRefused``."""
         strict = self._strict if isinstance(self._strict, str) else self._strict()
         verdict = self._examine(entry.patch)
         entry.release, entry.reason = verdict.release, verdict.line
@@ -255,7 +255,7 @@ class PatchSet:
         """Take the given patches (all by default) out again, last applied first, and stop waiting for the others.
         Idempotent.
 
-        Raises :class:`PatchConflict` for a target that somebody else has patched on top, after reverting the others.
+        Raises ``PatchConflict`` for a target that somebody else has patched on top, after reverting the others.
         """
         errors: list[PatchError] = []
         for entry in reversed(self._select(ids)):

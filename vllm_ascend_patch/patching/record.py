@@ -51,7 +51,7 @@ class Record:
 
     @classmethod
     def loads(cls, text: str) -> "Record":
-        """The inverse of :meth:`dumps`. Raises :class:`PatchError` for another format."""
+        """The inverse of ``dumps``. Raises ``PatchError`` for another format."""
         data = json.loads(text)
         if data.get("format") != FORMAT:
             raise PatchError(
@@ -98,7 +98,7 @@ class RecordStore:
 
 
 def merge_wanted(parts: Iterable[tuple[str, Iterable[str]]]) -> dict[str, frozenset[str]]:
-    """Join ``(target, calls)`` pairs into what :meth:`Record.make` takes."""
+    """Join ``(target, calls)`` pairs into what ``Record.make`` takes."""
     wanted: dict[str, frozenset[str]] = {}
     for target, calls in parts:
         wanted[target] = wanted.get(target, frozenset()) | frozenset(calls)

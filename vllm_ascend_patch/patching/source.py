@@ -71,7 +71,7 @@ def module_name(path: str) -> str:
 
 
 class DirectoryTree(SourceTree):
-    """An installed package, or a checkout. Keeps what it read until :meth:`forget`; a search reads everything."""
+    """An installed package, or a checkout. Keeps what it read until ``forget``; a search reads everything."""
 
     def __init__(self, package: str, root: Path) -> None:
         super().__init__(package, str(root))
@@ -149,7 +149,7 @@ def _open_tar(package: str, path: Path) -> SourceTree:
 def open_tree(package: str, path: str | os.PathLike[str]) -> SourceTree:
     """The sources of ``package`` at a path: its directory, a directory that holds it, a wheel, or a source archive.
 
-    Raises :class:`SourceUnavailable`, with what was expected.
+    Raises ``SourceUnavailable``, with what was expected.
     """
     place = Path(path)
     if place.is_dir():

@@ -18,7 +18,7 @@ def _matches(patch_id: str, patterns: Sequence[str]) -> bool:
 
 
 def check(patches: Sequence[Patch]) -> None:
-    """Raise :class:`UnknownPatch` for an entry of either list that names no patch, and for an id that is in both."""
+    """Raise ``UnknownPatch`` for an entry of either list that names no patch, and for an id that is in both."""
     ids = [patch.id for patch in patches]
     enable, disable = envs.VLLM_ASCEND_PATCH_ENABLE, envs.VLLM_ASCEND_PATCH_DISABLE
     wrong = [

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def alias_cpu(tensor: "torch.Tensor") -> "torch.Tensor":
-    """A CPU tensor over the memory of `tensor`: same sizes, strides, storage offset and dtype.
+    """A CPU tensor over the memory of ``tensor``: same sizes, strides, storage offset and dtype.
 
     Writing to either is seen by the other, and the memory lives as long as one of them does. A CPU tensor is
     returned as it is.
@@ -28,7 +28,7 @@ def borrow_cpu(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 def to_device(tensor: "torch.Tensor", device: "torch.device | str | int") -> "torch.Tensor":
-    """A new tensor on the NPU `device` with the values of the CPU tensor `tensor` (one copy, counted as device memory).
+    """A new tensor on the NPU ``device`` with the values of the CPU tensor ``tensor`` (one copy, counted as device memory).
 
     The copy is made here and not put on a stream, so that a graph does not record it.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the virtual NPU with the system's compilers into a cache, once per combination of sources and wheels.
 
-What comes out is a directory with the libraries that stand in for CANN (`lib/`), the folders by which torch_npu
-recognises an installation of it (`cann/`) and the Python extension with the CPU kernels (`_virtual_npu.so`). How
+What comes out is a directory with the libraries that stand in for CANN (``lib/``), the folders by which torch_npu
+recognises an installation of it (``cann/``) and the Python extension with the CPU kernels (``_virtual_npu.so``). How
 processes find and load it is not known here, and nothing here imports torch: a build that is present costs no more than
 reading the sources.
 """
@@ -78,7 +78,7 @@ def _package(name: str) -> Path:
 
 
 def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where builds live: `$XDG_CACHE_HOME/vllm_ascend_patch/virtual_npu`, by default under `~/.cache`."""
+    """Where builds live: ``$XDG_CACHE_HOME/vllm_ascend_patch/virtual_npu``, by default under ``~/.cache``."""
     base = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "vllm_ascend_patch" / "virtual_npu"
 
@@ -88,7 +88,7 @@ def _source_files() -> list[Path]:
 
 
 def build_directory(wheels: Wheels) -> Path:
-    """The directory of the build for these sources and `wheels`, whether it exists or not."""
+    """The directory of the build for these sources and ``wheels``, whether it exists or not."""
     digest = hashlib.sha256()
     for path in _source_files():
         digest.update(path.name.encode())
@@ -216,7 +216,7 @@ def _objects(compile_command: Sequence[str], binding_flags: Sequence[str], work:
 
 
 def _with_headers(source: Path) -> bytes:
-    """The contents of `source` and of every file of ours that it includes, in a fixed order."""
+    """The contents of ``source`` and of every file of ours that it includes, in a fixed order."""
     found: dict[Path, bytes] = {}
     waiting = [source]
     while waiting:

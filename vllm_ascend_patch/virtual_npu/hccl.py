@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backend `hccl` of torch.distributed on virtual NPUs, and the look-up of communicators by their HCCL name.
+"""The backend ``hccl`` of torch.distributed on virtual NPUs, and the look-up of communicators by their HCCL name.
 
 The collectives themselves are C++ (csrc/torch/hccl_*.cpp) over connections made by gloo. Here it is created and found.
 """
@@ -23,11 +23,11 @@ class Communicator:
     """One process group of this process, as operators that take an HCCL communicator name see it.
 
     Attributes:
-        name: what `get_hccl_comm_name` returned, the same on all ranks.
+        name: what ``get_hccl_comm_name`` returned, the same on all ranks.
         rank: this process's rank in the group.
         size: number of ranks.
         process_group: the backend: send, recv, alltoall_base, allgather, ... on tensors of a host or an NPU.
-        global_ranks: `global_ranks[i]` is the world's rank of group rank i.
+        global_ranks: ``global_ranks[i]`` is the world's rank of group rank i.
     """
 
     name: str
@@ -58,7 +58,7 @@ def _communicator_name(store: dist.Store, rank: int, group: str) -> str:
 
 
 def _create(options: Any, pg_options: Any) -> Any:
-    """torch.distributed's hook: the backend for the group that `options` (DistributedBackendOptions) describes."""
+    """torch.distributed's hook: the backend for the group that ``options`` (DistributedBackendOptions) describes."""
     store = dist.PrefixStore("virtual_hccl", options.store)
     rank, size = options.group_rank, options.group_size
     timeout: timedelta = options.timeout
@@ -82,6 +82,6 @@ def _create(options: Any, pg_options: Any) -> Any:
 
 
 def register_backend() -> None:
-    """Put this backend in the place of torch_npu's own `hccl`."""
+    """Put this backend in the place of torch_npu's own ``hccl``."""
     if dist.is_available():
         dist.Backend.register_backend("hccl", _create, extended_api=True, devices=["npu"])

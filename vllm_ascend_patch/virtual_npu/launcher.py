@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `virtual-npu`: build if need be, write the virtual machine into the environment, become the command.
+"""The command ``virtual-npu``: build if need be, write the virtual machine into the environment, become the command.
 
-`import torch` imports torch_npu, which links CANN: the library path must be right before Python starts. Hence a launcher
+``import torch`` imports torch_npu, which links CANN: the library path must be right before Python starts. Hence a launcher
 that execs. Every process that the command spawns inherits the machine with the environment.
 """
 
@@ -25,7 +25,7 @@ def _prepend(environment: MutableMapping[str, str], variable: str, path: Path) -
 
 
 def prepare(environment: MutableMapping[str, str], machine: profile.Profile, runtime: Path) -> None:
-    """Make `environment` one in which a new process has the virtual `machine`, from the build in `runtime`."""
+    """Make ``environment`` one in which a new process has the virtual ``machine``, from the build in ``runtime``."""
     machine.export(environment)
     environment[extension.RUNTIME_VARIABLE] = str(runtime)
     _prepend(environment, "LD_LIBRARY_PATH", runtime / "lib")
@@ -79,7 +79,7 @@ def _virtual_npu(devices: str | None, soc: profile.SoC | None, memory: str | Non
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line `argv` (without the word `virtual-npu`). Returns only on an error, a build or `--help`."""
+    """Run the command line ``argv`` (without the word ``virtual-npu``). Returns only on an error, a build or ``--help``."""
     try:
         result = _virtual_npu.main(args=list(argv), prog_name="vllm-ascend-patch virtual-npu", standalone_mode=False)
     except click.ClickException as error:

@@ -53,11 +53,11 @@ class Profile:
 
     @property
     def soc_name(self) -> str:
-        """The name that `aclrtGetSocName` returns."""
+        """The name that ``aclrtGetSocName`` returns."""
         return SOC_NAMES[self.soc]
 
     def export(self, environment: MutableMapping[str, str]) -> None:
-        """Write the profile into `environment`, for this process's children."""
+        """Write the profile into ``environment``, for this process's children."""
         environment[DEVICES_VARIABLE] = str(self.devices)
         environment[SOC_VARIABLE] = self.soc
         environment[MEMORY_VARIABLE] = str(self.memory_bytes)
@@ -72,7 +72,7 @@ def parse_memory(text: str) -> int:
 
 
 def parse_devices(text: str) -> int:
-    """The device count in `text`. Raises ValueError when it is not a whole number."""
+    """The device count in ``text``. Raises ValueError when it is not a whole number."""
     try:
         return int(text)
     except ValueError:
@@ -80,7 +80,7 @@ def parse_devices(text: str) -> int:
 
 
 def current(environment: Mapping[str, str] = os.environ) -> Profile:
-    """The profile of this process. Variables that are not set keep the defaults of `Profile`."""
+    """The profile of this process. Variables that are not set keep the defaults of ``Profile``."""
     default = Profile()
     devices = environment.get(DEVICES_VARIABLE)
     soc = environment.get(SOC_VARIABLE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets `import torch` succeed where neither CANN nor the virtual NPU is present. No fixtures."""
+"""Lets ``import torch`` succeed where neither CANN nor the virtual NPU is present. No fixtures."""
 
 import os
 import sys

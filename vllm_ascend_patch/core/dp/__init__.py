@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data-parallel step vector: pack, post, wait, agree. Torch only; never imports vLLM.
 
-What other parts of the package use is re-exported here; `current.py` holds this process's session.
+What other parts of the package use is re-exported here; ``current.py`` holds this process's session.
 """
 
 from .agreement import StepAgreement, agree

@@ -17,7 +17,7 @@ _LONGEST = 240
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
-    """Names (`co_name`) of a framework's functions by which the stack of a rank's main thread is read.
+    """Names (``co_name``) of a framework's functions by which the stack of a rank's main thread is read.
 
     Attributes:
         calls: functions that call what a rank is told to do; what the innermost of them has called is what it does.
@@ -48,7 +48,7 @@ def activity_of(thread: int, landmarks: Landmarks) -> Activity:
     """Read a thread's stack.
 
     Args:
-        thread: its `threading.get_ident()`.
+        thread: its ``threading.get_ident()``.
         landmarks: without any, only the innermost function is named.
     """
     innermost = sys._current_frames().get(thread)

@@ -35,10 +35,10 @@ class StepAgreement:
         sequence: the number of the vector that led to this agreement.
         kind: the main model's forward or a drafter's.
         tokens: tokens before any padding (an idle rank's dummy tokens included).
-        active_tokens: tokens that belong to a request: `tokens`, and 0 for idle ranks. Rows from there on are padding.
+        active_tokens: tokens that belong to a request: ``tokens``, and 0 for idle ranks. Rows from there on are padding.
         padded_tokens: tokens each rank runs.
-        max_tokens: the largest of `padded_tokens`; the number a choice that all ranks must share may depend on.
-        graph_mode: the agreed `GraphMode`.
+        max_tokens: the largest of ``padded_tokens``; the number a choice that all ranks must share may depend on.
+        graph_mode: the agreed ``GraphMode``.
         microbatch: whether all ranks split their batch.
         any_prefill: whether any rank has a request inside its prompt.
         idle: which ranks run a dummy step.
@@ -78,8 +78,8 @@ class StepAgreement:
 
 
 def last_microbatch_empty(tokens: int, padded_tokens: int, num_microbatches: int) -> bool:
-    """Whether splitting `padded_tokens` into `num_microbatches` equal parts (the last takes the remainder) leaves the
-    last part without any of the first `tokens` rows."""
+    """Whether splitting ``padded_tokens`` into ``num_microbatches`` equal parts (the last takes the remainder) leaves the
+    last part without any of the first ``tokens`` rows."""
     return padded_tokens // num_microbatches * (num_microbatches - 1) >= tokens
 
 
@@ -87,7 +87,7 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
     """Decide one step from the reduced matrix.
 
     Args:
-        rows: `[NUM_FIELDS, dp_size]` ints, what the transport made of all ranks' columns.
+        rows: ``[NUM_FIELDS, dp_size]`` ints, what the transport made of all ranks' columns.
         num_microbatches: parts a micro-batched step has; a setting that all ranks share.
 
     Raises:
@@ -141,7 +141,7 @@ def _agree_microbatching(
 def _agree_draft(
     rows: Sequence[Sequence[int]], first_field: int, main_graph_mode: int, idle: tuple[bool, ...]
 ) -> StepAgreement:
-    """Agreement of one drafter forward from the three rows that begin at `first_field`.
+    """Agreement of one drafter forward from the three rows that begin at ``first_field``.
 
     A rank in a dummy step runs its drafter without graphs when the step itself was agreed to run without: it
     announced its graph-padded count before that was known, so this rank's unpadded one is taken then.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The board: where every rank writes what it is doing and reads what the others last wrote.
 
-Only storage and the view of it live here (a `torch.distributed` store of its own connection); judging what is seen is
+Only storage and the view of it live here (a ``torch.distributed`` store of its own connection); judging what is seen is
 the watchdog's. Clocks are never compared across machines: a reader measures how long ago a record last *changed*.
 """
 
@@ -33,7 +33,7 @@ class Progress:
     Attributes:
         posted: step vectors sent so far.
         phase: what the main thread does now, e.g. "prepare", "wait", "forward".
-        since: `time.monotonic()` at the phase's beginning.
+        since: ``time.monotonic()`` at the phase's beginning.
         serving: False while the engine starts (loading, profiling, capture), where ranks may differ by minutes.
         blocking: whether the phase is part of a step, and can only end if the other ranks take part.
         thread: the main thread, as it was when the phase began.
@@ -96,10 +96,10 @@ class Board:
     """One record per rank in a store.
 
     Args:
-        store: a store all ranks of the data-parallel group reach, not used by any other thread (see `private_store`).
+        store: a store all ranks of the data-parallel group reach, not used by any other thread (see ``private_store``).
         rank: this rank in the group.
         size: ranks in the group.
-        landmarks: how this rank's main thread is read, see `activity.py`.
+        landmarks: how this rank's main thread is read, see ``activity.py``.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, landmarks: Landmarks = NO_LANDMARKS) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing the transport by measuring it, once, at start-up, with a result that all ranks share.
 
-Measures only; the transports themselves are in `transport.py`. What is compared is what a step pays: the host time of
-`post` plus the host time of `wait` after a stretch of other host work between them.
+Measures only; the transports themselves are in ``transport.py``. What is compared is what a step pays: the host time of
+``post`` plus the host time of ``wait`` after a stretch of other host work between them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _LATE_SECONDS = 0.05
 
 
 def detect_blocking_wait(transport: DeviceTransport, check: Check) -> None:
-    """Find out whether the backend's `Work.wait` blocks the host, and set `transport.host_blocking_wait`.
+    """Find out whether the backend's ``Work.wait`` blocks the host, and set ``transport.host_blocking_wait``.
 
-    Rank 0 posts late; elsewhere a `post` that took about as long as rank 0 was late has waited for it. All ranks of the
+    Rank 0 posts late; elsewhere a ``post`` that took about as long as rank 0 was late has waited for it. All ranks of the
     group call this together. Rank 0 takes the others' finding.
     """
     for late in (False, True):  # the first round only opens connections
@@ -88,7 +88,7 @@ def choose(transports: Sequence[Transport], check: Check) -> Transport:
 
 
 def exchange(transport: Transport, values: Sequence[int], check: Check) -> list[list[int]]:
-    """Send up to `fields` ints and get every rank's: `[fields][dp_size]`. Blocking."""
+    """Send up to ``fields`` ints and get every rank's: ``[fields][dp_size]``. Blocking."""
     column = transport.column()
     column[:] = 0
     count = min(len(values), len(column))

@@ -2,7 +2,7 @@
 """One rank's end of the step sync: post a vector, wait for the agreement. One exchange per pair, in order.
 
 Ties vector, transport, watchdog, counters and trace together. Which forward needs a vector is the caller's business
-(`session.py`).
+(``session.py``).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DPChannel:
     """Posts vectors and waits for agreements.
 
     Args:
-        transport: sized for `NUM_FIELDS` rows.
+        transport: sized for ``NUM_FIELDS`` rows.
         progress: what the heartbeat publishes; updated here.
         watchdog: None only where the caller can afford to hang (never in an engine).
         num_microbatches: parts of a micro-batched step.
@@ -104,12 +104,12 @@ class DPChannel:
         """Wait for all ranks' vectors of this step and decide.
 
         Args:
-            posted: what `post` returned.
+            posted: what ``post`` returned.
             early: whether there was host work between post and wait; for the trace.
 
         Raises:
-            RankMissingError, RankFailedError: see `Watchdog.check`.
-            StepMismatchError: see `agree`.
+            RankMissingError, RankFailedError: see ``Watchdog.check``.
+            StepMismatchError: see ``agree``.
         """
         if posted is not self._outstanding:
             raise DPSyncError(f"vector #{posted.sequence} is not the one under way on rank {self.transport.rank}")

@@ -83,7 +83,7 @@ def exchange_fingerprints(
 
     Raises:
         RankMissingError: a rank did not publish in time; named.
-        FingerprintMismatchError: see `compare`; raised on every rank.
+        FingerprintMismatchError: see ``compare``; raised on every rank.
     """
     record = {"host": socket.gethostname(), "fingerprint": dict(fingerprint)}
     store.set(f"fingerprint/{rank}", json.dumps(record, sort_keys=True))

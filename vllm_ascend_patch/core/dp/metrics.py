@@ -41,7 +41,7 @@ class StepCounters:
         """One forward whose agreement took a vector of its own: a collective, or a round through shared memory.
 
         Args:
-            wait_seconds: host time blocked in `wait`.
+            wait_seconds: host time blocked in ``wait``.
             hidden_seconds: host time between post and wait, during which the collective cost nothing.
         """
         own, padded = agreement.active_tokens[self.rank], agreement.padded_tokens[self.rank]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which forward needs a vector, and when: the step protocol of one model runner.
 
-A state machine over a `DPChannel`; it knows announced steps, dummy steps and drafter forwards, but no framework. Seams
+A state machine over a ``DPChannel``; it knows announced steps, dummy steps and drafter forwards, but no framework. Seams
 translate their framework's calls into these:
 
-* `announce`: a step of real work begins; its vector goes out at once.
-* `expect_dummy`: a dummy step begins (idle, profiling, warm-up, capture).
-* `resolve`: the framework wants the ranks' agreement for the forward that it is about to run.
+* ``announce``: a step of real work begins; its vector goes out at once.
+* ``expect_dummy``: a dummy step begins (idle, profiling, warm-up, capture).
+* ``resolve``: the framework wants the ranks' agreement for the forward that it is about to run.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class DPSession:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def announce(self, vote: Vote, with_prefill: bool, drafts: DraftPlan | None = None) -> None:
-        """Send the vector of a step that is about to be prepared. `resolve` must follow with the same vote.
+        """Send the vector of a step that is about to be prepared. ``resolve`` must follow with the same vote.
 
         Args:
             vote: what the framework will vote.
@@ -97,11 +97,11 @@ class DPSession:
         self._declared = drafts
 
     def expect_dummy(self, idle: bool, plan: Callable[[], DraftPlan | None] = lambda: None) -> None:
-        """A dummy step begins; the next `resolve` belongs to it.
+        """A dummy step begins; the next ``resolve`` belongs to it.
 
         Args:
             idle: a rank without work joins the others' step; its tokens are padding.
-            plan: computes the drafter forwards of this step, if they are certain. Called in `resolve`.
+            plan: computes the drafter forwards of this step, if they are certain. Called in ``resolve``.
         """
         if idle:
             self.channel.progress.serving = True
@@ -117,7 +117,7 @@ class DPSession:
 
         Raises:
             VoteChangedError: an announced step or a declared drafter forward turned out different.
-            DPSyncError: see `DPChannel.wait`.
+            DPSyncError: see ``DPChannel.wait``.
         """
         if self._pending is not None:
             agreement = self._resolve_announced(vote)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gives the ranks of one host memory in common, or finds out why they cannot have it. How the memory is used is in
-`shared_memory.py`.
+``shared_memory.py``.
 
-Collective: all ranks call `connect` together and get the same answer, over a transport that already works. Nothing here
+Collective: all ranks call ``connect`` together and get the same answer, over a transport that already works. Nothing here
 raises on one rank while others wait: a rank that fails says so in the next exchange.
 """
 
@@ -35,7 +35,7 @@ def connect(carrier: Transport, check: Check) -> tuple[SharedMemoryTransport | N
 
     Args:
         carrier: a working transport among the same ranks, for the same number of fields.
-        check: see `Transport.wait`.
+        check: see ``Transport.wait``.
 
     Returns:
         The transport and an empty string, or None and the reason, alike on all ranks.

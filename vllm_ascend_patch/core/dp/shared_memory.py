@@ -2,7 +2,7 @@
 """The step matrix in memory that all ranks of one host have mapped: a step makes no call into any collective library.
 
 Only the words in that memory and the protocol of reading and writing them live here. Who creates the memory, and whether
-all ranks really see the same, is `shared_mapping.py`'s.
+all ranks really see the same, is ``shared_mapping.py``'s.
 
 Layout: two slots, in each a row per rank, in each row a word per field; rows are padded to cache lines, because two ranks
 that write into one line slow each other down. A rank writes its own rows only.
@@ -15,7 +15,7 @@ is used. Words that nobody wrote yet are zero, a number that no exchange has.
 
 Two slots used in turn suffice. A rank writes exchange n + 2 over n only when it has seen n + 1 of every rank, and each rank
 writes n + 1 only after it has accepted its copy of n. (The hardware keeps to that as well: it makes no store visible before
-the loads that the decision to store depends on.) Hence whoever posts waits for that exchange before the next `post`.
+the loads that the decision to store depends on.) Hence whoever posts waits for that exchange before the next ``post``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SharedMemoryTransport(Transport):
     """Exchanges the matrix through one mapping.
 
     Args:
-        memory: at least `bytes_needed`, zeros at first, shared with all ranks; kept alive by this object.
+        memory: at least ``bytes_needed``, zeros at first, shared with all ranks; kept alive by this object.
         rank: this rank.
         size: ranks.
         fields: rows of the matrix.

@@ -44,13 +44,13 @@ class SessionConfig:
     """Settings that all ranks share.
 
     Attributes:
-        transport: one of `TRANSPORTS`.
+        transport: one of ``TRANSPORTS``.
         timeout: seconds until a missing rank is an error.
         num_microbatches: parts of a micro-batched step.
         fingerprint: what must be equal on all ranks; these settings are added to it.
         name: keeps several groups of one job apart (one data-parallel group per tensor-parallel rank).
         log_interval: seconds between counter lines in the log, 0 for none.
-        landmarks: how the main thread is read for the other ranks, see `activity.py`.
+        landmarks: how the main thread is read for the other ranks, see ``activity.py``.
     """
 
     transport: str
@@ -72,7 +72,7 @@ class Groups:
 
     Attributes:
         cpu: on gloo.
-        device: on the device's backend; None without a device, or when `SessionConfig.transport` needs none.
+        device: on the device's backend; None without a device, or when ``SessionConfig.transport`` needs none.
     """
 
     cpu: dist.ProcessGroup
@@ -82,7 +82,7 @@ class Groups:
 def compare_settings(config: SessionConfig, store: dist.Store, device: torch.device) -> None:
     """Find out whether all processes of the job run the same, before any group is made. Only the store is needed.
 
-    `start_session` does it again for those of its own groups, for callers that have no earlier place.
+    ``start_session`` does it again for those of its own groups, for callers that have no earlier place.
 
     Args:
         store: any store of the job.

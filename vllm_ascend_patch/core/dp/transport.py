@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a step matrix travels: over gloo from host memory, or over the device's collective library on a side stream. (Through
-memory that the ranks share: `shared_memory.py`.)
+memory that the ranks share: ``shared_memory.py``.)
 
 A transport knows buffers, streams and work handles; it knows nothing of what the rows mean. Each has two slots that are
-allocated once and used in turn, so the result of one step may be read while the next one is under way. `post` never
-blocks on another rank (unless the backend itself does, see `DeviceTransport`); `wait` blocks in short slices and calls
-`check` between them, which raises when a rank is missing.
+allocated once and used in turn, so the result of one step may be read while the next one is under way. ``post`` never
+blocks on another rank (unless the backend itself does, see ``DeviceTransport``); ``wait`` blocks in short slices and calls
+``check`` between them, which raises when a rank is missing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SLICE = timedelta(milliseconds=250)
 
 
 class Transport(ABC):
-    """Puts every rank's column together into one `[fields, dp_size]` int32 matrix, on every rank.
+    """Puts every rank's column together into one ``[fields, dp_size]`` int32 matrix, on every rank.
 
     Args:
         rank: this rank in the data-parallel group.
@@ -49,18 +49,18 @@ class Transport(ABC):
 
     @abstractmethod
     def column(self) -> np.ndarray:
-        """This rank's column of the next slot, `[fields]` int32, to be filled before `post`."""
+        """This rank's column of the next slot, ``[fields]`` int32, to be filled before ``post``."""
 
     @abstractmethod
     def post(self) -> Any:
-        """Send the slot that `column` returned. Returns a handle for `wait`."""
+        """Send the slot that ``column`` returned. Returns a handle for ``wait``."""
 
     @abstractmethod
     def wait(self, handle: Any, check: Check) -> list[list[int]]:
-        """The reduced matrix as nested lists, `[fields][dp_size]`.
+        """The reduced matrix as nested lists, ``[fields][dp_size]``.
 
         Args:
-            handle: what `post` returned.
+            handle: what ``post`` returned.
             check: called with the seconds waited, at least four times a second; raises to give up.
         """
 
@@ -114,8 +114,9 @@ class DeviceTransport(_AllReduce):
     the side stream, and the host looks at one event. A collective on the current stream would queue behind the forward that
     asynchronous scheduling has already launched.
 
-    Some backends block the host in `Work.wait` (HCCL with HCCL_BLOCKING_WAIT=1, or one that runs on the host). `calibrate`
-    finds out; the copy back is then left to `wait`, so that `post` stays free of other ranks.
+    Some backends block the host in ``Work.wait`` (HCCL with HCCL_BLOCKING_WAIT=1, or one that runs on the host).
+    ``calibrate``
+    finds out; the copy back is then left to ``wait``, so that ``post`` stays free of other ranks.
 
     Args:
         device: the device the group's tensors live on.
@@ -183,7 +184,7 @@ def wait_for_work(work: Any, check: Check) -> None:
 
 
 def wait_for_completion(work: Any, check: Check) -> None:
-    """Wait until a work reports completion without entering its blocking `wait`."""
+    """Wait until a work reports completion without entering its blocking ``wait``."""
     wait_until(work.is_completed, check)
 
 

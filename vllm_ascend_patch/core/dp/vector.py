@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The step vector: what one rank tells the others about the forward it is about to run, and where it lies on the wire.
 
-Only the layout and its packing live here; what follows from a matrix of such vectors is in `agreement.py`, how it
-travels in `transport.py`.
+Only the layout and its packing live here; what follows from a matrix of such vectors is in ``agreement.py``, how it
+travels in ``transport.py``.
 
-The wire is one contiguous int32 matrix `[NUM_FIELDS, dp_size]`. Each rank fills its own column, the rest is zero, and a
+The wire is one contiguous int32 matrix ``[NUM_FIELDS, dp_size]``. Each rank fills its own column, the rest is zero, and a
 SUM all-reduce, or memory that the ranks share, gives every rank the whole matrix.
 """
 
@@ -20,7 +20,7 @@ SEQUENCE_MODULUS = 1 << 31
 
 class Field(enum.IntEnum):
     """Rows of the matrix. The order is the wire format: two ranks with different orders must never meet
-    (the start-up fingerprint includes `LAYOUT_VERSION`)."""
+    (the start-up fingerprint includes ``LAYOUT_VERSION``)."""
 
     TOKENS = 0
     PADDED_TOKENS = 1
@@ -45,7 +45,7 @@ LAYOUT_VERSION = 2
 
 
 class StepKind(enum.IntEnum):
-    """What kind of forward a vector announces. Busy, idle and profiling ranks may meet in one `MAIN` step; a drafter's
+    """What kind of forward a vector announces. Busy, idle and profiling ranks may meet in one ``MAIN`` step; a drafter's
     forward may meet only another drafter's. Zero is not used, so that a column nobody filled is recognised."""
 
     MAIN = 1
@@ -74,7 +74,7 @@ class DraftVote:
 class DraftPlan:
     """The drafter forwards that follow a step, known before the step runs.
 
-    `first` is the drafter's forward over the step's tokens, `next` each later one (one token per request).
+    ``first`` is the drafter's forward over the step's tokens, ``next`` each later one (one token per request).
     """
 
     first: DraftVote
@@ -89,7 +89,7 @@ class StepVector:
         tokens: tokens this rank runs, before any padding.
         padded_tokens: the same after this rank's own padding (graph size, sequence parallelism).
         microbatch_vote: this rank would split the batch into micro-batches.
-        graph_mode: the best `GraphMode` this rank has a graph for.
+        graph_mode: the best ``GraphMode`` this rank has a graph for.
         with_prefill: some request of this rank is still inside its prompt.
         idle: a dummy step of a rank without work: its tokens are all padding.
         pad_vote: this rank pads to the largest rank whatever the graph mode (releases that do so once graphs are
@@ -122,12 +122,12 @@ class _Column(Protocol):
 
 
 def pack(vector: StepVector, sequence: int, column: _Column) -> None:
-    """Write `vector` into one rank's column.
+    """Write ``vector`` into one rank's column.
 
     Args:
         vector: what to send.
         sequence: how many vectors this rank sent before on this channel; any non-negative int.
-        column: shape `[NUM_FIELDS]`, int32. Every row is written.
+        column: shape ``[NUM_FIELDS]``, int32. Every row is written.
     """
     drafts = vector.drafts
     column[0] = vector.tokens

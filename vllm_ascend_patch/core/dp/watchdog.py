@@ -2,14 +2,15 @@
 """The watchdog: a missing rank becomes an error that names it, instead of a hang with a green health check.
 
 A thread writes this rank's heartbeat and reads the others'. It decides nothing about steps; it judges silence, failure
-and delay. Errors are raised in the main thread where that one waits for a step's vector (`check`); if the main thread is
+and delay. Errors are raised in the main thread where that one waits for a step's vector (``check``); if the main thread is
 stuck somewhere it cannot be reached (a device collective), the thread ends the process after a grace period.
 
 A rank that is late is not missing while it is alive and busy outside a step (it reloads weights, saves state, profiles, or
 somebody looks at it in a debugger): it is waited for, and the log says so. A late rank with a heartbeat is missing
 
 * when it has been in one phase *inside* a step for the whole timeout: it hangs there, a step behind;
-* when nothing keeps it and still nobody begins its step, seen for `STALL_FACTOR` timeouts on end: its engine is lost to it.
+* when nothing keeps it and still nobody begins its step, seen for ``STALL_FACTOR`` timeouts on end: its engine is
+  lost to it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def plan_for_step(runner: Any, scheduled_tokens: np.ndarray) -> DraftPlan | None
 
     Args:
         runner: the model runner, its batch updated for the step.
-        scheduled_tokens: `[num_reqs]` ints.
+        scheduled_tokens: ``[num_reqs]`` ints.
     """
     drafter = _drafter(runner)
     if drafter is None:

@@ -31,7 +31,7 @@ def model_runner_init(original: Callable[..., None], runner: Any, *args: Any, **
 
 
 def open_trace(data_parallel_rank: int) -> None:
-    """Begin the step trace that the user asked for. Raises :class:`envs.EnvError` where it cannot be written."""
+    """Begin the step trace that the user asked for. Raises ``envs.EnvError`` where it cannot be written."""
     path = envs.VLLM_ASCEND_PATCH_TRACE
     if not path:
         return

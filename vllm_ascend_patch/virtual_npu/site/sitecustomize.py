@@ -20,7 +20,7 @@ _RUNTIME = "vllm_ascend_virtual_npu"
 
 
 def _load_runtime() -> ModuleType:
-    """The package in the directory above, as `vllm_ascend_virtual_npu`."""
+    """The package in the directory above, as ``vllm_ascend_virtual_npu``."""
     if _RUNTIME not in sys.modules:
         directory = os.path.dirname(_HERE)
         spec = importlib.util.spec_from_file_location(
