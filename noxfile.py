@@ -7,7 +7,6 @@ Start nox from it (``.venv/bin/nox``), or from anywhere else.
 
 from __future__ import annotations
 
-import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -35,8 +34,7 @@ def check(session: nox.Session) -> None:
     _run(session, python, "ruff", "check", ".")
     _run(session, python, "ruff", "format", "--check", ".")
     _run(session, python, "mypy")
-    if _has_import_contracts():
-        session.run(str(Path(python).with_name("lint-imports")), external=True)
+    session.run(str(Path(python).with_name("lint-imports")), external=True)
     _run(session, python, "scripts.source_rules")
     _run(session, python, "vllm_ascend_patch", "docs", "--check", *_documents())
 
@@ -165,9 +163,3 @@ def _lines() -> list[str]:
 
 def _documents() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]]
-
-
-def _has_import_contracts() -> bool:
-    settings = configparser.ConfigParser()
-    settings.read(ROOT / "setup.cfg")
-    return settings.has_section("importlinter")
