@@ -34,7 +34,7 @@ def check(session: nox.Session) -> None:
     _run(session, python, "ruff", "check", ".")
     _run(session, python, "ruff", "format", "--check", ".")
     _run(session, python, "mypy")
-    session.run(str(Path(python).with_name("lint-imports")), external=True)
+    session.run(str(Path(python).with_name("lint-imports")), "--no-logo", external=True)
     _run(session, python, "scripts.source_rules")
     _run(session, python, "vllm_ascend_patch", "docs", "--check", *_documents())
 
