@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trainer's process: several engines in it, side by side and after each other. Run by ``torchrun`` with two ranks.
+"""A trainer's process: two engines in it, side by side. Run by ``torchrun`` with two ranks.
 
 Reads a job as JSON from the file that is its argument; rank 0 reports, per engine, what it answered and what its state was
 made of.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import vllm_ascend_patch  # isort: skip  # noqa: F401
 
-import gc
 import json
 import os
 import sys
@@ -47,14 +46,7 @@ def state() -> dict[str, Any]:
     }
 
 
-def shut_down(*engines: LLM) -> None:
-    for llm in engines:
-        llm.llm_engine.engine_core.shutdown()
-
-
 def main() -> None:
-    from vllm.distributed import destroy_model_parallel
-
     job = json.loads(Path(sys.argv[1]).read_text())
     first, second = job["models"]
     found: dict[str, Any] = {}
@@ -68,13 +60,6 @@ def main() -> None:
     two = engine(second["path"], 2, [1, 2, 4, 8])
     ask("second, beside the first", two, second)
     ask("first, beside the second", one, first)
-    shut_down(one, two)
-    del one, two
-    destroy_model_parallel()
-    gc.collect()
-    three = engine(first["path"], 1, [1, 2, 4])
-    ask("third, with another tensor parallel size", three, first)
-    shut_down(three)
     if os.environ["RANK"] == "0":
         report(found)
     torch.distributed.barrier()
