@@ -181,7 +181,7 @@ class Watchdog:
         deadline = time.monotonic() + limit + self.interval
         suspects: list[PeerView] = []
         while time.monotonic() < deadline and not suspects:
-            peers = self.board.peers()
+            peers = self._peers()
             suspects = _ended(peers) or [p for p in peers if p.silent_seconds > limit]
             if not suspects:
                 time.sleep(min(0.1, self.interval / 2))
@@ -194,7 +194,7 @@ class Watchdog:
 
     def ended_peers(self) -> list[PeerView]:
         """Ranks that are known to have failed, left or died. For naming a cause next to another error."""
-        return _ended(self.board.peers())
+        return _ended(self._peers())
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -260,11 +260,15 @@ class Watchdog:
                 error,
             )
 
-    def _find_trouble(self) -> DPSyncError | None:
+    def _peers(self) -> list[PeerView]:
         peers = self.board.peers()
         if any(p.status == STATUS_ALIVE and p.process_gone for p in peers):
             self._read()  # it may have written why just before it ended
             peers = self.board.peers()
+        return peers
+
+    def _find_trouble(self) -> DPSyncError | None:
+        peers = self._peers()
         failed = [p for p in peers if p.status == STATUS_FAILED]
         if failed:
             return RankFailedError("; ".join(p.describe() for p in failed))
