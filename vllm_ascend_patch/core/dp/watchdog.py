@@ -181,6 +181,7 @@ class Watchdog:
         deadline = time.monotonic() + limit + self.interval
         suspects: list[PeerView] = []
         while time.monotonic() < deadline and not suspects:
+            self._read()  # the thread reads now and then; the transport breaks at once
             peers = self._peers()
             suspects = _ended(peers) or [p for p in peers if p.silent_seconds > limit]
             if not suspects:
