@@ -139,7 +139,10 @@ VARIABLES: dict[str, Variable] = {
             name="VLLM_ASCEND_PATCH_DP_TIMEOUT",
             default="60",
             values="a number of seconds above 0",
-            meaning="How long a rank waits for the data-parallel metadata of the others before it stops with an error.",
+            meaning="How long a rank without heartbeat, or one that hangs inside a step, is waited for before the others "
+            "stop with an error. A rank that is alive and busy outside a step (reloading weights, profiling, a debugger) "
+            "is waited for without limit, with a line in the log per this time; one that is idle while others "
+            "wait, five times this.",
             when="when the model runner starts",
             parse=_seconds,
         ),
