@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +141,6 @@ def test_the_command_passes_on_simulated_npus(virtual_npu: list[str]) -> None:
     assert found["NPU devices"]["found"] == "2 x Ascend910B1 (virtual)"
     assert (found["CANN"]["status"], found["CANN"]["found"]) == ("ok", "simulated: virtual NPUs, no hardware")
     assert found["device and HCCL settings"]["found"] == "none set"
-
-
-def test_collecting_takes_less_than_three_seconds_of_processor_time(devices: Any) -> None:
-    """The probe of torch_npu runs beside it."""
-    guard.forget()
-    guard._verdicts.clear()
-    start = time.process_time()
-    doctor.collect()
-    assert time.process_time() - start < 3
 
 
 def test_collecting_imports_neither_torch_nor_vllm() -> None:
