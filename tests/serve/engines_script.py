@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trainer's process: two engines in it, side by side. Run by ``torchrun`` with two ranks.
+"""A trainer's process: two engines in it, side by side, and a third of another tensor parallel size after they are shut
+down. Run by ``torchrun`` with two ranks.
 
 Reads a job as JSON from the file that is its argument; rank 0 reports, per engine, what it answered and what its state was
 made of.
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from vllm import LLM
+from vllm.distributed.parallel_state import destroy_model_parallel
 
 from tests.support.engine import engine_arguments, generate_offline, tokens_of
 from tests.support.processes import report
@@ -24,16 +26,29 @@ from vllm_ascend_patch.seams import serving
 
 
 def engine(model: str, tp: int, graphs: list[int]) -> LLM:
+    """One engine over both ranks: tensor parallel, or data parallel where ``tp`` is 1."""
     arguments = engine_arguments(
         model,
         tensor_parallel_size=tp,
-        enable_expert_parallel=tp > 1,
+        data_parallel_size=2 // tp,
+        enable_expert_parallel=True,
         distributed_executor_backend="external_launcher",
         gpu_memory_utilization=0.2,
         enforce_eager=False,
         compilation_config={"cudagraph_capture_sizes": graphs},
     )
     return LLM(**arguments)
+
+
+def meet_again() -> None:
+    """The default process group anew: an engine's shutdown ends it, and torch cannot make it twice over the same keys."""
+    launcher = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    torch.distributed.init_process_group(
+        "hccl",
+        store=torch.distributed.PrefixStore("again", launcher),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
 
 
 def state() -> dict[str, Any]:
@@ -60,10 +75,16 @@ def main() -> None:
     two = engine(second["path"], 2, [1, 2, 4, 8])
     ask("second, beside the first", two, second)
     ask("first, beside the second", one, first)
+    for llm in (one, two):
+        llm.llm_engine.engine_core.shutdown()
+    destroy_model_parallel()
+    meet_again()
+    three = engine(first["path"], 1, [1, 2, 4])
+    ask("third, with another tensor parallel size", three, first)
     if os.environ["RANK"] == "0":
         report(found)
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    three.llm_engine.engine_core.shutdown()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several engines in one process, built after each other and asked in turn, as trainers and notebooks have them.
+"""Several engines in one process: two side by side, asked in turn, and one of another tensor parallel size once they are
+shut down, as trainers and notebooks have them.
 
 Each keeps its own process groups, selectors and mask: tokens are transformers' for every engine, whichever was built last.
 """
@@ -41,8 +42,11 @@ def test_each_engine_of_a_process_answers_as_if_it_were_alone(
         "first": "qwen3_moe",
         "second, beside the first": "mixtral",
         "first, beside the second": "qwen3_moe",
+        "third, with another tensor parallel size": "qwen3_moe",
     }.items():
         assert found[name]["tokens"] == expected[family], name
         assert len(found[name]["experts"]) == 1, f"{name} sees another engine's layers: {found[name]['experts']}"
-    assert [found[name]["mask"] for name in found] == [2, 8, 2], "a mask is as long as its own engine's largest graph"
-    assert [found[name]["tp"] for name in found] == [[2], [2], [2]]
+    assert [found[name]["mask"] for name in found] == [2, 8, 2, 4], (
+        "a mask is as long as its own engine's largest graph"
+    )
+    assert [found[name]["tp"] for name in found] == [[2], [2], [2], [1]]
