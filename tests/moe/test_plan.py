@@ -102,6 +102,7 @@ def test_plan_without_expert_parallelism_gathers_and_slices_every_expert(model: 
 
 
 def test_plan_draws(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     picture = tmp_path / "plan.png"
     assert run(model, "--dp", 8, "--plot", picture).exit_code == 0
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from tests.support.environment import without_devices
+from tests.support.installed import needs_vllm
 from tests.support.processes import result_of, run
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.plugin import PLATFORM
+
+pytestmark = needs_vllm
 
 SCRIPT = str(Path(__file__).with_name("plugin_scenarios.py"))
 Outcomes = dict[str, dict[str, Any]]

@@ -88,6 +88,7 @@ def test_a_worker_that_replayed_no_graph_is_found_out(tmp_path: Path) -> None:
 
 
 def test_graphs_are_run_where_nothing_is_in_the_way() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
     assert obstacle(CONFIGURATIONS["graphs"], "0.33.0") is None
     assert obstacle(CONFIGURATIONS["graphs"], "0.10.0") == "vLLM 0.10.0 has no graph modes"
     assert obstacle(TWO, "0.10.0") is None

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.installed import HAS_ONE_COORDINATION
+from tests.support.installed import HAS_ONE_COORDINATION, needs_vllm
 from vllm_ascend_patch.patching.source import DirectoryTree, SourceTree
 from vllm_ascend_patch.patching.verdict import Verdict
 from vllm_ascend_patch.releases import declarations, guard, records
+
+pytestmark = needs_vllm
 
 RUNNER = "v1/worker/gpu_model_runner.py"
 PATCHES = {patch.id: patch for patch in declarations.patches()}

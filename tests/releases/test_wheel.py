@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.environment import ROOT, without_devices
+from tests.support.installed import needs_vllm
 
 PACKAGE = ROOT / "vllm_ascend_patch"
 MODULE = ROOT / "vllm_ascend_patch_entry.py"
@@ -59,6 +60,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
     assert packed == wanted
 
 
+@needs_vllm
 def test_an_installed_wheel_builds_the_virtual_npu_and_its_doctor_would_serve(installed: Path, tmp_path: Path) -> None:
     """Away from the checkout, the sources of the virtual NPU and the records are those of the wheel."""
     command = [sys.executable, "-m", "vllm_ascend_patch"]
