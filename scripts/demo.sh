@@ -5,6 +5,7 @@
 # picks the vLLM release.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/writable_cache.sh
 setup=()
 rest=()
 while [ $# -gt 0 ]; do

@@ -4,5 +4,6 @@
 # docs/matrix.json and the tables of releases. Arguments: releases, --only 1|dp2|tp2dp2|graphs, --seconds N, --keep.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/writable_cache.sh
 venv=$(bash scripts/setup_env.sh | tail -n 1)
 exec "$venv/bin/python" -m scripts.matrix.run "$@"

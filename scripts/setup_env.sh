@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Makes the virtual environment that the demo and the tests run in, and prints its path on the last line.
-# A second run finds it and does nothing. Sourced by nobody: call it as  venv=$(bash scripts/setup_env.sh | tail -n 1)
+# A second run finds it and does nothing; one that was interrupted goes on where it stopped. Sourced by nobody: call it as
+#   venv=$(bash scripts/setup_env.sh | tail -n 1)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/writable_cache.sh
+
+say() { printf '\033[2m[setup]\033[0m %s\n' "$*" >&2; }
+fail() { echo "setup_env.sh: $*" >&2; exit 1; }
 
 vllm=0.32.0
 while [ $# -gt 0 ]; do
@@ -14,49 +19,159 @@ while [ $# -gt 0 ]; do
 done
 lock=scripts/requirements/vllm-$vllm.txt
 if [ ! -f "$lock" ]; then
-  echo "setup_env.sh: no pins for vLLM $vllm; there are pins for: $(ls scripts/requirements | sed 's/^vllm-//; s/\.txt$//' | tr '\n' ' ')" >&2
+  lines=$(ls scripts/requirements | sed -n 's/^vllm-\(.*\)\.txt$/\1/p' | tr '\n' ' ')
+  echo "setup_env.sh: no pins for vLLM $vllm; there are pins for: $lines" >&2
   exit 2
 fi
 # The torch stack stands in the lock's head: "# torch==X torch_npu==Y".
 torch=$(sed -n 's/^# torch==\([^ ]*\) .*/\1/p' "$lock")
 torch_npu=$(sed -n 's/^# torch==[^ ]* torch_npu==\([^ ]*\).*/\1/p' "$lock")
+# Where torch_npu bears a CUDA build of torch: what that build loads, for a machine on which no CPU build can be had.
+cuda=scripts/requirements/cuda-$vllm.txt
+[ -f "$cuda" ] || cuda=
 
 venv=$PWD/.venv
 [ "$vllm" = 0.32.0 ] || venv=$PWD/.venv-$vllm
 stamp=$venv/.setup-complete
-want=$(cat "$lock" scripts/setup_env.sh | sha256sum | cut -d' ' -f1)
+steps=$venv/.setup-steps
+want=$(cat "$lock" ${cuda:+"$cuda"} scripts/setup_env.sh | sha256sum | cut -d' ' -f1)
 
-say() { printf '\033[2m[setup]\033[0m %s\n' "$*" >&2; }
-
-if [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then
-  say "environment for vLLM $vllm is ready: ${venv#"$PWD"/}"
-else
-  python=${PYTHON:-}
-  for candidate in python3.11 python3; do
-    [ -n "$python" ] && break
-    command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && python=$candidate
+# An interpreter that runs: names on the path may be shims with no Python behind them.
+choose_python() {
+  local candidate version found=() candidates=(python3.11 python3.12 python3.13 python3.10 python3)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
+    version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+    case $version in
+      3.11|3.12|3.13) echo "$candidate"; return ;;
+    esac
+    found+=("$candidate is Python $version;")
   done
-  [ -n "$python" ] || { echo "setup_env.sh: Python 3.11 is needed and was not found; install it or set PYTHON=/path/to/python3.11" >&2; exit 1; }
-  command -v g++ >/dev/null || { echo "setup_env.sh: a C++ compiler is needed for the virtual NPU and g++ was not found; install g++" >&2; exit 1; }
-  start=$SECONDS
-  rm -rf "$venv"
-  say "virtual environment with $($python --version)"
-  "$python" -m venv "$venv"
-  "$venv/bin/pip" install -q --disable-pip-version-check uv
+  fail "Python 3.11, 3.12 or 3.13 is needed (vLLM 0.32 needs 3.11, and no pins were resolved for others), but of" \
+    "${PYTHON:-those on the path} none is that: ${found[*]:-none runs;} install one, or set PYTHON=/path/to/python3.11"
+}
+
+# What pip was told, uv is told too: it reads none of pip's configuration. What the user told uv stays.
+pip_setting() {
+  local variable=PIP_$(tr 'a-z-' 'A-Z_' <<<"$1")
+  if [ -n "${!variable:-}" ]; then
+    echo "${!variable}"
+  else
+    "$venv/bin/pip" config get "global.$1" 2>/dev/null || "$venv/bin/pip" config get "install.$1" 2>/dev/null || true
+  fi
+}
+hand_to_uv() { # PIP'S_NAME UV'S_VARIABLE [OTHER VARIABLES THAT SAY THE SAME]
+  local value name words=()
+  for name in "${@:2}"; do [ -z "${!name:-}" ] || return 0; done
+  read -r -d '' -a words < <(pip_setting "$1") || true
+  value=${words[*]}
+  [ "$2" != UV_FIND_LINKS ] || value=${value// /,}
+  [ -z "$value" ] || export "$2=$value"
+}
+configure_uv() {
+  hand_to_uv cert SSL_CERT_FILE
+  hand_to_uv trusted-host UV_INSECURE_HOST
+  hand_to_uv find-links UV_FIND_LINKS
+  hand_to_uv index-url UV_DEFAULT_INDEX UV_INDEX_URL
+  hand_to_uv extra-index-url UV_INDEX UV_EXTRA_INDEX_URL
+  export UV_INDEX_STRATEGY=${UV_INDEX_STRATEGY:-unsafe-best-match} # pip's: the best version of all indexes
+}
+
+# One step of the set-up, done once. What was begun and not done may be half there: $again then makes it whole.
+again=
+step() { # NAME COMMAND...
+  if grep -qx "done $1" "$steps"; then return; fi
+  again=
+  if grep -qx "begun $1" "$steps"; then again=--reinstall; fi
+  echo "begun $1" >> "$steps"
+  "${@:2}"
+  echo "done $1" >> "$steps"
+}
+
+install() { "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps $again "$@"; }
+
+last_line() { sed -n '/./{s/^ *//;h};${g;p}' "$1"; }
+
+get_uv() { "$venv/bin/pip" install -q --disable-pip-version-check ${again:+--force-reinstall} uv; }
+
+# torch_npu aborts at import on a CUDA build of newer torch, and such a build loads gigabytes of CUDA libraries. The build
+# that the configured index would give is known before anything large is downloaded: by what it requires.
+get_torch() {
+  local resolved= errors=$venv/.setup-errors
   say "torch $torch"
-  # pip, not uv: a CPU build in a local wheel folder (pip's find-links) is preferred where there is one.
-  "$venv/bin/pip" install -q --disable-pip-version-check --no-deps "torch==$torch"
-  say "dependencies ($(grep -c '==' "$lock") pinned packages)"
-  "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps -r "$lock"
+  if [ "$(uname -m)" != x86_64 ]; then
+    install "torch==$torch" # on other machines the default build is the CPU's
+    return
+  fi
+  resolved=$("$venv/bin/uv" pip compile -q --no-annotate --no-header --python "$venv/bin/python" - \
+    <<<"torch==$torch" 2>"$errors") || say "pip's index and wheel folders: $(last_line "$errors")"
+  if [ -n "$resolved" ] && ! grep -qE '^(nvidia-|cuda-)' <<<"$resolved"; then
+    install "$(grep '^torch==' <<<"$resolved")"
+  elif install --torch-backend cpu "torch==$torch" 2>"$errors"; then
+    say "torch: a CPU build from PyTorch's own index"
+  elif [ -n "$cuda" ]; then
+    say "torch: there is no CPU build here; the CUDA build, which torch_npu $torch_npu bears, with its libraries (7 GB)"
+    install "torch==$torch" -r "$cuda"
+  else
+    fail "torch $torch comes as a CUDA build from pip's index, and torch_npu $torch_npu aborts on that; PyTorch's index" \
+      "of CPU builds cannot be used ($(last_line "$errors")). Download torch-$torch+cpu for" \
+      "$("$venv/bin/python" --version) to a folder and set PIP_FIND_LINKS=/that/folder, or name a mirror of PyTorch's CPU" \
+      "index in PIP_EXTRA_INDEX_URL"
+  fi
+}
+
+get_dependencies() { say "dependencies ($(grep -c '==' "$lock") pinned packages)"; install -r "$lock"; }
+
+get_vllm() {
   say "torch_npu $torch_npu and stock vLLM $vllm, without CUDA dependencies"
-  "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps "torch_npu==$torch_npu" "vllm==$vllm"
-  say "this project"
-  "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps --no-build-isolation -e .
+  install "torch_npu==$torch_npu" "vllm==$vllm"
+}
+
+get_project() { say "this project"; install --no-build-isolation -e .; }
+
+compile_bytecode() {
   say "bytecode, so that none of the many processes of an engine compiles vLLM and torch for itself"
   # Nothing is lost where a file cannot be compiled: some packages ship templates and tests of newer Pythons.
   "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" vllm_ascend_patch vllm_ascend_patch_entry.py >/dev/null 2>&1 || true
+}
+
+build_libraries() {
   say "libraries of the virtual NPU"
   "$venv/bin/python" -m vllm_ascend_patch virtual-npu build >&2
+}
+
+# The interpreter is asked too: an environment outlives the Python that it was made with.
+runs() { "$venv/bin/python" -c '' 2>/dev/null; }
+ready() { [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && runs; }
+
+# Two set-ups at once would undo each other's work: the second waits, and then finds the environment made.
+if ! ready && command -v flock >/dev/null; then
+  exec 9<scripts/setup_env.sh
+  flock --nonblock 9 || { say "waiting for another set-up"; flock 9; }
+fi
+if ready; then
+  say "environment for vLLM $vllm is ready: ${venv#"$PWD"/}"
+else
+  command -v g++ >/dev/null || fail "a C++ compiler is needed for the virtual NPU and g++ was not found; install g++"
+  start=$SECONDS
+  if [ "$(head -n 1 "$steps" 2>/dev/null)" = "$want" ] && runs; then
+    say "going on with a set-up that was interrupted"
+  else
+    python=$(choose_python)
+    rm -rf "$venv"
+    say "virtual environment with $("$python" --version)"
+    "$python" -m venv "$venv" || fail "$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv"
+    echo "$want" > "$steps"
+  fi
+  step uv get_uv
+  configure_uv
+  step torch get_torch
+  step dependencies get_dependencies
+  step vllm get_vllm
+  step project get_project
+  step bytecode compile_bytecode
+  step libraries build_libraries
+  rm -f "$venv/.setup-errors"
   echo "$want" > "$stamp"
   say "ready in $((SECONDS - start)) s"
 fi

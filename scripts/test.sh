@@ -5,6 +5,7 @@
 # the default one, of what depends on the release one test of each kind. What is run, and how, stands in noxfile.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/writable_cache.sh
 line=0.32.0
 rest=()
 while [ $# -gt 0 ]; do

@@ -134,6 +134,17 @@ def test_without_a_compiler_the_error_says_so(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_cache_that_cannot_be_written_is_one_error_that_says_what_to_set() -> None:
+    environment = {
+        name: value for name, value in clean_environment(HOME="/dev/null").items() if name != "XDG_CACHE_HOME"
+    }
+    done = launcher(["build"], environment=environment)
+    assert done.returncode == 1
+    assert "virtual-npu: the build is kept in /dev/null/.cache/" in done.stderr
+    assert "set XDG_CACHE_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_without_torch_npu_the_error_says_so(tmp_path: Path) -> None:
     for folder in (Path(entry) for entry in sys.path if "site-packages" in entry):
         for entry in folder.iterdir():

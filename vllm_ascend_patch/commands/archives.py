@@ -118,7 +118,13 @@ def fetch(package: str, release: str) -> Path:
         return known
     url = _wheel_url(package, release)
     path = cache_folder() / f"{package}-{release}.zip"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceUnavailable(
+            f"sources are kept in {path.parent}, which cannot be written ({error.strerror}); set XDG_CACHE_HOME to a "
+            "folder that can"
+        ) from None
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         with zipfile.ZipFile(_RemoteFile(url)) as wheel, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as kept:

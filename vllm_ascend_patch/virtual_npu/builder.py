@@ -106,7 +106,13 @@ def build(*, verbose: bool = False) -> Path:
     target = build_directory(wheels)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BuildError(
+            f"the build is kept in {target.parent}, which cannot be written ({error.strerror}); set XDG_CACHE_HOME to a "
+            "folder that can"
+        ) from None
     with _locked(target.parent / "lock"):
         if target.is_dir():
             return target
