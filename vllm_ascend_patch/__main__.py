@@ -32,11 +32,12 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def doctor(as_json: bool) -> None:
+@click.option("--all", "all_patches", is_flag=True, help="List the patches of other vLLM releases, too.")
+def doctor(as_json: bool, all_patches: bool) -> None:
     """Say whether a serve would work here, and why not. Exit code 0 only if it would."""
     from vllm_ascend_patch.commands.doctor import run
 
-    raise SystemExit(run(as_json=as_json))
+    raise SystemExit(run(as_json=as_json, all_patches=all_patches))
 
 
 for _name, _target, _summary in (

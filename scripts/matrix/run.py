@@ -53,7 +53,8 @@ def main() -> int:
                 bad += 1
                 print(f"{head}: not run: {error}", flush=True)
                 continue
-            _keep(options.results, runs[run], {key: {**record, "commit": commit} for key, record in records.items()})
+            marks = {"commit": commit, **table.installed_stack()._asdict()}
+            _keep(options.results, runs[run], {key: {**record, **marks} for key, record in records.items()})
             bad += any(record["outcome"] not in _INTENDED for record in records.values())
             print(f"{head}: {', '.join(map(_words, records.values()))} ({seconds:.0f} s)", flush=True)
     except KeyboardInterrupt:

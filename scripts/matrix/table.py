@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from packaging.version import Version
 
 from vllm_ascend_patch.commands import documentation
+from vllm_ascend_patch.releases.records import Stack
 
 STANDING = "vllm_ascend_patch/releases/standing.json"
 _METHODS = {"allgather": "AllGather", "mc2": "MC2", "alltoall": "AllToAll"}
@@ -18,6 +21,27 @@ _METHODS = {"allgather": "AllGather", "mc2": "MC2", "alltoall": "AllToAll"}
 def order(item: tuple[str, Any]) -> Version:
     """Sort key of an entry of the result file."""
     return Version(item[0])
+
+
+def installed_stack() -> Stack:
+    """What this process's environment runs releases with."""
+    return Stack(_public(version("torch")), _public(version("torch_npu")))
+
+
+def _public(text: str) -> str:
+    return text.partition("+")[0]
+
+
+def stacks(release: str, entry: dict[str, Any], root: Path) -> list[Stack]:
+    """What the release was seen with: in the matrix, and in CI where it has a line of tests with pins of its own."""
+    found = [Stack(record["torch"], record["torch_npu"]) for record in entry["runs"].values() if "torch" in record]
+    lock = root / "scripts" / "requirements" / f"vllm-{release}.txt"
+    if lock.is_file():
+        head = re.match(r"# torch==(\S+) torch_npu==(\S+)", lock.read_text(encoding="utf-8"))
+        if head is None:
+            raise ValueError(f"{lock} does not begin with '# torch==X torch_npu==Y'")
+        found.append(Stack(*head.groups()))
+    return list(dict.fromkeys(found))
 
 
 def sentence(entry: dict[str, Any]) -> str:
@@ -40,7 +64,13 @@ def sentence(entry: dict[str, Any]) -> str:
 
 def write(results: dict[str, Any], root: Path) -> None:
     """Write the doctor's words, and with them the generated tables of every page that has some."""
-    sentences = {release: sentence(entry) for release, entry in sorted(results.items(), key=order)}
-    (root / STANDING).write_text(json.dumps(sentences, indent=1) + "\n")
+    standing = {
+        release: {
+            "words": sentence(entry),
+            "seen_with": [stack._asdict() for stack in stacks(release, entry, root)],
+        }
+        for release, entry in sorted(results.items(), key=order)
+    }
+    (root / STANDING).write_text(json.dumps(standing, indent=1) + "\n")
     for page in documentation.pages(root):
         page.write_text(documentation.regenerate(page.read_text()))

@@ -30,7 +30,7 @@ def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str
 @pytest.fixture
 def devices(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Answer for the probe's process, which has its own test below."""
-    answer: dict[str, Any] = {"count": 2, "name": "Ascend910B1"}
+    answer: dict[str, Any] = {"count": 2, "name": "Ascend910B1", "imports": True}
     monkeypatch.setattr(doctor, "_start_probe", lambda: None)
     monkeypatch.setattr(doctor, "_finish_probe", lambda process: answer)
     for name in [name for name in os.environ if name.startswith(("VLLM_", "ASCEND", "VIRTUAL_NPU", "HCCL_"))]:
@@ -103,6 +103,90 @@ def test_an_unrecorded_release_is_refused_by_name(
     refused = [row for row in rows.values() if row.state == "refused"]
     assert refused
     assert all(row.patch.id in row.reason and "VLLM_ASCEND_PATCH_STRICT" in row.reason for row in refused)
+
+
+def test_without_vllm_one_line_says_so_and_no_patch_is_judged(
+    devices: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(guard, "installed_tree", lambda: None)
+    monkeypatch.setattr(guard, "installed_release", lambda: None)
+    assert doctor.run(as_json=False) == 1
+    printed = capsys.readouterr().out
+    (row,) = (line for line in printed.splitlines() if "vLLM " in line and "fail" in line)
+    assert "not installed" in row
+    assert f"pip install --no-deps vllm=={records.STORE.releases()[-1]}" in row
+    assert "VLLM_ASCEND_PATCH_STRICT" not in printed
+    assert not [patch.id for patch in declarations.patches() if patch.id in printed]
+    assert printed.splitlines()[-1] == "A serve would not work here: vLLM."
+
+
+@needs_vllm
+def test_patches_of_other_releases_are_listed_only_if_asked_for(
+    devices: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states = {row.patch.id: row.state for row in doctor.patch_rows()}
+    others = {patch for patch, state in states.items() if state == "not needed"}
+    assert others
+
+    def listed(**options: bool) -> set[str]:
+        doctor.run(as_json=False, **options)
+        cells = {line.split()[1] for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1}
+        return cells & set(states)
+
+    assert listed() == set(states) - others
+    assert listed(all_patches=True) == set(states)
+
+
+def release_row(monkeypatch: pytest.MonkeyPatch, torch: str, torch_npu: str, release: str = "0.32.0") -> dict[str, str]:
+    installed = {"torch": torch, "torch_npu": torch_npu}
+    monkeypatch.setattr(doctor, "_installed", installed.get)
+    monkeypatch.setattr(guard, "installed_release", lambda: release)
+    return checks(doctor.collect())["vLLM"]
+
+
+@needs_vllm
+def test_the_standing_names_the_stack_that_it_was_seen_with(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = release_row(monkeypatch, "2.13.0+cpu", "2.13.0")
+    assert row["status"] == "ok"
+    assert row["found"].startswith("0.32.0: seen on virtual NPUs with torch 2.13.0, torch_npu 2.13.0: works")
+
+
+@needs_vllm
+def test_another_stack_than_that_is_said_and_no_promise(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = release_row(monkeypatch, "2.11.0", "2.11.0.post2")
+    assert row["status"] == "warning"
+    assert "seen on virtual NPUs with torch 2.13.0, torch_npu 2.13.0" in row["found"]
+    assert "Installed: torch 2.11.0, torch_npu 2.11.0.post2" in row["found"]
+
+
+@needs_vllm
+def test_a_release_with_tests_under_its_own_torch_was_seen_with_both(
+    devices: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [str(stack) for stack in records.stacks("0.10.1.1")] == [
+        "torch 2.13.0, torch_npu 2.13.0",
+        "torch 2.7.1, torch_npu 2.7.1",
+    ]
+    assert release_row(monkeypatch, "2.7.1", "2.7.1", "0.10.1.1")["status"] == "ok"
+
+
+@needs_vllm
+def test_nothing_works_with_a_torch_npu_that_does_not_import(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices.clear()
+    devices.update({"count": 0, "error": "torch_npu cannot be imported: ImportError: libhccl.so"})
+    row = release_row(monkeypatch, "2.13.0+cpu", "2.13.0")
+    assert row["status"] == "warning"
+    assert row["found"].startswith("0.32.0: cannot be said as long as torch_npu does not import")
+
+
+def test_a_cuda_build_of_torch_is_named(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        doctor, "requires", lambda name: ["filelock", "nvidia-cublas==13.1; platform_system == 'Linux'"]
+    )
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    row = checks(doctor.collect())["torch"]
+    assert (row["status"], row["found"].endswith("a CUDA build")) == ("warning", True)
+    assert "CPU build" in row["advice"]
 
 
 @needs_vllm

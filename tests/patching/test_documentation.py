@@ -86,7 +86,7 @@ def test_ranges_count_every_release_once_and_hold_one_standing_each() -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in documentation.range_table().splitlines()[2:]]
     assert sum(int(row[1]) for row in rows) == len(records.STORE.releases())
     ran = [release for release in records.STORE.releases() if records.standing(release) != records.UNTRIED]
-    for name, count, state in rows:
+    for name, count, state, _stack in rows:
         if state == records.UNTRIED:
             members = name.split(", ")
             assert not set(members) & set(ran)

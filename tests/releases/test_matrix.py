@@ -17,6 +17,7 @@ from scripts.matrix import runner, table
 from scripts.matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
 from scripts.matrix.releases import RELEASES, packages
 from scripts.matrix.runner import last_error
+from tests.support.environment import ROOT
 from vllm_ascend_patch.releases import records
 
 TWO = CONFIGURATIONS["dp2"]
@@ -133,6 +134,25 @@ def test_the_table_says_what_works_and_what_does_not() -> None:
         "works: one device; DP 2, EP; MoE through AllGather, MC2. refused: TP 2 x DP 2, EP: no. "
         "With transformers==4.57.6"
     )
+
+
+def test_what_a_release_was_seen_with_is_the_matrixs_stack_and_that_of_its_own_pins(tmp_path: Path) -> None:
+    (tmp_path / "scripts" / "requirements").mkdir(parents=True)
+    run = {"torch": "2.13.0", "torch_npu": "2.13.0"}
+    entry = {"runs": {"1": run, "dp2": run}}
+    assert [str(stack) for stack in table.stacks("0.9.0", entry, tmp_path)] == ["torch 2.13.0, torch_npu 2.13.0"]
+    (tmp_path / "scripts" / "requirements" / "vllm-0.9.0.txt").write_text("# torch==2.7.1 torch_npu==2.7.1.post2\n")
+    assert [str(stack) for stack in table.stacks("0.9.0", entry, tmp_path)] == [
+        "torch 2.13.0, torch_npu 2.13.0",
+        "torch 2.7.1, torch_npu 2.7.1.post2",
+    ]
+
+
+def test_every_run_that_is_recorded_says_its_stack() -> None:
+    results = json.loads((ROOT / "docs" / "matrix.json").read_text())
+    runs = [run for entry in results.values() for run in entry["runs"].values()]
+    assert all(run["torch"] and run["torch_npu"] for run in runs)
+    assert all(records.stacks(release) for release in results)
 
 
 def test_every_release_of_the_matrix_is_recorded() -> None:

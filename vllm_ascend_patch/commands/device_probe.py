@@ -12,7 +12,7 @@ from typing import Any
 
 
 def probe() -> dict[str, Any]:
-    """Device count, device name, SoC and CANN version, or the error that stands in the way."""
+    """Device count and name, whether torch_npu imports, and the error that stands in the way."""
     found: dict[str, Any] = {"count": 0}
     try:
         import torch_npu
@@ -20,6 +20,7 @@ def probe() -> dict[str, Any]:
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         found["error"] = f"torch_npu cannot be imported: {type(error).__name__}: {lines[0]}"
         return found
+    found["imports"] = True
     try:
         found["count"] = int(torch_npu.npu.device_count())
         if found["count"]:

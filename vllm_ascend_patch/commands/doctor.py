@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from .terminal import console, table
 
 OK, WARNING, FAIL = "ok", "warning", "fail"
 _GROUPS = ("vllm.platform_plugins", "vllm.general_plugins")
+_BROKEN = (State.REFUSED, State.FAILED)
 _PROBE_SECONDS = 60.0
 _CANN_FILES = ("version.cfg", "version.info", "compiler/version.info", "runtime/version.info")
 
@@ -67,7 +68,7 @@ def _minor(text: str) -> str:
 def _versions() -> list[Check]:
     torch, torch_npu = _installed("torch"), _installed("torch_npu")
     checks = [Check("Python", OK, platform.python_version())]
-    checks.append(Check("torch", OK, torch) if torch else Check("torch", FAIL, "not installed", "install torch"))
+    checks.append(_torch(torch))
     if torch_npu is None:
         advice = f"pip install --no-deps torch_npu=={torch.split('+')[0]}" if torch else "install torch and torch_npu"
         checks.append(Check("torch_npu", FAIL, "not installed", advice))
@@ -78,6 +79,17 @@ def _versions() -> list[Check]:
         checks.append(Check("torch_npu", OK, torch_npu))
     checks.append(_cann())
     return checks
+
+
+def _torch(installed: str | None) -> Check:
+    if installed is None:
+        return Check("torch", FAIL, "not installed", "install a CPU build of torch")
+    if platform.machine() == "x86_64" and any(
+        need.startswith(("nvidia-", "cuda-")) for need in requires("torch") or ()
+    ):
+        advice = "install a CPU build of the same version: torch_npu aborts on CUDA builds of newer torch"
+        return Check("torch", WARNING, f"{installed}, a CUDA build", advice)
+    return Check("torch", OK, installed)
 
 
 def _cann() -> Check:
@@ -96,21 +108,35 @@ def _cann() -> Check:
     return Check("CANN", WARNING, f"no version file in {home}", "check the installation of the toolkit")
 
 
-def _release() -> Check:
+def _release(probe: dict[str, Any]) -> Check:
+    """The installed vLLM and its standing, which holds for the torch and torch_npu that it was seen with."""
     release = guard.installed_release()
+    known = records.STORE.releases()
     if release is None:
-        return Check(
-            "vLLM",
-            FAIL,
-            "not installed",
-            "install a release that is recorded: " + ", ".join(records.STORE.releases()[-3:]),
-        )
+        if guard.installed_tree() is not None:
+            return Check("vLLM", FAIL, "installed, but nothing in it says which release it is", "install it anew")
+        advice = f"pip install --no-deps vllm=={known[-1]}, or another release from {known[0]} on that is recorded"
+        return Check("vLLM", FAIL, "not installed: nothing can be said of patches", advice)
     if records.STORE.get(release) is None:
-        known = records.STORE.releases()
         return Check(
             "vLLM", FAIL, f"{release}, of which there is no record", f"install a release from {known[0]} to {known[-1]}"
         )
-    return Check("vLLM", OK, f"{release}: {records.standing(release)}")
+    standing, seen = records.standing(release), records.stacks(release)
+    if not seen:
+        return Check("vLLM", WARNING, f"{release}: {standing}", "docs/releases.md says which releases were run")
+    found = f"{release}: seen on virtual NPUs with {' and with '.join(map(str, seen))}: {standing}"
+    if "error" in probe and not probe.get("imports"):
+        found = f"{release}: cannot be said as long as torch_npu does not import; {found.partition(': ')[2]}"
+        return Check("vLLM", WARNING, found, "make torch_npu import first")
+    here = records.Stack(_public(_installed("torch")), _public(_installed("torch_npu")))
+    if here not in seen:
+        advice = "this stack was not tried: docs/install.md has what each release pins"
+        return Check("vLLM", WARNING, f"{found}. Installed: {here}", advice)
+    return Check("vLLM", OK, found)
+
+
+def _public(version: str | None) -> str:
+    return version.partition("+")[0] if version is not None else "missing"
 
 
 def _entry_points() -> list[Check]:
@@ -229,15 +255,16 @@ def _strict() -> str:
 
 
 def collect() -> dict[str, Any]:
-    """Everything the command prints, as JSON-ready data. ``ok`` says whether a serve would work."""
+    """Everything the command prints, as JSON-ready data. ``ok`` says whether a serve would work. Without vLLM there are no
+    rows of patches: there is nothing that they could be compared with."""
     process = _start_probe()
     try:
-        patches = patch_rows()
-        checks = [*_versions(), _release(), *_entry_points(), *_environment()]
+        patches = patch_rows() if guard.installed_tree() is not None else []
+        before, after = _versions(), [*_entry_points(), *_environment()]
     finally:
         found = _finish_probe(process)
-    checks.insert(4, _devices(found))
-    broken = [row.patch.id for row in patches if row.state in (State.REFUSED, State.FAILED)]
+    checks = [*before, _devices(found), _release(found), *after]
+    broken = [row.patch.id for row in patches if row.state in _BROKEN]
     return {
         "ok": not broken and all(check.status != FAIL for check in checks),
         "checks": [check._asdict() for check in checks],
@@ -245,8 +272,8 @@ def collect() -> dict[str, Any]:
     }
 
 
-def run(*, as_json: bool) -> int:
-    """Print the report; 0 when a serve would work, else 1."""
+def run(*, as_json: bool, all_patches: bool = False) -> int:
+    """Print the report; 0 when a serve would work, else 1. ``all_patches``: those that the release does not need, too."""
     report = collect()
     if as_json:
         print(json.dumps(report, indent=1))
@@ -254,11 +281,13 @@ def run(*, as_json: bool) -> int:
     out = console()
     rows = [(check["name"], check["status"], check["found"], check["advice"]) for check in report["checks"]]
     out.print(table("Environment", ("check", "status", "found", "what to do"), rows))
-    patches = [
-        (row["id"], row["state"], str(len(row["aliases"])), row["target"], row["reason"]) for row in report["patches"]
-    ]
-    out.print(table("Patches", ("patch", "state", "aliases", "target", "reason"), patches))
+    shown = [row for row in report["patches"] if all_patches or row["state"] != State.NOT_NEEDED]
+    patches = [(row["id"], row["state"], str(len(row["aliases"])), row["target"], row["reason"]) for row in shown]
+    if patches:
+        out.print(table("Patches", ("patch", "state", "aliases", "target", "reason"), patches))
+    if left_out := len(report["patches"]) - len(shown):
+        out.print(f"{left_out} more patches are for other releases of vLLM; --all lists them.")
     failed = [check["name"] for check in report["checks"] if check["status"] == FAIL]
-    failed += [row["id"] for row in report["patches"] if row["state"] in (State.REFUSED, State.FAILED)]
+    failed += [row["id"] for row in report["patches"] if row["state"] in _BROKEN]
     out.print("A serve would work here." if report["ok"] else f"A serve would not work here: {', '.join(failed)}.")
     return 0 if report["ok"] else 1

@@ -90,9 +90,14 @@ def release_table() -> str:
     """Every recorded release: the patches declared for it, and what has been run on it."""
     patches = declarations.patches()
     return _table(
-        ("vLLM", "Patches", "State"),
+        ("vLLM", "Patches", "State", "torch and torch_npu"),
         (
-            (release, str(sum(records.covers(patch, release) for patch in patches)), records.standing(release))
+            (
+                release,
+                str(sum(records.covers(patch, release) for patch in patches)),
+                records.standing(release),
+                _stacks(release),
+            )
             for release in reversed(records.STORE.releases())
         ),
     )
@@ -100,20 +105,28 @@ def release_table() -> str:
 
 def range_table() -> str:
     """The releases that were run, newest first, neighbours of equal standing in one row; then all that were not."""
-    ranges: list[tuple[str, list[str]]] = []
+    ranges: list[tuple[tuple[str, str], list[str]]] = []
     untried: list[str] = []
     for release in reversed(records.STORE.releases()):
-        state = records.standing(release).replace(f"vLLM {release}", "it")
-        if state == records.UNTRIED:
+        state = records.standing(release).replace(f"vLLM {release}", "it"), _stacks(release)
+        if state[0] == records.UNTRIED:
             untried.append(release)
         elif ranges and ranges[-1][0] == state:
             ranges[-1][1].append(release)
         else:
             ranges.append((state, [release]))
-    rows = [(_range(releases), str(len(releases)), state) for state, releases in ranges]
+    rows = [(_range(releases), str(len(releases)), *state) for state, releases in ranges]
     if untried:
-        rows.append((", ".join(reversed(untried)), str(len(untried)), records.UNTRIED))
-    return _table(("vLLM", "Releases", "State"), rows)
+        rows.append((", ".join(reversed(untried)), str(len(untried)), records.UNTRIED, ""))
+    return _table(("vLLM", "Releases", "State", "torch and torch_npu"), rows)
+
+
+def _stacks(release: str) -> str:
+    """The versions that a release was run with; one number where torch and torch_npu have the same."""
+    return ", ".join(
+        stack.torch if stack.torch == stack.torch_npu else f"{stack.torch} with {stack.torch_npu}"
+        for stack in records.stacks(release)
+    )
 
 
 def _range(newest_first: Sequence[str]) -> str:

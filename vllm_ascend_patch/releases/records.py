@@ -4,6 +4,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from packaging.specifiers import SpecifierSet
 
@@ -13,7 +14,7 @@ from vllm_ascend_patch.patching.record import RecordStore, merge_wanted
 from . import declarations
 from .watched import WATCHED
 
-__all__ = ["PACKAGE", "STORE", "UNTRIED", "WATCHED", "covers", "span", "standing", "wanted"]
+__all__ = ["PACKAGE", "STORE", "UNTRIED", "WATCHED", "Stack", "covers", "span", "stacks", "standing", "wanted"]
 
 PACKAGE = "vllm"
 STORE = RecordStore(Path(__file__).parent / "upstream")
@@ -28,10 +29,29 @@ def covers(patch: Patch, release: str) -> bool:
     return SpecifierSet(patch.releases).contains(release, prereleases=True)
 
 
+class Stack(NamedTuple):
+    """The versions that a release was run with, without local parts (``2.13.0+cpu`` is 2.13.0)."""
+
+    torch: str
+    torch_npu: str
+
+    def __str__(self) -> str:
+        return f"torch {self.torch}, torch_npu {self.torch_npu}"
+
+
 def standing(release: str) -> str:
     """What has been run on a release, in words, from ``standing.json``, which the tests that ran wrote."""
+    return str(_known(release).get("words", UNTRIED))
+
+
+def stacks(release: str) -> list[Stack]:
+    """What the release was run with: the matrix's stack first, then that of its own line of tests. Empty without a run."""
+    return [Stack(**stack) for stack in _known(release).get("seen_with", ())]
+
+
+def _known(release: str) -> dict[str, Any]:
     known = json.loads(_STANDING.read_text(encoding="utf-8")) if _STANDING.is_file() else {}
-    return str(known.get(release, UNTRIED))
+    return dict(known.get(release, {}))
 
 
 def wanted(release: str, patches: Sequence[Patch] | None = None) -> dict[str, frozenset[str]]:
