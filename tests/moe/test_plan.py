@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from vllm_ascend_patch.commands.plan import command
+from tests.support.command_line import Called, called
+from vllm_ascend_patch.commands.plan import command, default_captured_tokens
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts
@@ -59,8 +59,8 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(command, [str(argument) for argument in arguments], env={"HCCL_BUFFSIZE": ""})
+def run(*arguments: object, buffsize: str = "") -> Called:
+    return called(command, *arguments, environment={"HCCL_BUFFSIZE": buffsize})
 
 
 def planned(*arguments: object) -> dict[str, Any]:
@@ -70,10 +70,10 @@ def planned(*arguments: object) -> dict[str, Any]:
 
 
 def test_plan_names_methods_capacity_and_memory(model: Path) -> None:
-    plan = planned(model, "--tp", 2, "--dp", 8, "--soc", "A3")
+    plan = planned(model, "--tp", 2, "--dp", 8, "--soc", "A3", "--enforce-eager")
     assert [(r["first"], r["last"], r["method"]) for r in plan["regimes"]] == [
         (1, 256, "mc2"),
-        (257, 8192, "alltoall"),
+        (257, 2048, "alltoall"),
     ]
     assert (plan["capacity"]["rows"], plan["capacity"]["hccl_floor_mib"]) == (128, 153)
     assert plan["sequence_parallel"]
@@ -82,7 +82,7 @@ def test_plan_names_methods_capacity_and_memory(model: Path) -> None:
 
 
 def test_plan_shows_the_same_on_a_terminal(model: Path) -> None:
-    result = run(model, "--tp", 2, "--dp", 8, "--captured-tokens", 512)
+    result = run(model, "--tp", 2, "--dp", 8)
     assert result.exit_code == 0
     for text in (
         "experts per rank",
@@ -93,6 +93,44 @@ def test_plan_shows_the_same_on_a_terminal(model: Path) -> None:
         "lower bound",
     ):
         assert text in result.output
+
+
+def test_plan_answers_for_a_default_serve_which_captures_graphs(tmp_path: Path) -> None:
+    """Qwen3-235B on 16 NPUs: an eager decode step needs 580 MiB, the largest graph of a default serve 1160."""
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN3_30B, "hidden_size": 4096, "moe_intermediate_size": 1536}))
+    cluster = (tmp_path, "--tp", 1, "--dp", 16, "--soc", "A3")
+    refused = run(*cluster, "--hccl-buffsize", 1024)
+    assert refused.exit_code == 1
+    assert "HCCL_BUFFSIZE=1024 is too small" in refused.output
+    assert "set HCCL_BUFFSIZE=1160" in refused.output
+    assert planned(*cluster, "--hccl-buffsize", 1160)["scheduler"]["max_captured_tokens"] == 512
+    assert planned(*cluster, "--hccl-buffsize", 1024, "--enforce-eager")["capacity"]["hccl_floor_mib"] == 580
+    assert planned(*cluster, "--hccl-buffsize", 1024, "--captured-tokens", 256)["capacity"]["hccl_floor_mib"] == 580
+
+
+@pytest.mark.parametrize(
+    ("tokens", "requests", "captured"),
+    [
+        (2048, 256, 512),
+        (2048, 1000, 512),
+        (2048, 100, 200),
+        (2048, 130, 256),
+        (2048, 131, 256),
+        (2048, 3, 4),
+        (2048, 1, 2),
+        (300, 256, 300),
+        (100, 64, 100),
+        (1, 1, 1),
+    ],
+)
+def test_the_largest_graph_of_a_default_serve(tokens: int, requests: int, captured: int) -> None:
+    """Values of vLLM's own ``_set_cudagraph_sizes``; tests/serve/test_graph_config.py asks it."""
+    assert default_captured_tokens(tokens, requests) == captured
+
+
+@pytest.mark.parametrize("options", [("--speculative-tokens", 2), ("--moe-comm", "alltoall"), ("--captured-tokens", 0)])
+def test_what_runs_eagerly_captures_nothing(model: Path, options: tuple[object, ...]) -> None:
+    assert planned(model, "--dp", 8, *options)["scheduler"]["max_captured_tokens"] == 0
 
 
 def test_plan_without_expert_parallelism_gathers_and_slices_every_expert(model: Path) -> None:
@@ -111,10 +149,9 @@ def test_plan_draws(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dp", 8, "--moe-comm", "mc2"), "is 8192, 1..512 is supported"),
+        (("--dp", 8, "--moe-comm", "mc2"), "is 2048, 1..512 is supported"),
         (("--dp", 8, "--hccl-buffsize", 64), "HCCL_BUFFSIZE=64 is too small"),
         (("--moe-comm", "alltoall"), "alltoall was forced, but expert parallel size is 1"),
-        (("--moe-comm", "magic"), "unknown MoE communication method 'magic'"),
     ],
 )
 def test_plan_refuses_what_start_up_would_refuse(model: Path, arguments: tuple[object, ...], message: str) -> None:
@@ -124,11 +161,58 @@ def test_plan_refuses_what_start_up_would_refuse(model: Path, arguments: tuple[o
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tp", 0), "0 is not in the range x>=1"),
+        (("--dp", -1), "-1 is not in the range x>=1"),
+        (("--nodes", 0), "0 is not in the range x>=1"),
+        (("--redundant-experts", -1), "-1 is not in the range x>=0"),
+        (("--max-num-batched-tokens", 0), "0 is not in the range x>=1"),
+        (("--max-num-seqs", 0), "0 is not in the range x>=1"),
+        (("--max-num-seqs", 4096), "--max-num-seqs 4096 do not fit into --max-num-batched-tokens 2048"),
+        (("--speculative-tokens", -1), "-1 is not in the range x>=0"),
+        (("--captured-tokens", -1), "-1 is not in the range x>=0"),
+        (("--captured-tokens", 8, "--enforce-eager"), "--captured-tokens 8 is no --enforce-eager"),
+        (("--hccl-buffsize", 0), "0 is not in the range x>=1"),
+        (("--moe-comm", "magic"), "'magic' is not one of 'auto', 'allgather', 'mc2', 'alltoall'"),
+        (("--dp", 512), "1 x 512 ranks cannot share 128 experts"),
+        (("--dp", 2, "--nodes", 5), "1 x 2 ranks cannot be divided over --nodes 5"),
+        (("--plot", "/nonexistent/x.png"), "/nonexistent is no folder that can be written"),
+        (("--plot", "x.foo"), "x.foo says no format that can be drawn: it has to end in .png, .svg, .pdf"),
+        (("--plot", "x"), "x says no format"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_before_any_work(model: Path, arguments: tuple[object, ...], message: str) -> None:
+    result = run(model, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: vllm-ascend-patch plan ")
+    (error,) = (line for line in result.stderr.splitlines() if line.startswith("Error: "))
+    assert message in error
+
+
+def test_more_ranks_than_experts_are_fine_where_every_rank_has_a_slice_of_each(model: Path) -> None:
+    assert run(model, "--dp", 512, "--no-expert-parallel").exit_code == 0
+
+
+@pytest.mark.parametrize("value", ["0", "many", "1.5", "-3"])
+def test_a_window_in_the_environment_that_is_no_size_is_an_error_as_in_a_serve(model: Path, value: str) -> None:
+    result = run(model, buffsize=value)
+    assert result.exit_code == 2
+    assert f"HCCL_BUFFSIZE='{value}' is not valid: use a whole number of MiB above 0" in result.output
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", "\xff"])
+def test_plan_of_something_that_is_no_configuration_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    result = run(tmp_path)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
+    assert "is not a readable model configuration" in result.stderr
+
+
 def test_plan_of_something_that_is_no_moe_model_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 64, "num_hidden_layers": 2}))
     assert "no routed experts in the configuration" in run(tmp_path).output
-    (tmp_path / "config.json").write_text("{")
-    assert "is not a readable model configuration" in run(tmp_path).output
 
 
 def test_configurations_are_read_as_their_families_write_them() -> None:

@@ -110,7 +110,7 @@ def test_without_vllm_one_line_says_so_and_no_patch_is_judged(
 ) -> None:
     monkeypatch.setattr(guard, "installed_tree", lambda: None)
     monkeypatch.setattr(guard, "installed_release", lambda: None)
-    assert doctor.run(as_json=False) == 1
+    assert doctor.command([]) == 1
     printed = capsys.readouterr().out
     (row,) = (line for line in printed.splitlines() if "vLLM " in line and "fail" in line)
     assert "not installed" in row
@@ -128,13 +128,13 @@ def test_patches_of_other_releases_are_listed_only_if_asked_for(
     others = {patch for patch, state in states.items() if state == "not needed"}
     assert others
 
-    def listed(**options: bool) -> set[str]:
-        doctor.run(as_json=False, **options)
+    def listed(*options: str) -> set[str]:
+        doctor.command(options)
         cells = {line.split()[1] for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1}
         return cells & set(states)
 
     assert listed() == set(states) - others
-    assert listed(all_patches=True) == set(states)
+    assert listed("--all") == set(states)
 
 
 def release_row(monkeypatch: pytest.MonkeyPatch, torch: str, torch_npu: str, release: str = "0.32.0") -> dict[str, str]:

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
+from tests.support.command_line import Called, called
 from tests.support.environment import ROOT
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.commands import documentation
@@ -15,8 +15,8 @@ from vllm_ascend_patch.releases import declarations, records
 PAGES = documentation.pages(Path(ROOT))
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(documentation.docs, [str(argument) for argument in arguments])
+def run(*arguments: str | Path) -> Called:
+    return called(documentation.command, *arguments)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

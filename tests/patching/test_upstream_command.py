@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
+from tests.support.command_line import called
 from vllm_ascend_patch.commands import archives
 from vllm_ascend_patch.commands import upstream as command
 from vllm_ascend_patch.patching.record import RecordStore
@@ -74,7 +74,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordStore:
 
 
 def invoke(*arguments: object) -> Any:
-    return CliRunner().invoke(command.upstream, [str(argument) for argument in arguments])
+    return called(command.command, *arguments)
 
 
 @pytest.mark.parametrize("make", [directory, wheel, sdist])

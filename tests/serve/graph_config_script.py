@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from vllm.engine.arg_utils import EngineArgs
+from vllm.usage.usage_lib import UsageContext
 
 from tests.support.processes import report
 
@@ -48,5 +49,33 @@ def resolved(checkpoint: str, setting: str) -> dict[str, Any]:
     }
 
 
+SCHEDULERS: tuple[tuple[int | None, int | None], ...] = (
+    (None, None),
+    (2048, 1000),
+    (2048, 100),
+    (2048, 131),
+    (2048, 3),
+    (300, 256),
+    (100, 64),
+)
+"""``max_num_batched_tokens`` and ``max_num_seqs``; None is what a serve without the option gets."""
+
+
+def largest_graph(checkpoint: str, tokens: int | None, requests: int | None) -> list[int]:
+    """The two settings as a serve resolves them, and the tokens of the largest graph."""
+    os.environ["VLLM_ASCEND_PATCH_MOE_COMM"] = "auto"
+    arguments = EngineArgs(
+        model=checkpoint,
+        skip_tokenizer_init=True,
+        dtype="float16",
+        max_num_batched_tokens=tokens,
+        max_num_seqs=requests,
+    )
+    config = arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
+    scheduler, sizes = config.scheduler_config, config.compilation_config.cudagraph_capture_sizes
+    return [scheduler.max_num_batched_tokens, scheduler.max_num_seqs, max(sizes)]
+
+
 if __name__ == "__main__":
-    report({setting: resolved(sys.argv[1], setting) for setting in SETTINGS})
+    found: dict[str, Any] = {setting: resolved(sys.argv[1], setting) for setting in SETTINGS}
+    report(found | {"largest graphs": [largest_graph(sys.argv[1], *scheduler) for scheduler in SCHEDULERS]})

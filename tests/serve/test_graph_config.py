@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import result_of
+from vllm_ascend_patch.commands import plan
 
 from .scripts import run_script
 
@@ -64,3 +65,10 @@ def test_a_setting_gives_this_mode(
 )
 def test_what_was_changed_is_said(resolved: tuple[dict[str, Any], str], message: str) -> None:
     assert message in resolved[1]
+
+
+def test_the_plan_command_assumes_what_a_serve_without_options_gets(resolved: tuple[dict[str, Any], str]) -> None:
+    found = resolved[0]["largest graphs"]
+    assert found[0] == [plan.MAX_NUM_BATCHED_TOKENS, plan.MAX_NUM_SEQS, 512]
+    for tokens, requests, largest in found:
+        assert plan.default_captured_tokens(tokens, requests) == largest, (tokens, requests)

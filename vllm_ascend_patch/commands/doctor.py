@@ -6,15 +6,19 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import click
 
 from vllm_ascend_patch import envs, platforms, plugin
 from vllm_ascend_patch.patching import PatchError, PatchStatus, State
 from vllm_ascend_patch.patching.verdict import Finding
 from vllm_ascend_patch.releases import declarations, guard, records, wanted
 
+from .calling import call
 from .terminal import console, table
 
 OK, WARNING, FAIL = "ok", "warning", "fail"
@@ -272,8 +276,11 @@ def collect() -> dict[str, Any]:
     }
 
 
-def run(*, as_json: bool, all_patches: bool = False) -> int:
-    """Print the report; 0 when a serve would work, else 1. ``all_patches``: those that the release does not need, too."""
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@click.option("--all", "all_patches", is_flag=True, help="List the patches of other vLLM releases, too.")
+def doctor(as_json: bool, all_patches: bool) -> int:
+    """Say whether a serve would work here, and why not. Exit code 0 only if it would."""
     report = collect()
     if as_json:
         print(json.dumps(report, indent=1))
@@ -291,3 +298,8 @@ def run(*, as_json: bool, all_patches: bool = False) -> int:
     failed += [row["id"] for row in report["patches"] if row["state"] in _BROKEN]
     out.print("A serve would work here." if report["ok"] else f"A serve would not work here: {', '.join(failed)}.")
     return 0 if report["ok"] else 1
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with its arguments; returns the exit code."""
+    return call(doctor, argv, "doctor")

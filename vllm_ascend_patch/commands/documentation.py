@@ -16,6 +16,8 @@ from vllm_ascend_patch import envs
 from vllm_ascend_patch.patching.declaration import Patch
 from vllm_ascend_patch.releases import declarations, records
 
+from .calling import call
+
 _BLOCK = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end of generated: (?P=name) -->", re.S)
 _START = re.compile(r"<!-- generated: ([\w-]+) -->")
 
@@ -166,14 +168,14 @@ def regenerate(text: str) -> str:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--check", is_flag=True, help="Write nothing; exit code 1 when a block is not current.")
-def docs(files: tuple[Path, ...], check: bool) -> None:
+def docs(files: tuple[Path, ...], check: bool) -> int:
     """Rewrite the generated tables of Markdown files."""
     stale = []
     for path in files:
-        before = path.read_text(encoding="utf-8")
         try:
+            before = path.read_text(encoding="utf-8")
             after = regenerate(before)
-        except DocumentationError as error:
+        except (DocumentationError, UnicodeDecodeError) as error:
             raise click.ClickException(f"{path}: {error}") from None
         if after != before:
             stale.append(str(path))
@@ -181,9 +183,9 @@ def docs(files: tuple[Path, ...], check: bool) -> None:
                 path.write_text(after, encoding="utf-8")
     if stale:
         click.echo(("not current: " if check else "rewritten: ") + ", ".join(stale))
-    raise SystemExit(1 if check and stale else 0)
+    return 1 if check and stale else 0
 
 
-def command(argv: list[str]) -> None:
-    """Run the command with its arguments; ends the process."""
-    docs(argv, prog_name="vllm-ascend-patch docs")
+def command(argv: Sequence[str]) -> int:
+    """Run the command with its arguments; returns the exit code."""
+    return call(docs, argv, "docs")

@@ -18,14 +18,16 @@ from vllm_ascend_patch.core.moe.comm import METHODS
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_row_violation, mc2_violations
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
-from vllm_ascend_patch.core.moe.selection import check_start_up, select
+from vllm_ascend_patch.core.moe.selection import AUTO, check_start_up, select
 from vllm_ascend_patch.core.moe.soc import Soc
 from vllm_ascend_patch.core.moe.traffic import lower_bound, method_traffic
+
+from .calling import ImageFile, call
 
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Regime:
     """A range of token counts with one method.
 
@@ -54,7 +56,7 @@ class TrafficRow:
     alltoall: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that the command prints."""
 
@@ -78,15 +80,15 @@ def make_plan(
     # Without expert parallelism every rank holds a slice of every expert.
     share = facts.local_experts if facts.ep_size > 1 else facts.num_experts / (facts.tp_size * facts.dp_size)
     return Plan(
-        model,
-        facts,
-        scheduler,
-        sequence_parallel,
-        capacity,
-        tuple(map(str, mc2_violations(facts, any_release=any_release))),
-        tuple(_regimes(facts, scheduler, capacity, forced)),
-        tuple(_traffic(facts, scheduler, capacity, sequence_parallel, forced)),
-        share * model.expert_bytes * model.moe_layers / MIB,
+        model=model,
+        facts=facts,
+        scheduler=scheduler,
+        sequence_parallel=sequence_parallel,
+        capacity=capacity,
+        mc2_obstacles=tuple(map(str, mc2_violations(facts, any_release=any_release))),
+        regimes=tuple(_regimes(facts, scheduler, capacity, forced)),
+        traffic=tuple(_traffic(facts, scheduler, capacity, sequence_parallel, forced)),
+        expert_mib_per_rank=share * model.expert_bytes * model.moe_layers / MIB,
     )
 
 
@@ -98,7 +100,9 @@ def _regimes(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, for
         edges = sorted({1, min(capacity.tokens + 1, most + 1), most + 1}) if most else []
         for first, after in pairwise(edges):
             choice = select(facts, capacity, first, captured, forced)
-            found.append(Regime(first, after - 1, captured, choice.method, choice.reason))
+            found.append(
+                Regime(first=first, last=after - 1, captured=captured, method=choice.method, reason=choice.reason)
+            )
     return found
 
 
@@ -213,31 +217,72 @@ def plot(plan: Plan, path: Path) -> None:
         f"{Path(plan.model.name).name} on {plan.facts.soc.value}: TP {plan.facts.tp_size} x DP {plan.facts.dp_size}"
     )
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written ({error.strerror})") from None
+    finally:
+        pyplot.close(figure)
+
+
+_COUNT = click.IntRange(min=1)
+_MAYBE = click.IntRange(min=0)
+
+MAX_NUM_BATCHED_TOKENS = 2048
+"""Of a default ``vllm serve`` on a device with less than 70 GiB, which all of A2 and A3 are."""
+
+MAX_NUM_SEQS = 256
+"""Likewise."""
+
+_LARGEST_GRAPH = 512
+"""vLLM captures no larger graph unless it is told to."""
+
+
+def default_captured_tokens(max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """Tokens of the largest graph that a serve without options captures, by the rule of vLLM's newest releases: twice
+    the requests, at most 512 and a full step, on a grid that also holds both of these."""
+    most = min(2 * max_num_seqs, _LARGEST_GRAPH)
+    largest = min(most, max_num_batched_tokens)
+    step = 8 if largest < 256 else 16
+    grid = largest // step * step if largest >= 8 else max(size for size in (1, 2, 4) if size <= largest)
+    exact = [size for size in (max_num_batched_tokens, max_num_seqs) if size <= largest]
+    return max([grid, *exact])
 
 
 @click.command("plan")
 @click.argument("model")
-@click.option("--tp", default=1, show_default=True, help="Tensor parallel ranks.")
-@click.option("--dp", default=1, show_default=True, help="Data parallel ranks.")
+@click.option("--tp", type=_COUNT, default=1, show_default=True, help="Tensor parallel ranks.")
+@click.option("--dp", type=_COUNT, default=1, show_default=True, help="Data parallel ranks.")
 @click.option(
     "--expert-parallel/--no-expert-parallel", default=True, show_default=True, help="Distribute whole experts."
 )
 @click.option("--soc", type=click.Choice(["A2", "A3"]), default="A3", show_default=True)
-@click.option("--nodes", default=1, show_default=True, help="Hosts that the ranks span.")
-@click.option("--redundant-experts", default=0, show_default=True, help="Replicas for expert load balancing.")
-@click.option("--max-num-batched-tokens", default=8192, show_default=True, help="As in vLLM, per DP rank.")
-@click.option("--max-num-seqs", default=256, show_default=True, help="As in vLLM, per DP rank.")
-@click.option("--speculative-tokens", default=0, show_default=True, help="Drafted tokens per request and step.")
-@click.option("--captured-tokens", default=0, show_default=True, help="Largest captured graph; 0 for eager.")
-@click.option("--hccl-buffsize", type=int, help="HCCL_BUFFSIZE in MiB.  [default: from the environment]")
-@click.option("--moe-comm", default="auto", show_default=True, help="auto, allgather, mc2 or alltoall.")
+@click.option("--nodes", type=_COUNT, default=1, show_default=True, help="Hosts that the ranks span.")
+@click.option(
+    "--redundant-experts", type=_MAYBE, default=0, show_default=True, help="Replicas for expert load balancing."
+)
+@click.option(
+    "--max-num-batched-tokens",
+    type=_COUNT,
+    default=MAX_NUM_BATCHED_TOKENS,
+    show_default=True,
+    help="As in vLLM, per DP rank.",
+)
+@click.option("--max-num-seqs", type=_COUNT, help=f"As in vLLM, per DP rank.  [default: {MAX_NUM_SEQS}]")
+@click.option(
+    "--speculative-tokens", type=_MAYBE, default=0, show_default=True, help="Drafted tokens per request and step."
+)
+@click.option(
+    "--captured-tokens", type=_MAYBE, help="Largest captured graph; 0 for eager.  [default: that of a default serve]"
+)
+@click.option("--enforce-eager", is_flag=True, help="As in vLLM: no graphs.")
+@click.option("--hccl-buffsize", type=_COUNT, help="HCCL_BUFFSIZE in MiB.  [default: from the environment]")
+@click.option("--moe-comm", type=click.Choice([AUTO, *METHODS]), default=AUTO, show_default=True)
 @click.option("--operators", type=click.IntRange(1, 2), default=2, show_default=True, help="Dispatch/combine version.")
 @click.option("--newest-limits", is_flag=True, help="Trust the newest edition of the operators' limits.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Also draw to this file.")
+@click.option("--plot", "plot_path", type=ImageFile(), help="Also draw to this file (PNG, SVG, PDF).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def command(
+def plan(
     model: str,
     tp: int,
     dp: int,
@@ -246,9 +291,10 @@ def command(
     nodes: int,
     redundant_experts: int,
     max_num_batched_tokens: int,
-    max_num_seqs: int,
+    max_num_seqs: int | None,
     speculative_tokens: int,
-    captured_tokens: int,
+    captured_tokens: int | None,
+    enforce_eager: bool,
     hccl_buffsize: int | None,
     moe_comm: str,
     operators: int,
@@ -258,41 +304,69 @@ def command(
 ) -> None:
     """Say which MoE communication method MODEL will use on a cluster, at which token counts, and why.
 
-    MODEL is a folder with config.json, such a file, or a model name on the hub. No device is needed.
+    MODEL is a folder with config.json, such a file, or a model name on the hub. No device is needed. Sizes that are not
+    given are those of a default serve, graphs included.
     """
-    if hccl_buffsize is None and os.environ.get("HCCL_BUFFSIZE", "").isdigit():
-        hccl_buffsize = int(os.environ["HCCL_BUFFSIZE"])
+    if enforce_eager and captured_tokens:
+        raise click.UsageError(f"--captured-tokens {captured_tokens} is no --enforce-eager: give one of them")
+    if (tp * dp) % nodes:
+        raise click.UsageError(f"{tp} x {dp} ranks cannot be divided over --nodes {nodes}: take a divisor of {tp * dp}")
+    if max_num_seqs is None:
+        max_num_seqs = min(MAX_NUM_SEQS, max_num_batched_tokens)
+    if max_num_seqs > max_num_batched_tokens:
+        raise click.UsageError(
+            f"--max-num-seqs {max_num_seqs} do not fit into --max-num-batched-tokens {max_num_batched_tokens}: vLLM "
+            "needs a token for each request"
+        )
+    if captured_tokens is None:
+        # Models with drafters run eagerly, and so does a forced method that no graph can capture.
+        eager = enforce_eager or speculative_tokens or (moe_comm != AUTO and not METHODS[moe_comm].capturable)
+        captured_tokens = 0 if eager else default_captured_tokens(max_num_batched_tokens, max_num_seqs)
     try:
         facts_of_model = ModelFacts.from_config(model, load_config(model))
+        experts = facts_of_model.num_experts + redundant_experts
+        if expert_parallel and tp * dp > experts:
+            raise click.UsageError(
+                f"{tp} x {dp} ranks cannot share {experts} experts: at most {experts} ranks, or --no-expert-parallel"
+            )
         facts = MoEFacts(
             soc=Soc(soc),
             operator_version=operators,
             tp_size=tp,
             dp_size=dp,
             ep_size=tp * dp if expert_parallel else 1,
-            num_experts=facts_of_model.num_experts + redundant_experts,
+            num_experts=experts,
             hidden_size=facts_of_model.hidden_size,
             top_k=facts_of_model.top_k,
             dtype=facts_of_model.dtype,
             num_nodes=nodes,
-            hccl_buffsize_mib=hccl_buffsize,
+            hccl_buffsize_mib=_from_environment() if hccl_buffsize is None else hccl_buffsize,
             quantized=facts_of_model.quantized,
             newest_limits=newest_limits,
         )
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)
         # vLLM's rule: sequence-parallel MoE whenever experts are distributed over both TP and DP.
-        plan = make_plan(facts_of_model, facts, scheduler, expert_parallel and tp > 1 and dp > 1, moe_comm)
+        made = make_plan(facts_of_model, facts, scheduler, expert_parallel and tp > 1 and dp > 1, moe_comm)
     except MoEConfigError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(json.dumps(asdict(plan), default=lambda value: getattr(value, "value", str(value))))
+        click.echo(json.dumps(asdict(made), default=lambda value: getattr(value, "value", str(value))))
     else:
-        show(plan)
+        show(made)
     if plot_path is not None:
-        plot(plan, plot_path)
+        plot(made, plot_path)
         click.echo(f"plot: {plot_path}", err=True)
 
 
-def main(argv: Sequence[str]) -> int | None:
-    """Run the command with these arguments."""
-    return command.main(args=list(argv), prog_name="vllm-ascend-patch plan")
+def _from_environment() -> int | None:
+    text = os.environ.get("HCCL_BUFFSIZE", "").strip()
+    if not text:
+        return None
+    if not text.isdigit() or int(text) == 0:
+        raise click.UsageError(f"HCCL_BUFFSIZE={text!r} is not valid: use a whole number of MiB above 0, or unset it")
+    return int(text)
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with its arguments; returns the exit code."""
+    return call(plan, argv, "plan")

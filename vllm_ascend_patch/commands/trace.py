@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 
+from .calling import ImageFile, call
+
 Event = dict[str, Any]
 
 _SHOWN_US = 500e3
@@ -44,11 +46,14 @@ def read_trace(path: Path) -> list[Event]:
         if line in ("", "]"):
             continue
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except json.JSONDecodeError:
             if number == text.count("\n") + 1:
                 break  # the process was killed while writing the last line
-            raise TraceError(f"{path}: line {number} is not an event") from None
+            event = None
+        if not (isinstance(event, dict) and {"name", "ph"} <= event.keys()):
+            raise TraceError(f"{path}: line {number} is not an event")
+        events.append(event)
     return events
 
 
@@ -175,7 +180,7 @@ def plot(summaries: Sequence[RankSummary], traces: Sequence[Sequence[Event]], ta
     """Draw a time line of the last steps of every rank and the distribution of waits.
 
     Raises:
-        TraceError: matplotlib is not installed.
+        TraceError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         import matplotlib
@@ -208,15 +213,19 @@ def plot(summaries: Sequence[RankSummary], traces: Sequence[Sequence[Event]], ta
     spread.set_ylabel("share of steps")
     if spread.lines:
         spread.legend()
-    figure.savefig(target, dpi=120)
-    plt.close(figure)
+    try:
+        figure.savefig(target, dpi=120)
+    except OSError as error:
+        raise TraceError(f"{target} cannot be written ({error.strerror})") from None
+    finally:
+        plt.close(figure)
 
 
-@click.command("vllm-ascend-patch trace")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Draw the traces into this file (PNG, SVG, PDF).")
+@click.command("trace")
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--output", type=ImageFile(), help="Draw the traces into this file (PNG, SVG, PDF).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
-def _command(files: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
+def trace(files: tuple[Path, ...], output: Path | None, as_json: bool) -> None:
     """Summarise the traces that the ranks wrote (VLLM_ASCEND_PATCH_TRACE): wait percentiles, share hidden behind input
     preparation, padding, methods."""
     try:
@@ -232,11 +241,6 @@ def _command(files: tuple[Path, ...], output: Path | None, as_json: bool) -> Non
         _print(summaries)
 
 
-def main(argv: list[str]) -> int:
-    """Run the command; returns its exit code."""
-    try:
-        _command.main(args=argv, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    return 0
+def command(argv: Sequence[str]) -> int:
+    """Run the command with its arguments; returns the exit code."""
+    return call(trace, argv, "trace")

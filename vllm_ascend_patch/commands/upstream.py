@@ -3,6 +3,7 @@
 vLLM."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from vllm_ascend_patch.releases import declarations, records
 from vllm_ascend_patch.releases.guard import installed_release, installed_tree
 
 from . import archives
+from .calling import call, version_number
 from .terminal import console, table
 
 
@@ -127,7 +129,7 @@ def upstream() -> None:
 
 @upstream.command("record")
 @click.argument("what", nargs=-1, metavar="[VERSION|WHEEL|SDIST|DIR]...")
-@click.option("--release", help="The version, when the source does not say it.")
+@click.option("--release", callback=version_number, help="The version, when the source does not say it.")
 @click.option("--all", "again", is_flag=True, help="Record every recorded release again, after a declaration changed.")
 def record_command(what: tuple[str, ...], release: str | None, again: bool) -> None:
     """Write the record of each release."""
@@ -137,7 +139,11 @@ def record_command(what: tuple[str, ...], release: str | None, again: bool) -> N
         found = _located(one, release)
         made = Record.make(found.release, found.source, found.tree, records.wanted(found.release))
         missing = [patch.id for patch in declarations.patches() if _missing(patch, made)]
-        console().print(f"{records.STORE.write(made)}: {len(made.targets)} targets", highlight=False, soft_wrap=True)
+        try:
+            written = records.STORE.write(made)
+        except OSError as error:
+            raise click.ClickException(f"the record cannot be written: {error}") from None
+        console().print(f"{written}: {len(made.targets)} targets", highlight=False, soft_wrap=True)
         if missing:
             console().print(f"  declared for {found.release} but absent there: {', '.join(missing)}", highlight=False)
 
@@ -155,9 +161,9 @@ def _located(what: str | None, release: str | None) -> Upstream:
 
 @upstream.command("check")
 @click.argument("what", nargs=-1, metavar="[VERSION|WHEEL|SDIST|DIR]...")
-@click.option("--release", help="The version, when the source does not say it.")
+@click.option("--release", callback=version_number, help="The version, when the source does not say it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check_command(what: tuple[str, ...], release: str | None, as_json: bool) -> None:
+def check_command(what: tuple[str, ...], release: str | None, as_json: bool) -> int:
     """Compare releases (default: the installed one) with the records. Exit code 1 when a patch does not fit."""
     reports: list[dict[str, Any]] = []
     for one in what or (None,):
@@ -186,12 +192,12 @@ def check_command(what: tuple[str, ...], release: str | None, as_json: bool) -> 
             _print(reports[-1])
     if as_json:
         print(json.dumps(reports, indent=1))
-    raise SystemExit(0 if all(report["fits"] for report in reports) else 1)
+    return 0 if all(report["fits"] for report in reports) else 1
 
 
-def command(argv: list[str]) -> None:
-    """Run the command with its arguments; ends the process."""
-    upstream(argv, prog_name="vllm-ascend-patch upstream")
+def command(argv: Sequence[str]) -> int:
+    """Run the command with its arguments; returns the exit code."""
+    return call(upstream, argv, "upstream")
 
 
 def _print(report: dict[str, Any]) -> None:

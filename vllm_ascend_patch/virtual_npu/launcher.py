@@ -37,9 +37,9 @@ def prepare(environment: MutableMapping[str, str], machine: profile.Profile, run
     environment["ASCEND_OPP_PATH"] = str(runtime / "cann" / "opp")
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = 1) -> int:
     print(f"virtual-npu: {message}", file=sys.stderr)
-    return 1
+    return code
 
 
 _OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": ["-h", "--help"]}
@@ -50,7 +50,7 @@ _OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": False, "h
 @click.option("--soc", type=click.Choice(list(profile.SOC_NAMES)), help="SoC generation.  [default: A2]")
 @click.option("--memory", type=str, help="Memory of each NPU, like 8GiB or 512MiB.  [default: 8GiB]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-def _virtual_npu(devices: str | None, soc: profile.SoC | None, memory: str | None, command: tuple[str, ...]) -> int:
+def virtual_npu(devices: str | None, soc: profile.SoC | None, memory: str | None, command: tuple[str, ...]) -> int:
     """Run COMMAND, and every process that it spawns, on a machine with simulated Ascend NPUs under the real torch_npu.
 
     `virtual-npu build` compiles the simulated runtime and runs nothing.
@@ -63,7 +63,9 @@ def _virtual_npu(devices: str | None, soc: profile.SoC | None, memory: str | Non
             memory_bytes=inherited.memory_bytes if memory is None else profile.parse_memory(memory),
         )
         runtime = builder.build(verbose=True)
-    except (ValueError, builder.BuildError) as error:
+    except ValueError as error:
+        return _fail(str(error), 2)
+    except builder.BuildError as error:
         return _fail(str(error))
     if command == ("build",):
         print(runtime)
@@ -78,10 +80,10 @@ def _virtual_npu(devices: str | None, soc: profile.SoC | None, memory: str | Non
     os.execve(program, list(command), environment)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command line ``argv`` (without the word ``virtual-npu``). Returns only on an error, a build or ``--help``."""
+def command(argv: Sequence[str]) -> int:
+    """Run the command with its arguments. Returns, with the exit code, only on an error, a build or ``--help``."""
     try:
-        result = _virtual_npu.main(args=list(argv), prog_name="vllm-ascend-patch virtual-npu", standalone_mode=False)
+        result = virtual_npu.main(args=list(argv), prog_name="vllm-ascend-patch virtual-npu", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

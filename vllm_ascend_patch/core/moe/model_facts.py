@@ -85,9 +85,12 @@ def load_config(model: str) -> dict[str, Any]:
     if not path.is_file():
         path = _from_hub(model)
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise MoEConfigError(f"{path} is not a readable model configuration: {error}") from error
+    if not isinstance(config, dict):
+        raise MoEConfigError(f"{path} is not a readable model configuration: it holds no JSON object")
+    return config
 
 
 def _from_hub(model: str) -> Path:
