@@ -167,6 +167,16 @@ def _schemas(namespace: str) -> dict[str, torch._C.FunctionSchema]:
     return found
 
 
+def _register(library: torch.library.Library, short: str, function: Callable[..., Any]) -> None:
+    """Put ``function`` under operator ``short`` of the library's namespace, in place of a kernel of torch_npu's own: newer
+    builds of it register some in Python, which torch takes for a mistake unless it is told otherwise."""
+    if "allow_override" in (torch.library.Library.impl.__kwdefaults__ or {}):
+        library.impl(short, function, "PrivateUse1", allow_override=True)
+    else:  # torch 2.7
+        torch.library._impls.discard(f"{library.ns}/{short}/PrivateUse1")
+        library.impl(short, function, "PrivateUse1")
+
+
 def _install_namespace(namespace: str, kernels: Mapping[str, Kernel], *, refuse_others: bool) -> None:
     library = torch.library.Library(namespace, "IMPL")
     _libraries.append(library)
@@ -174,15 +184,15 @@ def _install_namespace(namespace: str, kernels: Mapping[str, Kernel], *, refuse_
         short = name.partition("::")[2]
         kernel = kernels.get(name)
         if kernel is not None:
-            library.impl(short, _adapt(name, kernel, schema), "PrivateUse1")
+            _register(library, short, _adapt(name, kernel, schema))
         elif name in DEVICE_KERNELS:
-            library.impl(short, DEVICE_KERNELS[name], "PrivateUse1")
+            _register(library, short, DEVICE_KERNELS[name])
         elif (
             refuse_others
             and short.partition(".")[0] not in KEPT
             and torch._C._dispatch_has_kernel_for_dispatch_key(name, "PrivateUse1")
         ):
-            library.impl(short, _refuse(name), "PrivateUse1")
+            _register(library, short, _refuse(name))
 
 
 def _install_atb() -> None:

@@ -77,8 +77,8 @@ const std::unordered_set<std::string> kTakesHostTensors = {
 // The operator whose second result, the batch sizes, stays on the host.
 constexpr const char* kPackSequence = "aten::_pack_padded_sequence";
 
-#if !(TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8)
-// PyTorch 2.7 has no public way to an operator's dispatch table. An explicit instantiation may name private members.
+#if !(TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9)
+// PyTorch before 2.9 has no public way to an operator's dispatch table. An explicit instantiation may name private members.
 auto& definition(const c10::OperatorHandle& op);
 template <auto Member>
 struct Expose {
@@ -380,7 +380,7 @@ class AutogradKernel final : public c10::OperatorKernel {
  public:
   void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
     // The formula for the CPU, called with the keys of the NPU, goes on to the NPU's kernel.
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 9
     op.getComputedKernelForDispatchKey(c10::DispatchKey::AutogradCPU).callBoxed(op, keys, stack);
 #else
     definition(op)->op.lookup(c10::DispatchKeySet(c10::DispatchKey::AutogradCPU)).callBoxed(op, keys, stack);
