@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nox
+import nox.command
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_LINE = "0.32.0"
@@ -115,18 +116,27 @@ def _tests(session: nox.Session, python: str, arguments: list[str]) -> None:
     else:
         options_on_npus = options
     pytest = [python, "-m", "pytest"]
+    commands: list[tuple[list[str], dict[str, str]]] = []
     if without:
-        environment = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
-        session.run(*pytest, *without, *options, env=environment, external=True, success_codes=_codes(paths))
+        commands.append(([*pytest, *without, *options], {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}))
     if on_npus or not paths:
         launcher = [python, "-m", "vllm_ascend_patch", "virtual-npu", "--devices", "8", "--"]
-        command = [*launcher, *pytest, *on_npus, *options_on_npus]
-        session.run(*command, external=True, success_codes=_codes(paths))
+        commands.append(([*launcher, *pytest, *on_npus, *options_on_npus], {}))
+    ran = [_ran_a_test(session, command, environment) for command, environment in commands]
+    if not any(ran):
+        session.error(f"no test was selected by {' '.join(arguments)}")
 
 
-def _codes(paths: list[str]) -> list[int]:
-    """Exit codes that are no failure: a selection may leave one of the two environments without a test (pytest's 5)."""
-    return [0] if paths else [0, 5]
+def _ran_a_test(session: nox.Session, command: list[str], environment: dict[str, str]) -> bool:
+    """Run pytest, which fails the session when a test does. False for its exit code 5: a selection may leave one of the two
+    environments without a test."""
+    try:
+        session.run(*command, env=environment, external=True)
+    except nox.command.CommandFailed as failed:
+        if failed.return_code != 5:
+            raise
+        return False
+    return True
 
 
 def _is_path(argument: str) -> bool:
