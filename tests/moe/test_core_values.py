@@ -162,11 +162,13 @@ def test_a_constant_is_made_once_and_outlives_a_larger_one() -> None:
     assert sum(tensor.shape[0] for tensor in kept) == 64 + 512
 
 
-def test_weights_are_transposed_once_and_scales_get_the_operators_dtypes() -> None:
+def test_weights_are_views_of_what_was_loaded_and_scales_get_the_operators_dtypes() -> None:
     w13, w2 = torch.randn(2, 2 * 64, 32).bfloat16(), torch.randn(2, 32, 64).bfloat16()
     weights = ExpertWeights.from_loaded(w13, w2, activation="silu")
     assert torch.equal(weights.w13, w13.transpose(1, 2))
-    assert weights.w13.is_contiguous()
+    assert (weights.w13.data_ptr(), weights.w2.data_ptr()) == (w13.data_ptr(), w2.data_ptr())
+    w13.zero_()  # what a reload writes is what is served
+    assert not weights.w13.any()
     assert (weights.hidden_size, weights.intermediate_size, weights.num_local) == (32, 64, 2)
     int8 = {"w13": w13.to(torch.int8), "w2": w2.to(torch.int8), "activation": "silu"}
     scales = {"w13_scale": torch.rand(2, 128, 1), "w2_scale": torch.rand(2, 32, 1)}

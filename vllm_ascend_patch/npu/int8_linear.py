@@ -13,8 +13,9 @@ import torch
 import torch_npu
 from vllm.model_executor.kernels import linear
 from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearKernel
-from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import PlatformEnum
+
+_SCALE_OF_CHANNEL = "_ascend_scale_of_channel"
 
 
 class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
@@ -31,24 +32,25 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Transpose to ``[K, N]`` and spread a per-tensor scale over the channels, once."""
-        weight, scale, *_ = self._get_layer_params(layer)
-        names = self.layer_param_names
-        if not self.config.is_channelwise:
-            widths = torch.tensor(layer.logical_widths, device=scale.device)
-            scale = scale.data.flatten().repeat_interleave(widths)
-        replace_parameter(layer, names[0], torch.nn.Parameter(weight.data.t().contiguous(), requires_grad=False))
-        flat = scale.data.flatten().to(torch.float32).contiguous()
-        replace_parameter(layer, names[1], torch.nn.Parameter(flat, requires_grad=False))
+        """The parameters stay as the checkpoint has them, so that loading them again is enough. A scale per tensor gets an
+        index of the channels that it belongs to.
+        """
+        if not self.config.is_channelwise and not hasattr(layer, _SCALE_OF_CHANNEL):
+            widths = torch.tensor(layer.logical_widths)
+            index = torch.arange(len(widths)).repeat_interleave(widths)
+            layer.register_buffer(
+                _SCALE_OF_CHANNEL, index.to(self._get_layer_params(layer)[0].device), persistent=False
+            )
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` ``[..., K]`` in bfloat16 or float16 -> ``[..., N]`` in the same dtype."""
-        weight, scale, *_ = self._get_layer_params(layer)
+        weight, scale, *_ = self._get_layer_params(layer)  # [N, K]; [N, 1], or one per tensor that was loaded into it
+        scale = scale.flatten() if self.config.is_channelwise else scale[getattr(layer, _SCALE_OF_CHANNEL)]
         rows = x.reshape(-1, x.shape[-1])
         quantised, row_scale = torch_npu.npu_dynamic_quant(rows)
         output = torch_npu.npu_quant_matmul(
-            quantised, weight, scale, pertoken_scale=row_scale, output_dtype=x.dtype
-        ).view(*x.shape[:-1], weight.shape[1])
+            quantised, weight.t(), scale, pertoken_scale=row_scale, output_dtype=x.dtype
+        ).view(*x.shape[:-1], weight.shape[0])
         return output if bias is None else output + bias
 
 

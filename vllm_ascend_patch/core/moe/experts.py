@@ -28,7 +28,10 @@ _GMM_MAX_GROUPS = 1024
 
 @dataclass(frozen=True, eq=False)
 class ExpertWeights:
-    """Weights of this rank's experts, made once after loading by ``from_loaded``.
+    """Weights of this rank's experts: views of the tensors that the checkpoint was loaded into, in the same memory.
+
+    Whoever writes to those tensors, a reload or load balancing, is seen by the next forward. The operator takes transposed
+    views (op-plugin reference of ``npu_grouped_matmul``), so nothing is laid out anew.
 
     E = local experts, H = hidden size, I = intermediate size on this rank.
 
@@ -57,7 +60,9 @@ class ExpertWeights:
         w2_scale: torch.Tensor | None = None,
         output_dtype: torch.dtype | None = None,
     ) -> ExpertWeights:
-        """Convert weights from the layout that vLLM loads. The results are copies; the caller drops the originals.
+        """Check weights in the layout that vLLM loads, and view them as the operators take them.
+
+        Scales of another dtype than the operators demand are copied; see ``scale_dtypes``.
 
         Args:
             w13: ``[E, 2I, H]``, gate rows then up rows; bf16, fp16, fp32, or int8 with scales.
@@ -75,7 +80,7 @@ class ExpertWeights:
         if w13.dtype in FLOAT_DTYPES:
             if w13_scale is not None or w2_scale is not None:
                 raise MoEConfigError(f"weight scales were given for {w13.dtype} experts; only int8 experts have scales")
-            return cls(_transpose(w13), _transpose(w2), w13.dtype)
+            return cls.of(w13, w2, w13.dtype)
         if w13.dtype != torch.int8:
             raise MoEConfigError(
                 f"expert weights of {w13.dtype} are not supported; use bf16, fp16, fp32 or W8A8 int8 experts"
@@ -87,15 +92,22 @@ class ExpertWeights:
             )
         w13_scale = _channel_scale(w13_scale, w13, "w13_scale")
         w2_scale = _channel_scale(w2_scale, w2, "w2_scale")
-        matmul_scale_dtype = torch.bfloat16 if output_dtype == torch.bfloat16 else torch.float32
-        fused = _fits_fused_quant(w2.shape[2])
-        return cls(
-            _transpose(w13),
-            _transpose(w2),
-            output_dtype,
-            w13_scale.to(torch.float32 if fused else matmul_scale_dtype),
-            w2_scale.to(matmul_scale_dtype),
-        )
+        dtype13, dtype2 = scale_dtypes(w2.shape[2], output_dtype)
+        return cls.of(w13, w2, output_dtype, w13_scale.to(dtype13), w2_scale.to(dtype2))
+
+    @classmethod
+    def of(
+        cls,
+        w13: torch.Tensor,
+        w2: torch.Tensor,
+        output_dtype: torch.dtype,
+        w13_scale: torch.Tensor | None = None,
+        w2_scale: torch.Tensor | None = None,
+    ) -> ExpertWeights:
+        """The views alone, for tensors that ``from_loaded`` accepts and scales that have the operators' dtypes already."""
+        if w13_scale is not None and w2_scale is not None:
+            w13_scale, w2_scale = w13_scale.view(w13.shape[:2]), w2_scale.view(w2.shape[:2])
+        return cls(w13.transpose(1, 2), w2.transpose(1, 2), output_dtype, w13_scale, w2_scale)
 
     @property
     def num_local(self) -> int:
@@ -116,6 +128,12 @@ class ExpertWeights:
     def quantized(self) -> bool:
         """True for W8A8: the MLP takes int8 rows with one fp32 scale each."""
         return self.w13_scale is not None
+
+
+def scale_dtypes(intermediate_size: int, output_dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """The dtypes that the operators demand of ``w13_scale`` and ``w2_scale``, for ``I`` on this rank and bf16 or fp16."""
+    matmul = torch.bfloat16 if output_dtype == torch.bfloat16 else torch.float32
+    return torch.float32 if _fits_fused_quant(intermediate_size) else matmul, matmul
 
 
 def check_activation(activation: str) -> None:
@@ -222,10 +240,6 @@ def _grouped_matmul(
 
 def _fits_fused_quant(intermediate_size: int) -> bool:
     return intermediate_size <= _FUSED_QUANT_MAX_INTERMEDIATE and intermediate_size % _FUSED_QUANT_ALIGNMENT == 0
-
-
-def _transpose(weight: torch.Tensor) -> torch.Tensor:
-    return weight.transpose(1, 2).contiguous()
 
 
 def _channel_scale(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from vllm_ascend_patch.seams import serving
 
 from . import forward
 from .facts import selector_of
-from .names import UnquantizedFusedMoEMethod, replace_parameter
+from .names import UnquantizedFusedMoEMethod
 from .reduction import share, upstream_adds_up
 from .routing import route
 from .topology import placement_of, topology_of
@@ -31,9 +31,9 @@ _RUNTIME = "_ascend_moe"
 
 @dataclass(frozen=True, eq=False)
 class LayerRuntime:
-    """What one layer's forward needs, made once after its weights are loaded."""
+    """What one layer's forward needs, made once, besides its weights: these it reads from the layer's parameters each time,
+    since that is where a reload and load balancing write."""
 
-    weights: ExpertWeights
     layout: Topology
     placement: ExpertPlacement
     selector: MethodSelector
@@ -53,13 +53,13 @@ class LayerRuntime:
         return found
 
     @classmethod
-    def of(cls, layer: Any, weights: ExpertWeights) -> LayerRuntime:
+    def of(cls, layer: Any, quantized: bool) -> LayerRuntime:
         layout = topology_of(layer)
         on_input = bool(getattr(layer, "apply_router_weight_on_input", False))
-        selector = selector_of(layer, layout, weights.quantized)
+        selector = selector_of(layer, layout, quantized)
         known = serving.current().moe.methods
         placement, adds_up = placement_of(layer, layout), upstream_adds_up(layout)
-        return cls(weights, layout, placement, selector, on_input, adds_up, known)
+        return cls(layout, placement, selector, on_input, adds_up, known)
 
 
 class NPUExperts:
@@ -74,6 +74,8 @@ class NPUExperts:
     mk_can_overlap_shared_experts = False
     mk_owns_shared_expert = False
     topk_indices_dtype = torch.int32
+    quantized = False
+    moe: Any
 
     def apply(self, layer: Any, x: torch.Tensor, **arguments: Any) -> Any:
         """``[T, H]`` -> ``[T, H]``: routed experts of this layer, summed over all ranks.
@@ -91,11 +93,32 @@ class NPUExperts:
             x,
             topk_weights,
             topk_ids,
-            runtime.weights,
+            self.weights_of(layer),
             step,
             apply_router_weight_on_input=runtime.weight_on_input,
         )
         return share(output, runtime.layout) if runtime.shared else output
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Check what was loaded. The parameters stay: what a reload or load balancing writes there is what is served."""
+        check_supported(self.moe)
+        ExpertWeights.from_loaded(
+            layer.w13_weight.data,
+            layer.w2_weight.data,
+            activation=activation_name(layer.activation),
+            w13_scale=layer.w13_weight_scale.data if self.quantized else None,
+            w2_scale=layer.w2_weight_scale.data if self.quantized else None,
+            output_dtype=self.moe.in_dtype if self.quantized else None,
+        )
+        keep_runtime(layer, self.quantized)
+
+    def weights_of(self, layer: Any) -> ExpertWeights:
+        """The layer's parameters as the operators take them; asked for in every forward."""
+        w13 = layer.w13_weight
+        if not self.quantized:
+            return ExpertWeights.of(w13, layer.w2_weight, w13.dtype)
+        scales = layer.w13_weight_scale, layer.w2_weight_scale
+        return ExpertWeights.of(w13, layer.w2_weight, self.moe.in_dtype, *scales)
 
     def maybe_make_prepare_finalize(self, *_: Any, **__: Any) -> None:
         """Upstream's modular kernels are not used; asked for in older releases when expert parallelism is on."""
@@ -107,20 +130,14 @@ class NPUExperts:
 class NPUUnquantizedFusedMoEMethod(NPUExperts, UnquantizedFusedMoEMethod):
     """Experts in bfloat16 or float16."""
 
-    def process_weights_after_loading(self, layer: Any) -> None:
-        """Bring the loaded weights into the grouped matmul's layout, once; the parameters then hold that layout."""
-        check_supported(self.moe)
-        weights = ExpertWeights.from_loaded(
-            layer.w13_weight.data, layer.w2_weight.data, activation=activation_name(layer.activation)
-        )
-        replace_parameter(layer, "w13_weight", weights.w13)
-        replace_parameter(layer, "w2_weight", weights.w2)
-        keep_runtime(layer, weights)
 
+def keep_runtime(layer: Any, quantized: bool) -> None:
+    """Remember on the layer what its forward needs; raises when a forced method or ``HCCL_BUFFSIZE`` cannot work.
 
-def keep_runtime(layer: Any, weights: ExpertWeights) -> None:
-    """Remember on the layer what its forward needs; raises when a forced method or ``HCCL_BUFFSIZE`` cannot work."""
-    setattr(layer, _RUNTIME, LayerRuntime.of(layer, weights))
+    Weights that are loaded again leave it as it is: captured graphs use what it holds.
+    """
+    if not hasattr(layer, _RUNTIME):
+        setattr(layer, _RUNTIME, LayerRuntime.of(layer, quantized))
 
 
 def check_supported(moe: Any) -> None:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
     compressed_tensors_moe_w8a8_int8 as upstream,
 )
-from vllm.model_executor.utils import replace_parameter
 
-from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.experts import scale_dtypes
 
-from .method import NPUExperts, activation_name, check_supported, keep_runtime
+from .method import NPUExperts
 
 # Kept here, because the module's own name for it is this file's class once the patch is applied.
 _ORIGINAL: Any = upstream.CompressedTensorsW8A8Int8MoEMethod
@@ -24,6 +24,8 @@ _ORIGINAL: Any = upstream.CompressedTensorsW8A8Int8MoEMethod
 
 class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMethod):
     """Experts in int8; results in the model's dtype."""
+
+    quantized = True
 
     def __init__(self, weight_quant: Any, input_quant: Any, moe: Any, layer_name: str | None = None) -> None:
         super(_ORIGINAL, self).__init__(moe)  # not upstream's own constructor: it selects a CUDA kernel
@@ -37,22 +39,16 @@ class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMeth
                 "are weights per channel with dynamic activations per token"
             )
 
-    def process_weights_after_loading(self, layer: Any) -> None:
-        """Bring weights and scales into the grouped matmul's layout, once; the parameters then hold that layout."""
-        check_supported(self.moe)
-        weights = ExpertWeights.from_loaded(
-            layer.w13_weight.data,
-            layer.w2_weight.data,
-            activation=activation_name(layer.activation),
-            w13_scale=layer.w13_weight_scale.data.squeeze(-1),
-            w2_scale=layer.w2_weight_scale.data.squeeze(-1),
-            output_dtype=self.moe.in_dtype,
-        )
-        replace_parameter(layer, "w13_weight", weights.w13)
-        replace_parameter(layer, "w2_weight", weights.w2)
-        replace_parameter(layer, "w13_weight_scale", weights.w13_scale)
-        replace_parameter(layer, "w2_weight_scale", weights.w2_scale)
-        keep_runtime(layer, weights)
+    def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
+        """Upstream's, with scales of the operators' dtypes: whoever loads them later writes what the operators read."""
+        super().create_weights(layer, *args, **kwargs)
+        dtypes = scale_dtypes(layer.w2_weight.shape[2], self.moe.in_dtype)
+        for name, dtype in zip(("w13_weight_scale", "w2_weight_scale"), dtypes, strict=True):
+            scale = getattr(layer, name)
+            if scale.dtype != dtype:
+                parameter = torch.nn.Parameter(scale.data.to(dtype), requires_grad=False)
+                parameter.__dict__.update(scale.__dict__)  # its loader, and what the loader asks it
+                setattr(layer, name, parameter)
 
     def get_fused_moe_quant_config(self, layer: Any) -> FusedMoEQuantConfig:
         return FusedMoEQuantConfig.make()

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""W8A8 linear layers compute with what their parameters hold at that moment, in the checkpoint's layout."""
+
+from __future__ import annotations
+
+from tests.support.installed import needs_int8_experts
+from tests.support.processes import result_of, under_virtual_npu
+
+
+@needs_int8_experts
+def test_a_layer_follows_what_is_written_into_its_parameters() -> None:
+    found = result_of(under_virtual_npu("-m", "tests.npu.int8_layer"))
+    for scales in ("channel", "tensor"):
+        assert len(found[scales]) == 2, "the parameters stay where they are"
+        assert max(found[scales]) < 0.03, scales  # rounding of activations to int8
