@@ -104,14 +104,17 @@ class Case:
     answer: list[int]
 
 
-def make(family: str, folder: Path) -> Path:
-    """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path."""
-    path = folder / family
+def make(family: str, folder: Path, seed: int = 11) -> Path:
+    """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path.
+
+    Another ``seed`` is another checkpoint of the same model.
+    """
+    path = folder / (family if seed == 11 else f"{family}-{seed}")
     if (path / "config.json").exists():
         return path
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config((CONFIGS | WIDE)[family], torch_dtype=torch.float32)
-    generator = torch.Generator().manual_seed(11)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
@@ -122,6 +125,13 @@ def make(family: str, folder: Path) -> Path:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
     model.to(torch.float16).save_pretrained(path)
     return path
+
+
+def few_cases(checkpoint: Path) -> list[Case]:
+    """Three short prompts with answers of eight tokens, quickly found, for tests that need several checkpoints."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(9)
+    return [_clear_case(model, [], length, generator, tokens=8) for length in (5, 12, 19)]
 
 
 def cases(checkpoint: Path) -> list[Case]:
@@ -138,21 +148,23 @@ def cases(checkpoint: Path) -> list[Case]:
     return chosen
 
 
-def _clear_case(model: torch.nn.Module, prefix: list[int], length: int, generator: torch.Generator) -> Case:
+def _clear_case(
+    model: torch.nn.Module, prefix: list[int], length: int, generator: torch.Generator, tokens: int = NEW_TOKENS
+) -> Case:
     for _ in range(400):
         prompt = prefix + torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        answer, margin = greedy(model, prompt)
+        answer, margin = greedy(model, prompt, tokens)
         if margin >= MARGIN:
             return Case(prompt, answer)
     raise RuntimeError(f"no prompt of length {len(prefix) + length} has a margin of {MARGIN}")
 
 
 @torch.inference_mode()
-def greedy(model: torch.nn.Module, prompt: list[int]) -> tuple[list[int], float]:
+def greedy(model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS) -> tuple[list[int], float]:
     """The greedy continuation and the smallest gap between first and second logit on the way; stops early below MARGIN."""
     tokens = torch.tensor([prompt])
     past, answer, smallest = None, [], float("inf")
-    for _ in range(NEW_TOKENS):
+    for _ in range(length):
         output = model(tokens, past_key_values=past, use_cache=True)
         past = output.past_key_values
         best = output.logits[0, -1].topk(2)

@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm_ascend_patch import armed
 from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams.moe.expert_slots import follow
 from vllm_ascend_patch.seams.step.phases import trace_forwards
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class NPUModelRunner(GPUModelRunner):
         """
         serving.entering(self)
         super().load_model(*args, **kwargs)
+        follow(self)
         if trace.enabled() and not hasattr(GPUModelRunner, "_model_forward"):
             trace_forwards(self.get_model())
         for layer in self.vllm_config.compilation_config.static_forward_context.values():

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector:
     """The selector for a layer; raises ``MoELimitError`` when a forced method or ``HCCL_BUFFSIZE`` cannot work."""
-    config = _config()
+    config = config_of_layers()
     facts = _facts(
         config,
         tp_size=layout.tp.size,
@@ -77,7 +77,7 @@ def facts_of(vllm_config: VllmConfig) -> MoEFacts | None:
         tp_size=parallel.tensor_parallel_size,
         dp_size=parallel.data_parallel_size,
         ep_size=ranks if parallel.enable_expert_parallel else 1,
-        num_experts=model.num_experts + _redundant_experts(parallel),
+        num_experts=model.num_experts + redundant_experts(parallel),
         hidden_size=model.hidden_size,
         top_k=model.top_k,
         quantized=model.quantized,
@@ -112,7 +112,7 @@ def _dtype(config: Any) -> str:
     return str(config.model_config.dtype).removeprefix("torch.")
 
 
-def _config() -> Any:
+def config_of_layers() -> Any:
     """The configuration that a layer is built under; the runner's own in releases that load weights outside of any."""
     import vllm.config
 
@@ -121,7 +121,7 @@ def _config() -> Any:
     return current if current is not None and current.model_config is not None else serving.current().config
 
 
-def _redundant_experts(parallel: Any) -> int:
+def redundant_experts(parallel: Any) -> int:
     """Where the release keeps the number; 0 in releases without redundant experts."""
     owner = getattr(parallel, "eplb_config", parallel)
     return getattr(owner, "num_redundant_experts", 0) or 0

@@ -20,7 +20,8 @@ from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
 from vllm_ascend_patch.seams import serving
 
 from . import forward
-from .facts import selector_of
+from .expert_slots import slot_loader
+from .facts import config_of_layers, redundant_experts, selector_of
 from .names import UnquantizedFusedMoEMethod
 from .reduction import share, upstream_adds_up
 from .routing import route
@@ -98,6 +99,14 @@ class NPUExperts:
             apply_router_weight_on_input=runtime.weight_on_input,
         )
         return share(output, runtime.layout) if runtime.shared else output
+
+    def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
+        """Upstream's parameters; with expert load balancing, with a loader that knows where experts are."""
+        parallel = getattr(config_of_layers(), "parallel_config", None)
+        if getattr(parallel, "enable_eplb", False):
+            slots = layer.global_num_experts
+            kwargs["weight_loader"] = slot_loader(layer, slots, slots - redundant_experts(parallel))
+        super().create_weights(layer, *args, **kwargs)  # type: ignore[misc]
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check what was loaded. The parameters stay: what a reload or load balancing writes there is what is served."""
