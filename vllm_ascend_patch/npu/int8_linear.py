@@ -7,6 +7,8 @@ theirs is ``seams/moe/method.py``.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ import torch_npu
 from vllm.model_executor.kernels import linear
 from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearKernel
 from vllm.platforms import PlatformEnum
+
+from vllm_ascend_patch.seams import checkpoint
 
 _SCALE_OF_CHANNEL = "_ascend_scale_of_channel"
 
@@ -35,6 +39,7 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
         """The parameters stay as the checkpoint has them, so that loading them again is enough. A scale per tensor gets an
         index of the channels that it belongs to.
         """
+        checkpoint.refuse_unwritten(layer, self)
         if not self.config.is_channelwise and not hasattr(layer, _SCALE_OF_CHANNEL):
             widths = torch.tensor(layer.logical_widths)
             index = torch.arange(len(widths)).repeat_interleave(widths)
@@ -52,6 +57,32 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
             quantised, weight.t(), scale, pertoken_scale=row_scale, output_dtype=x.dtype
         ).view(*x.shape[:-1], weight.shape[0])
         return output if bias is None else output + bias
+
+    def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
+        """As ``checkpoint.Owner`` has it: what is merged, as query, key and value are, lies above each other."""
+        if name not in self.layer_param_names[:2]:
+            return ()
+        widths = [1] * len(layer.logical_widths) if parameter.dim() == 1 else layer.logical_widths
+        return [0, *itertools.accumulate(widths[:-1])]
+
+    def loaded(self, layer: Any, arguments: dict[str, Any], parts: int) -> list[tuple[int, int]]:
+        """As ``checkpoint.Owner`` has it."""
+        shard = arguments.get("loaded_shard_id")
+        if shard is None:
+            return [(0, part) for part in range(parts)]
+        if isinstance(shard, tuple):
+            return [(0, part) for part in shard]
+        return [(0, {"q": 0, "k": 1, "v": 2}.get(shard, shard))]
+
+    def tensor_name(self, layer: Any, name: str, expert: int, part: int) -> str:
+        """As ``checkpoint.Owner`` has it."""
+        prefix = getattr(layer, "prefix", "") or type(layer).__name__
+        path, _, last = prefix.rpartition(".")
+        config = getattr(layer.quant_method, "quantization_config", None)
+        merged = getattr(config, "packed_modules_mapping", {}).get(last, ())
+        if len(merged) == len(layer.logical_widths):
+            return f"{path}.{merged[part]}.{name}"
+        return f"{prefix}.{name}" + (f" (part {part})" if len(layer.logical_widths) > 1 else "")
 
 
 def register() -> None:

@@ -39,6 +39,12 @@ def slots_of(layer: Any, expert: int) -> list[int]:
     return slots[expert] if expert < len(slots) else []
 
 
+def expert_in(layer: Any, slot: int) -> int:
+    """The logical expert that a slot holds."""
+    slots: list[list[int]] = getattr(layer, _SLOTS, None) or []
+    return next((expert for expert, held in enumerate(slots) if slot in held), slot)
+
+
 def follow(runner: Any) -> None:
     """From now on whoever loads weights into the runner's model loads experts to where they are by then."""
     if getattr(runner, "eplb_state", None) is None:

@@ -6,6 +6,7 @@ vLLM instantiates the registered subclass in place of its own class; routing, sh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +18,10 @@ from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
-from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams import checkpoint, serving
 
 from . import forward
-from .expert_slots import slot_loader
+from .expert_slots import expert_in, slot_loader, slots_of
 from .facts import config_of_layers, redundant_experts, selector_of
 from .names import UnquantizedFusedMoEMethod
 from .reduction import share, upstream_adds_up
@@ -111,6 +112,7 @@ class NPUExperts:
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check what was loaded. The parameters stay: what a reload or load balancing writes there is what is served."""
         check_supported(self.moe)
+        checkpoint.refuse_unwritten(layer, self)
         ExpertWeights.from_loaded(
             layer.w13_weight.data,
             layer.w2_weight.data,
@@ -129,6 +131,28 @@ class NPUExperts:
         scales = layer.w13_weight_scale, layer.w2_weight_scale
         return ExpertWeights.of(w13, layer.w2_weight, self.moe.in_dtype, *scales)
 
+    def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
+        """As ``checkpoint.Owner`` has it: gate and up projection lie above each other in ``w13``."""
+        if not name.startswith(("w13_weight", "w2_weight")):
+            return ()
+        return (0, parameter.shape[1] // 2) if name.startswith("w13") else (0,)
+
+    def loaded(self, layer: Any, arguments: dict[str, Any], parts: int) -> list[tuple[int, int]]:
+        """As ``checkpoint.Owner`` has it."""
+        part = 1 if arguments["shard_id"] == "w3" else 0
+        if arguments["loaded_weight"].dim() == 3:  # all experts in one tensor
+            return [(expert, part) for expert in range(layer.w13_weight.shape[0])]
+        local = [local_expert(layer, slot) for slot in slots_of(layer, arguments["expert_id"])]
+        return [(expert, part) for expert in local if expert >= 0]
+
+    def tensor_name(self, layer: Any, name: str, expert: int, part: int) -> str:
+        """As ``checkpoint.Owner`` has it."""
+        slot = next(s for s in range(layer.global_num_experts) if local_expert(layer, s) == expert)
+        projection = "down" if name.startswith("w2") else ("gate", "up")[part]
+        projection = getattr(layer, f"ckpt_{projection}_proj_name", f"{projection}_proj")
+        kind = name.partition("_")[2]
+        return f"{layer.layer_name}.{expert_in(layer, slot)}.{projection}.{kind}"
+
     def maybe_make_prepare_finalize(self, *_: Any, **__: Any) -> None:
         """Upstream's modular kernels are not used; asked for in older releases when expert parallelism is on."""
 
@@ -138,6 +162,11 @@ class NPUExperts:
 
 class NPUUnquantizedFusedMoEMethod(NPUExperts, UnquantizedFusedMoEMethod):
     """Experts in bfloat16 or float16."""
+
+
+def local_expert(layer: Any, slot: int) -> int:
+    """The index on this rank of a physical expert; -1 where it is another rank's."""
+    return int(layer._map_global_expert_id_to_local_expert_id(slot))
 
 
 def keep_runtime(layer: Any, quantized: bool) -> None:
