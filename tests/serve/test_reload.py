@@ -137,8 +137,7 @@ def test_a_reload_that_lacks_a_tensor_says_which_and_the_next_complete_one_serve
     whole = without(second, [name for name in names_of(second) if name.startswith(layer)], tmp_path / "whole")
     cases = {path: tiny_models.few_cases(path) for path in pair}
     rounds = [("reload", one), ("reload", second), ("reload", whole), ("reload", first)]
-    arguments = {"enforce_eager": True, "additional_config": EPLB}
-    found, _ = serve(rounds, cases, first, tmp_path, tp=2, dp=1, arguments=arguments)
+    found, _ = serve(rounds, cases, first, tmp_path, dp=1)
     held_alike(found)
     assert f"the checkpoint lacks {layer}.5.up_proj.weight: " in found[1]["error"]
     assert f"the checkpoint lacks {layer}." in found[3]["error"]
