@@ -4,7 +4,8 @@
 //
 // Every step posts, for each peer, a header (what this rank calls and how many bytes it sends there) and the bytes
 // themselves. The bytes travel under a tag made from the call and their number, so that they only ever meet a receiver
-// that expects exactly them; the header is read first and says what is wrong if they do not meet.
+// that expects exactly them; the header is read first and says what is wrong if they do not meet. A rank that finds such a
+// thing says farewell before it closes its connections, so that the others find it, too, and not just a closed connection.
 #include "hccl_wire.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -27,9 +28,14 @@ struct Header {
 
 // Tags of the links are non-negative ints. Steps of collectives, messages and bytes have ranges of their own.
 constexpr int kStepTag = 0x10000000;
+constexpr int kFarewellTag = 0x10000001;
 constexpr int kMessageTags = 0x20000000;
 constexpr int kByteTags = 0x40000000;
 constexpr int kTagMask = 0x0FFFFFFF;
+
+// How long a rank that found a mismatch waits for the others to have read its headers: they may be late to the call, and one
+// that met no mismatch never answers.
+constexpr Milliseconds kFarewell(5000);
 
 std::string message(int tag) {
   return c10::str("message ", tag);
@@ -166,6 +172,41 @@ void Wire::wait(const c10::intrusive_ptr<c10d::Work>& work, Deadline deadline) {
   TORCH_CHECK(completed, "it was shut down");
 }
 
+// A connection that is closed while bytes in it are unread is reset, and what the other side had not read yet is lost there:
+// this rank's header, of all things. So each rank tells the others that it has read theirs, and closes once they have
+// told it the same, or went away, or the time is over.
+void Wire::say_farewell(const c10::intrusive_ptr<c10d::Backend>& links, std::vector<Peer>& peers) {
+  const Deadline deadline = std::chrono::steady_clock::now() + kFarewell;
+  Works farewells;
+  const auto tell = [&](const Peer& peer) {
+    try {
+      farewells.push_back(post_recv(links, empty_header(), peer.rank, kFarewellTag));
+      farewells.push_back(post_send(links, make_header(0, "farewell", 0), peer.rank, kFarewellTag));
+    } catch (const std::exception&) { // that rank is gone: nothing to wait for
+    }
+  };
+  for (const Peer& peer : peers) {
+    if (peer.header_read) {
+      tell(peer);
+    }
+  }
+  for (const Peer& peer : peers) {
+    if (!peer.header_read && peer.header_arrives) {
+      try {
+        wait(peer.header_arrives, deadline);
+        tell(peer);
+      } catch (const std::exception&) {
+      }
+    }
+  }
+  for (const auto& farewell : farewells) {
+    try {
+      wait(farewell, deadline);
+    } catch (const std::exception&) {
+    }
+  }
+}
+
 void Wire::exchange(
     const std::string& call,
     const std::vector<at::Tensor>& sends,
@@ -176,18 +217,13 @@ void Wire::exchange(
   const Deadline deadline = std::chrono::steady_clock::now() + timeout;
   const uint64_t step = step_++;
 
-  struct Peer {
-    int rank;
-    at::Tensor header;
-    c10::intrusive_ptr<c10d::Work> header_arrives;
-    c10::intrusive_ptr<c10d::Work> bytes_arrive;
-  };
   std::vector<Peer> peers;
   Works sending;
   std::string trouble;
+  bool mismatch = false;
   try {
     for (int offset = 1; offset < size_; ++offset) {
-      Peer peer{(rank_ + offset) % size_, empty_header(), {}, {}};
+      Peer peer{(rank_ + offset) % size_, empty_header(), {}, {}, false};
       peer.header_arrives = post_recv(links, peer.header, peer.rank, kStepTag);
       if (const uint64_t expected = size_of(recvs[peer.rank])) {
         peer.bytes_arrive = post_recv(links, recvs[peer.rank], peer.rank, byte_tag(call, expected));
@@ -205,7 +241,7 @@ void Wire::exchange(
     trouble = c10::str("a connection is lost: ", error.what());
   }
 
-  for (const Peer& peer : peers) {
+  for (Peer& peer : peers) {
     if (!peer.header_arrives) {
       continue;
     }
@@ -219,8 +255,10 @@ void Wire::exchange(
       }
       continue;
     }
+    peer.header_read = true;
     const Header theirs = read_header(peer.header);
     const uint64_t expected = size_of(recvs[peer.rank]);
+    mismatch = call != theirs.call || step != theirs.step || theirs.bytes != expected;
     if (call != theirs.call || step != theirs.step) {
       trouble = c10::str(
           name(peer.rank), " called ", theirs.call, " as step ", theirs.step, ", ", name(rank_), " called ", call,
@@ -250,6 +288,9 @@ void Wire::exchange(
           ? c10::str("the data of ", name(current->rank), " did not arrive within ", seconds(timeout))
           : c10::str(name(current->rank), " went away during the call (", c10::str(error.what()).substr(0, 200), ")");
     }
+  }
+  if (mismatch) {
+    say_farewell(links, peers);
   }
   if (!trouble.empty()) {
     // What is still posted holds the connections open, and open connections let the others wait for this rank.

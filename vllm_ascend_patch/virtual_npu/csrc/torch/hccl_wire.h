@@ -50,12 +50,22 @@ class Wire : public std::enable_shared_from_this<Wire> {
   friend class RecvWork;
   using Works = std::vector<c10::intrusive_ptr<c10d::Work>>;
 
+  // What one step has posted for another rank, and whether its header was read.
+  struct Peer {
+    int rank;
+    at::Tensor header;
+    c10::intrusive_ptr<c10d::Work> header_arrives;
+    c10::intrusive_ptr<c10d::Work> bytes_arrive;
+    bool header_read = false;
+  };
+
   c10::intrusive_ptr<c10d::Backend> links(const std::string& call);
   c10::intrusive_ptr<c10d::Work> post_send(
       const c10::intrusive_ptr<c10d::Backend>& links, at::Tensor bytes, int peer, int tag);
   c10::intrusive_ptr<c10d::Work> post_recv(
       const c10::intrusive_ptr<c10d::Backend>& links, at::Tensor bytes, int peer, int tag);
   void wait(const c10::intrusive_ptr<c10d::Work>& work, Deadline deadline);
+  void say_farewell(const c10::intrusive_ptr<c10d::Backend>& links, std::vector<Peer>& peers);
   [[noreturn]] void fail(const std::string& call, const std::string& reason);
 
   const int rank_;
