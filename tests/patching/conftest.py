@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # torch_npu needs CANN, which these tests do without
+if "torch" not in sys.modules and "VIRTUAL_NPU_DEVICES" not in os.environ:
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # torch_npu needs CANN, which these tests do without
 
 import vllm_ascend_patch
 from tests.support.environment import without_devices

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
@@ -41,7 +41,7 @@ def run_ranks(
     size: int,
     *args: Any,
     group: Literal["gloo", "hccl"] | None = "gloo",
-    start: Literal["fork", "spawn"] = "fork",
+    start: Literal["fork", "forkserver"] = "fork",
     together: bool = False,
     environment: Mapping[str, str] | None = None,
     timeout: float = 120.0,
@@ -50,7 +50,7 @@ def run_ranks(
 
     Args:
         group: the default process group that they are in; None for none, only its address being in the environment.
-        start: forked, torch is imported once; spawned, a process has nothing of this one.
+        start: forked from here, a rank has all of this process; from the fork server, it has torch and nothing of this one.
         together: no process ends before all have answered, because an early end would tell the others something. One
             that hangs at its end is then killed.
         environment: variables of the ranks.
@@ -66,20 +66,19 @@ def run_ranks(
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
-    context = multiprocessing.get_context(start)
+    context = _context(start)
     pipes, processes = [], []
     deadline = time.monotonic() + timeout
     try:
-        with _variables(variables):  # a spawned process reads them while it imports the function's module
-            for rank in range(size):
-                here, there = context.Pipe()
-                process = context.Process(
-                    target=_entry, args=(function, rank, size, group, there, together, args), daemon=True
-                )
-                process.start()
-                there.close()
-                pipes.append(here)
-                processes.append(process)
+        for rank in range(size):
+            here, there = context.Pipe()
+            process = context.Process(
+                target=_entry, args=(function, variables, rank, size, group, there, together, args), daemon=True
+            )
+            process.start()
+            there.close()
+            pipes.append(here)
+            processes.append(process)
         answers: list[tuple[Any, str | None, str | None]] = [(None, None, None)] * size
         for rank, pipe in enumerate(pipes):
             if not pipe.poll(max(0.0, deadline - time.monotonic())):
@@ -113,8 +112,16 @@ def values_of(outcomes: list[Outcome]) -> list[Any]:
     return [outcome.value for outcome in outcomes]
 
 
+def _context(start: Literal["fork", "forkserver"]) -> Any:
+    context = multiprocessing.get_context(start)
+    if start == "forkserver":
+        context.set_forkserver_preload(["torch", "torch.distributed"])  # seconds of processor time for each rank
+    return context
+
+
 def _entry(
     function: Callable[..., Any],
+    variables: Mapping[str, str],
     rank: int,
     size: int,
     group: str | None,
@@ -122,6 +129,7 @@ def _entry(
     together: bool,
     args: tuple[Any, ...],
 ) -> None:
+    os.environ.update(variables)
     code = 0
     try:
         if group is not None:
@@ -145,21 +153,6 @@ def _join(group: str, rank: int, size: int) -> None:
     if group == "hccl":
         torch.npu.set_device(rank)
     dist.init_process_group(group, rank=rank, world_size=size, timeout=timedelta(seconds=120))
-
-
-@contextlib.contextmanager
-def _variables(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that are as before afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _release(pipes: list[Any]) -> None:

@@ -113,5 +113,5 @@ def dispatch_and_combine(rank: int, size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    answers = values_of(run_ranks(dispatch_and_combine, 2, group=None, start="spawn", together=True, timeout=100))
+    answers = values_of(run_ranks(dispatch_and_combine, 2, group=None, start="forkserver", together=True, timeout=100))
     report([answer["active"] for answer in answers])

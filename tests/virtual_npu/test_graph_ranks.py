@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("npu")
 
 
 def test_collectives_run_again_at_every_replay() -> None:
-    outcomes = run_ranks(graph_checks.collectives, 2, group=None, start="spawn", together=True, timeout=100)
+    outcomes = run_ranks(graph_checks.collectives, 2, group=None, start="forkserver", together=True, timeout=100)
     for value in values_of(outcomes):
         assert set(value) == {"1", "2"}
 

@@ -17,7 +17,7 @@ def answers_of(
     function: Callable[..., Any], size: int, *arguments: Any, seconds: float, without: tuple[int, ...] = ()
 ) -> dict[int, Any]:
     """rank -> what ``function`` returned there, for all ranks but ``without``, which may die."""
-    outcomes = run_ranks(function, size, *arguments, group=None, start="spawn", together=True, timeout=seconds)
+    outcomes = run_ranks(function, size, *arguments, group=None, start="forkserver", together=True, timeout=seconds)
     return {rank: answer(rank, outcome) for rank, outcome in enumerate(outcomes) if rank not in without}
 
 

@@ -117,7 +117,7 @@ def run(size: int, scenario: str, soc: str = "A2", **arguments: Any) -> list[tup
         arguments,
         device,
         group="hccl" if device else "gloo",
-        start="spawn",
+        start="forkserver",
         together=True,  # a scenario may leave a rank waiting on purpose
         environment=environment,
         timeout=PATIENCE,
