@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -20,6 +21,9 @@ DEFAULT_LINE = "0.32.0"
 
 WITHOUT_DEVICES = "tests/dp"
 """The data-parallel core needs no device, and its tests fork: they run without torch_npu's runtime in the process."""
+
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
+"""Two processes of pytest, one for the engines and one for the rest: tests/conftest.py has the groups."""
 
 BENCHMARKS = ("patch_overhead", "virtual_npu_overhead", "moe_host_cost", "moe_comm", "dp_sync")
 
@@ -43,7 +47,10 @@ def check(session: nox.Session) -> None:
 @nox.session
 def test(session: nox.Session) -> None:
     """The tests: all that are not slow; or pytest's arguments (nox -s test -- tests/serve -k graphs)."""
-    _tests(session, _python(session), session.posargs or ["-m", "not slow"])
+    if session.posargs:
+        _tests(session, _python(session), session.posargs)
+    else:
+        _tests(session, _python(session), ["-m", "not slow"], on_npus=SIDE_BY_SIDE)
 
 
 @nox.session
@@ -103,13 +110,13 @@ def wheel(session: nox.Session) -> None:
     _run(session, _python(session), "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", ".")
 
 
-def _tests(session: nox.Session, python: str, arguments: list[str]) -> None:
+def _tests(session: nox.Session, python: str, arguments: list[str], on_npus: Sequence[str] = ()) -> None:
     """pytest, in the environment that the tests of each path need: both where no path is named."""
     paths = [argument for argument in arguments if _is_path(argument)]
     options = [argument for argument in arguments if argument not in paths]
     without = [path for path in paths if _below(path)]
-    on_npus = [path for path in paths if path not in without]
-    both = any(WITHOUT_DEVICES.startswith(f"{Path(path).as_posix()}/") or path == "." for path in on_npus)
+    with_devices = [path for path in paths if path not in without]
+    both = any(WITHOUT_DEVICES.startswith(f"{Path(path).as_posix()}/") or path == "." for path in with_devices)
     if not paths or both:
         without = without or [WITHOUT_DEVICES]
         options_on_npus = [f"--ignore={WITHOUT_DEVICES}", *options]
@@ -119,9 +126,9 @@ def _tests(session: nox.Session, python: str, arguments: list[str]) -> None:
     commands: list[tuple[list[str], dict[str, str]]] = []
     if without:
         commands.append(([*pytest, *without, *options], {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}))
-    if on_npus or not paths:
+    if with_devices or not paths:
         launcher = [python, "-m", "vllm_ascend_patch", "virtual-npu", "--devices", "8", "--"]
-        commands.append(([*launcher, *pytest, *on_npus, *options_on_npus], {}))
+        commands.append(([*launcher, *pytest, *with_devices, *options_on_npus, *on_npus], {}))
     ran = [_ran_a_test(session, command, environment) for command, environment in commands]
     if not any(ran):
         session.error(f"no test was selected by {' '.join(arguments)}")

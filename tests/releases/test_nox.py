@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -28,31 +29,33 @@ class Session:
         raise RuntimeError(words)
 
 
-def select(session: Session, *arguments: str) -> None:
+@pytest.fixture(scope="module")
+def select() -> Callable[..., None]:
+    """``select(session, *arguments)`` runs what nox makes of pytest's arguments."""
     spec = importlib.util.spec_from_file_location("noxfile_of_this_tree", ROOT / "noxfile.py")
     assert spec is not None
     assert spec.loader is not None
     noxfile = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(noxfile)
-    noxfile._tests(session, "python", list(arguments))
+    return lambda session, *arguments: noxfile._tests(session, "python", list(arguments))
 
 
-def test_a_selection_without_any_test_is_an_error() -> None:
+def test_a_selection_without_any_test_is_an_error(select: Callable[..., None]) -> None:
     with pytest.raises(RuntimeError, match="no test was selected by -k typo"):
         select(Session(5, 5), "-k", "typo")
 
 
-def test_a_path_without_any_selected_test_is_an_error() -> None:
+def test_a_path_without_any_selected_test_is_an_error(select: Callable[..., None]) -> None:
     with pytest.raises(RuntimeError, match="no test was selected"):
         select(Session(5), "tests/releases", "-k", "typo")
 
 
 @pytest.mark.parametrize("codes", [(0, 5), (5, 0), (0, 0)])
-def test_one_half_may_be_without_a_test(codes: tuple[int, int]) -> None:
+def test_one_half_may_be_without_a_test(select: Callable[..., None], codes: tuple[int, int]) -> None:
     select(Session(*codes), "-k", "graphs")
 
 
 @pytest.mark.parametrize("codes", [(1, 0), (0, 1), (5, 2)])
-def test_a_failing_half_fails(codes: tuple[int, int]) -> None:
+def test_a_failing_half_fails(select: Callable[..., None], codes: tuple[int, int]) -> None:
     with pytest.raises(nox_command.CommandFailed):
         select(Session(*codes), "-k", "graphs")
