@@ -28,7 +28,6 @@ CASES = [
 def test_state(requests: list[tuple[int, ...]], state: AttentionState, prefills: int) -> None:
     decision = decide_attention_state(*np.array(requests).T)
     assert (decision.state, decision.num_prefills, decision.with_prefill) == (state, prefills, prefills > 0)
-    assert decision.num_decodes == len(requests) - prefills
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 50), st.integers(1, 50)), min_size=1, max_size=20))
@@ -36,7 +35,7 @@ def test_the_order_of_requests_does_not_matter(requests: list[tuple[int, int, in
     forwards = decide_attention_state(*np.array(requests).T)
     backwards = decide_attention_state(*np.array(requests[::-1]).T)
     assert forwards == backwards
-    assert forwards.num_prefills + forwards.num_decodes == len(requests)
+    assert 0 <= forwards.num_prefills <= len(requests)
 
 
 @pytest.mark.parametrize(

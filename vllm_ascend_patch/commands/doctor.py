@@ -15,7 +15,7 @@ import click
 
 from vllm_ascend_patch import envs, platforms, plugin
 from vllm_ascend_patch.patching import PatchError, PatchStatus, State
-from vllm_ascend_patch.patching.verdict import Finding
+from vllm_ascend_patch.patching.patchset import state_of
 from vllm_ascend_patch.releases import declarations, guard, records, wanted
 
 from .calling import call
@@ -241,14 +241,12 @@ def _foreseen(row: PatchStatus) -> PatchStatus:
     if disabled is not None:
         return row._replace(state=State.DISABLED, reason=disabled)
     verdict = guard.examine(row.patch)
-    row = row._replace(reason=verdict.line, release=verdict.release)
-    if verdict.finding is Finding.NOT_NEEDED:
-        return row._replace(state=State.NOT_NEEDED)
-    if verdict.refuses and _strict() == "error":
-        return row._replace(state=State.REFUSED)
+    row = row._replace(state=state_of(verdict, _strict()), reason=verdict.line, release=verdict.release)
+    if row.state is not State.ARMED:
+        return row
     record = records.STORE.get(verdict.release) if verdict.release else None
     known = record.targets.get(row.patch.target) if record is not None else None
-    return row._replace(state=State.ARMED, aliases=known.aliases if known is not None else ())
+    return row._replace(aliases=known.aliases if known is not None else ())
 
 
 def _strict() -> str:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention state of a batch, decided from request counts alone, before any tensor of the step exists.
 
-A pure function of per-request numbers. Which kernel a state leads to is the attention backend's business.
+A pure function of per-request numbers, for the step's vote and the trace. Which calls a batch leads to is the attention
+backend's business: it groups requests by the tokens that they run, whatever state they are in.
 """
 
 from __future__ import annotations
@@ -39,14 +40,12 @@ class AttentionDecision:
         state: which of ``AttentionState`` the batch is in.
         with_prefill: some request is still inside its prompt.
         num_prefills: how many are.
-        num_decodes: requests past their prompt.
         max_query_len: most tokens that one request runs.
     """
 
     state: AttentionState
     with_prefill: bool
     num_prefills: int
-    num_decodes: int
     max_query_len: int
 
 
@@ -65,10 +64,9 @@ def decide_attention_state(
         computed_tokens: ``[num_reqs]`` ints, tokens of each request whose keys are in the cache before this step.
         scheduled_tokens: ``[num_reqs]`` ints above 0, tokens each request runs in this step, drafts included.
         prompt_tokens: ``[num_reqs]`` ints, prompt length.
-        draft_tokens: ``[num_reqs]`` ints, draft tokens to verify among the scheduled ones; None for no
-            speculation. A request
-            past its prompt that runs more than one token and its drafts (preempted, recomputing what it had generated)
-            counts as a prefill.
+        draft_tokens: ``[num_reqs]`` ints, draft tokens to verify among the scheduled ones; None for no speculation. A
+            request past its prompt that runs more than one token and its drafts (preempted, recomputing what it had
+            generated) counts as a prefill.
 
     Raises:
         ValueError: no request, arrays of different lengths, or a request without a scheduled token.
@@ -92,4 +90,4 @@ def decide_attention_state(
         state = AttentionState.CHUNKED_PREFILL
     else:
         state = AttentionState.DECODE_ONLY if max_query_len == 1 else AttentionState.SPEC_DECODING
-    return AttentionDecision(state, num_prefills > 0, num_prefills, num_decodes, max_query_len)
+    return AttentionDecision(state, num_prefills > 0, num_prefills, max_query_len)

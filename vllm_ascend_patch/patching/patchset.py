@@ -98,6 +98,14 @@ def accept(patch: Patch) -> Verdict:
     return Verdict(Finding.FITS)
 
 
+def state_of(verdict: Verdict, strict: str) -> State:
+    """What a verdict makes of a wanted patch under ``strict`` (see ``PatchSet``): NOT_NEEDED, REFUSED, or ARMED to be
+    applied."""
+    if verdict.finding is Finding.NOT_NEEDED:
+        return State.NOT_NEEDED
+    return State.REFUSED if verdict.refuses and strict == "error" else State.ARMED
+
+
 class PatchSet:
     """Patches that are armed, applied and reverted together.
 
@@ -195,11 +203,10 @@ class PatchSet:
         strict = self._strict if isinstance(self._strict, str) else self._strict()
         verdict = self._examine(entry.patch)
         entry.release, entry.reason = verdict.release, verdict.line
-        if verdict.finding is Finding.NOT_NEEDED:
-            entry.state, entry.error = State.NOT_NEEDED, None
+        entry.state, entry.error = state_of(verdict, strict), None
+        if entry.state is State.NOT_NEEDED:
             return False
-        if verdict.refuses and strict == "error":
-            entry.state = State.REFUSED
+        if entry.state is State.REFUSED:
             raise PatchRefused(verdict.line)
         if verdict.refuses and strict == "warn":
             logger.warning("%s (applied all the same)", verdict.line)
@@ -223,11 +230,13 @@ class PatchSet:
             if entry.state is not State.ARMED:
                 continue
             verdict = self._examine(entry.patch)
-            if verdict.finding is Finding.NOT_NEEDED:
+            state = state_of(verdict, strict)
+            if state is State.ARMED:
+                continue
+            entry.state, entry.reason, entry.release = state, verdict.line, verdict.release
+            if state is State.NOT_NEEDED:
                 entry.unhook()
-                entry.state, entry.reason, entry.release = State.NOT_NEEDED, verdict.line, verdict.release
-            elif verdict.refuses and strict == "error":
-                entry.state, entry.reason, entry.release = State.REFUSED, verdict.line, verdict.release
+            else:
                 entry.error = PatchRefused(verdict.line)
 
     # applying and reverting

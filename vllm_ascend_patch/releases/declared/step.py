@@ -1,18 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Declares the patches that carry the step vector into stock vLLM. Imports neither torch nor vLLM.
 
-What they do is in ``seams/step/``.
+What they do is in ``seams/step/``. The words that ``step_before_0_12.py`` needs, too, are public.
 """
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from vllm_ascend_patch.patching import Kind, Patch
 
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
-_NO_HOOK = "none: vLLM has no hook between a step's schedule and its data-parallel all-reduce"
+NO_HOOK = "none: vLLM has no hook between a step's schedule and its data-parallel all-reduce"
 _WITH_VECTOR = (
     "the patches of the data-parallel step vector go together: remove them when the vector is no longer needed"
 )
+
+
+class Words(TypedDict):
+    """What two shapes of one patch have in common."""
+
+    why: str
+    how: str
+
+
+SESSION: Words = {
+    "why": "All data-parallel ranks must prove that they run the same thing, and watch each other, before weights load.",
+    "how": "After upstream's constructor: own process groups, fingerprint exchange, watchdog, choice of the transport.",
+}
+DUMMY_RUN: Words = {
+    "why": "Idle, profiling and capturing ranks send the same vector through the same function as busy ones.",
+    "how": "Announces a dummy step; its all-reduce follows where upstream has it.",
+}
+EXECUTE_MODEL: Words = {
+    "why": "A rank that fails or stops inside a step must be reported with the phase that it was in.",
+    "how": "Keeps this rank's phase up to date, and tells the other ranks about an exception before it goes on.",
+}
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
@@ -21,9 +44,8 @@ PATCHES: tuple[Patch, ...] = (
         kind=Kind.WRAP,
         implementation="vllm_ascend_patch.seams.step.session:model_runner_init",
         releases=">=0.12",
-        why="All data-parallel ranks must prove that they run the same thing, and watch each other, before weights load.",
-        how="After upstream's constructor: own process groups, fingerprint exchange, watchdog, choice of the transport.",
-        upstream=_NO_HOOK,
+        **SESSION,
+        upstream=NO_HOOK,
         remove_when=_WITH_VECTOR,
     ),
     Patch(
@@ -65,9 +87,8 @@ PATCHES: tuple[Patch, ...] = (
         releases=">=0.12",
         reads=("num_tokens",),
         calls=("_determine_batch_execution_and_padding",),
-        why="Idle, profiling and capturing ranks send the same vector through the same function as busy ones.",
-        how="Announces a dummy step; its all-reduce follows where upstream has it.",
-        upstream=_NO_HOOK,
+        **DUMMY_RUN,
+        upstream=NO_HOOK,
         remove_when=_WITH_VECTOR,
     ),
     Patch(
@@ -79,7 +100,7 @@ PATCHES: tuple[Patch, ...] = (
         calls=("_dummy_run",),
         why="The tokens of an idle rank's dummy step are padding; those of profiling and capture are not.",
         how="Marks the dummy step inside as idle.",
-        upstream=_NO_HOOK,
+        upstream=NO_HOOK,
         remove_when=_WITH_VECTOR,
     ),
     Patch(
@@ -90,9 +111,8 @@ PATCHES: tuple[Patch, ...] = (
         releases=">=0.12",
         reads=("scheduler_output",),
         calls=("_prepare_inputs", "_determine_batch_execution_and_padding"),
-        why="A rank that fails or stops inside a step must be reported with the phase that it was in.",
-        how="Keeps this rank's phase up to date, and tells the other ranks about an exception before it goes on.",
-        upstream=_NO_HOOK,
+        **EXECUTE_MODEL,
+        upstream=NO_HOOK,
         remove_when=_WITH_VECTOR,
     ),
     Patch(
@@ -103,7 +123,7 @@ PATCHES: tuple[Patch, ...] = (
         releases=">=0.12",
         why="Sampling and drafting are a phase of the step in which a rank can fail or stop.",
         how="As for execute_model.",
-        upstream=_NO_HOOK,
+        upstream=NO_HOOK,
         remove_when=_WITH_VECTOR,
     ),
     Patch(
@@ -114,7 +134,7 @@ PATCHES: tuple[Patch, ...] = (
         releases=">=0.11.1",
         why="The trace shows where the forward begins and ends.",
         how="Times the call when a trace is being written; otherwise only names the phase.",
-        upstream=_NO_HOOK,
+        upstream=NO_HOOK,
         remove_when=_WITH_VECTOR,
     ),
 )

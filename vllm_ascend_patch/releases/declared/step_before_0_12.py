@@ -8,104 +8,105 @@ Imports neither torch nor vLLM. What they do is in ``seams/step/``, above all in
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from vllm_ascend_patch.patching import Kind, Patch
 
+from .step import DUMMY_RUN, EXECUTE_MODEL, NO_HOOK, SESSION
+
 _RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
-_RELEASES = "<0.12"
-_UPSTREAM = "none: vLLM has no hook between a step's schedule and its data-parallel all-reduce"
-_REMOVE_WHEN = "the releases that ask before they decide how a batch runs are no longer supported"
 
 
-def _wrap(
-    name: str,
-    target: str,
-    implementation: str,
-    why: str,
-    how: str,
-    reads: tuple[str, ...] = (),
-    releases: str = _RELEASES,
-) -> Patch:
-    return Patch(
-        id=f"dp-counts-{name}",
-        target=target,
-        kind=Kind.WRAP,
-        implementation=f"vllm_ascend_patch.seams.{implementation}",
-        releases=releases,
-        reads=reads,
-        why=why,
-        how=how,
-        upstream=_UPSTREAM,
-        remove_when=_REMOVE_WHEN,
-    )
+class _Same(TypedDict):
+    """What all of them have in common."""
 
+    kind: Kind
+    upstream: str
+    remove_when: str
+
+
+_SAME: _Same = {
+    "kind": Kind.WRAP,
+    "upstream": NO_HOOK,
+    "remove_when": "the releases that ask before they decide how a batch runs are no longer supported",
+}
+_PREPARE_INPUTS_WHY = "The attention state and what the ranks must agree on are known before input preparation starts."
 
 PATCHES: tuple[Patch, ...] = (
-    _wrap(
-        "session",
-        f"{_RUNNER}.__init__",
-        "step.session:model_runner_init",
-        why="All data-parallel ranks must prove that they run the same thing, and watch each other, before weights load.",
-        how="After upstream's constructor: own process groups, fingerprint exchange, watchdog, choice of the transport.",
+    Patch(
+        id="dp-counts-session",
+        target=f"{_RUNNER}.__init__",
+        implementation="vllm_ascend_patch.seams.step.session:model_runner_init",
+        releases="<0.12",
+        **SESSION,
+        **_SAME,
     ),
-    _wrap(
-        "prepare-inputs",
-        f"{_RUNNER}._prepare_inputs",
-        "step.counts_before_0_12:prepare_inputs",
-        why="The attention state and what the ranks must agree on are known before input preparation starts.",
-        how="Posts the step vector asynchronously, then runs upstream's input preparation.",
-        reads=("scheduler_output",),
+    Patch(
+        id="dp-counts-prepare-inputs",
+        target=f"{_RUNNER}._prepare_inputs",
+        implementation="vllm_ascend_patch.seams.step.counts_before_0_12:prepare_inputs",
         releases="<0.11.1",
-    ),
-    _wrap(
-        "prepare-inputs-with-rows",
-        f"{_RUNNER}._prepare_inputs",
-        "step.counts_before_0_12:prepare_inputs_with_rows",
-        why="The attention state and what the ranks must agree on are known before input preparation starts.",
-        how="The same, for an all-reduce that carries whether the ranks pad, too.",
         reads=("scheduler_output",),
-        releases=">=0.11.1,<0.12",
+        why=_PREPARE_INPUTS_WHY,
+        how="Posts the step vector asynchronously, then runs upstream's input preparation.",
+        **_SAME,
     ),
-    _wrap(
-        "all-reduce",
-        "vllm.forward_context:DPMetadata.num_tokens_across_dp",
-        "step.counts_before_0_12:num_tokens_across_dp",
+    Patch(
+        id="dp-counts-prepare-inputs-with-rows",
+        target=f"{_RUNNER}._prepare_inputs",
+        implementation="vllm_ascend_patch.seams.step.counts_before_0_12:prepare_inputs_with_rows",
+        releases=">=0.11.1,<0.12",
+        reads=("scheduler_output",),
+        why=_PREPARE_INPUTS_WHY,
+        how="The same, for an all-reduce that carries whether the ranks pad, too.",
+        **_SAME,
+    ),
+    Patch(
+        id="dp-counts-all-reduce",
+        target="vllm.forward_context:DPMetadata.num_tokens_across_dp",
+        implementation="vllm_ascend_patch.seams.step.counts_before_0_12:num_tokens_across_dp",
+        releases="<0.11.1",  # from then on dp-all-reduce
+        reads=("num_tokens",),
         why="One collective per step carries all metadata; upstream's blocks and carries one number.",
         how="Hands back the token counts of the agreement that was posted early, or is made here for dummy steps.",
-        reads=("num_tokens",),
-        releases="<0.11.1",  # from then on dp-all-reduce
+        **_SAME,
     ),
-    _wrap(
-        "dummy-run",
-        f"{_RUNNER}._dummy_run",
-        "step.counts_before_0_12:dummy_run",
+    Patch(
+        id="dp-counts-dummy-run",
+        target=f"{_RUNNER}._dummy_run",
+        implementation="vllm_ascend_patch.seams.step.counts_before_0_12:dummy_run",
+        releases="<0.11.1",
+        reads=("num_tokens",),
         why="Idle, profiling and capturing ranks send the same vector through the same function as busy ones.",
         how="Announces a dummy step. Its all-reduce follows where upstream has it, or before, if an idle rank has to know "
         "whether the others replay graphs.",
-        reads=("num_tokens",),
-        releases="<0.11.1",
+        **_SAME,
     ),
-    _wrap(
-        "dummy-run-with-rows",
-        f"{_RUNNER}._dummy_run",
-        "step.dummy:dummy_run",
-        why="Idle, profiling and capturing ranks send the same vector through the same function as busy ones.",
-        how="Announces a dummy step; its all-reduce follows where upstream has it.",
-        reads=("num_tokens",),
+    Patch(
+        id="dp-counts-dummy-run-with-rows",
+        target=f"{_RUNNER}._dummy_run",
+        implementation="vllm_ascend_patch.seams.step.dummy:dummy_run",
         releases=">=0.11.1,<0.12",
+        reads=("num_tokens",),
+        **DUMMY_RUN,
+        **_SAME,
     ),
-    _wrap(
-        "idle-step",
-        "vllm.v1.worker.gpu_worker:Worker.execute_dummy_batch",
-        "step.dummy:execute_dummy_batch",
+    Patch(
+        id="dp-counts-idle-step",
+        target="vllm.v1.worker.gpu_worker:Worker.execute_dummy_batch",
+        implementation="vllm_ascend_patch.seams.step.dummy:execute_dummy_batch",
+        releases="<0.12",
         why="The tokens of an idle rank's dummy step are padding; those of profiling are not.",
         how="Marks the dummy step inside as idle.",
+        **_SAME,
     ),
-    _wrap(
-        "execute-model",
-        f"{_RUNNER}.execute_model",
-        "step.phases:execute_model",
-        why="A rank that fails or stops inside a step must be reported with the phase that it was in.",
-        how="Keeps this rank's phase up to date, and tells the other ranks about an exception before it goes on.",
+    Patch(
+        id="dp-counts-execute-model",
+        target=f"{_RUNNER}.execute_model",
+        implementation="vllm_ascend_patch.seams.step.phases:execute_model",
+        releases="<0.12",
         reads=("scheduler_output",),
+        **EXECUTE_MODEL,
+        **_SAME,
     ),
 )

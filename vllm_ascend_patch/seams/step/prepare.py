@@ -41,6 +41,11 @@ def prepare_inputs(original: Callable[..., Any], runner: Any, scheduler_output: 
             "prepare inputs",
             announced,
             time.perf_counter_ns(),
-            {"tokens": int(scheduled.sum()), "requests": len(scheduled), "attention": attention.state.value},
+            {
+                "tokens": int(scheduled.sum()),
+                "requests": len(scheduled),
+                "prefills": attention.num_prefills,
+                "attention": attention.state.value,
+            },
         )
     return result
