@@ -148,6 +148,16 @@ def test_capacity_fits_the_default_window_when_none_was_set_and_says_what_would_
     assert "HCCL_BUFFSIZE=306 would allow 256 tokens" in capacity.limited_by
 
 
+@pytest.mark.parametrize(("window", "rows"), [(512, 225), (579, 255), (580, 256), (1024, 256), (2, 0), (4, 1)])
+def test_a_window_that_was_set_limits_the_capacity_to_what_it_holds(window: int, rows: int) -> None:
+    """Hidden size 4096 on 16 ranks: 580 MiB for the 256 tokens of a full decode step."""
+    facts = replace(QWEN3_30B, hidden_size=4096, hccl_buffsize_mib=window)
+    capacity = mc2_capacity(facts, SchedulerFacts(8192, max_num_seqs=256))
+    assert (capacity.rows, capacity.full_floor_mib) == (rows, 580)
+    if rows < 256:
+        assert f"HCCL_BUFFSIZE={window}; HCCL_BUFFSIZE=580 would allow 256 tokens per rank" in capacity.limited_by
+
+
 def test_soc_numbers_map_to_generations() -> None:
     assert {Soc.from_version(n) for n in (220, 225)} == {Soc.A2}
     assert {Soc.from_version(n) for n in (250, 256)} == {Soc.A3}

@@ -56,6 +56,15 @@ SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
         (replace(A3, top_k=17), 1, False, "alltoall", "top-k"),
         (replace(A3, num_experts=130), 1, False, "alltoall", "a multiple of the expert parallel size"),
         (A3, 0, False, "mc2", "1 tokens per rank"),
+        # A window below that of a full decode step: MC2 takes what it holds.
+        (
+            replace(A3, hccl_buffsize_mib=100),
+            166,
+            False,
+            "mc2",
+            "at most 83 (HCCL_BUFFSIZE=100; HCCL_BUFFSIZE=153 would",
+        ),
+        (replace(A3, hccl_buffsize_mib=100), 168, False, "alltoall", "84 tokens per rank, MC2 takes 83"),
     ],
 )
 def test_rule(facts: MoEFacts, tokens: int, captured: bool, method: str, reason: str) -> None:
@@ -133,13 +142,23 @@ def test_choice_is_the_same_on_all_ranks_and_never_breaks_a_limit(
         (replace(A3, top_k=17), SCHEDULER, "mc2", r"top-k on A3 .* is 17, at most 16.*; .* is 4096, 1\.\.512"),
         (A3, replace(SCHEDULER, max_captured_tokens=64), "alltoall", r"largest captured graph .* cannot be captured"),
         (
-            replace(A3, hccl_buffsize_mib=100),
+            replace(A3, hccl_buffsize_mib=1),
             SCHEDULER,
             "auto",
-            r"HCCL_BUFFSIZE=100 is too small .* HCCL_BUFFSIZE=153 ",
+            r"HCCL_BUFFSIZE=1 does not hold a single token of MC2 .* at least HCCL_BUFFSIZE=2 .*, 153 for a full decode",
         ),
-        (replace(A3, hccl_buffsize_mib=100), SchedulerFacts(512, 64), "mc2", r"set HCCL_BUFFSIZE=306 "),
-        (replace(A3, hccl_buffsize_mib=None), SchedulerFacts(1024, 64), "mc2", r"set HCCL_BUFFSIZE=612 "),
+        (
+            replace(A3, hccl_buffsize_mib=100),
+            SchedulerFacts(512, 64),
+            "mc2",
+            r"up to 256 tokens per rank, but HCCL_BUFFSIZE=100 holds 83: set HCCL_BUFFSIZE=306 ",
+        ),
+        (
+            replace(A3, hccl_buffsize_mib=None),
+            SchedulerFacts(1024, 64),
+            "mc2",
+            r"up to 512 tokens per rank, but HCCL's default window holds 167: set HCCL_BUFFSIZE=612 ",
+        ),
     ],
 )
 def test_start_up_refuses_in_one_readable_message(

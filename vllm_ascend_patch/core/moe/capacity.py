@@ -64,8 +64,7 @@ class Capacity:
 def mc2_capacity(facts: MoEFacts, scheduler: SchedulerFacts) -> Capacity:
     """Capacity of MC2 for these settings.
 
-    An ``HCCL_BUFFSIZE`` that nobody set limits the capacity to what HCCL's default holds; one that was set is taken as
-    a promise, and ``selection.check_start_up`` refuses it when it is too small.
+    The window limits it to the tokens that fit, whether ``HCCL_BUFFSIZE`` was set or HCCL's default holds.
     """
     wanted = max(ceil_div(scheduler.decode_tokens, facts.tp_size), 1)
     rows, limited_by = wanted, f"{scheduler.decode_tokens} tokens of a full decode step or captured graph"
@@ -73,11 +72,12 @@ def mc2_capacity(facts: MoEFacts, scheduler: SchedulerFacts) -> Capacity:
     if rows > operator:
         rows, limited_by = operator, f"the operator's limit of {operator} tokens per rank on {facts.soc.value}"
     full_floor = hccl_buffsize_floor_mib(facts, rows)
-    if facts.hccl_buffsize_mib is None and full_floor > HCCL_BUFFSIZE_DEFAULT_MIB:
-        rows = max_rows_for_buffsize(facts, HCCL_BUFFSIZE_DEFAULT_MIB)
-        limited_by = (
-            f"HCCL's default window of {HCCL_BUFFSIZE_DEFAULT_MIB} MiB; HCCL_BUFFSIZE={full_floor} would allow "
-            f"{min(wanted, operator)} tokens per rank"
+    window = HCCL_BUFFSIZE_DEFAULT_MIB if facts.hccl_buffsize_mib is None else facts.hccl_buffsize_mib
+    if full_floor > window:
+        limiting = (
+            f"HCCL's default window of {window} MiB" if facts.hccl_buffsize_mib is None else f"HCCL_BUFFSIZE={window}"
         )
+        rows = max_rows_for_buffsize(facts, window)
+        limited_by = f"{limiting}; HCCL_BUFFSIZE={full_floor} would allow {min(wanted, operator)} tokens per rank"
     floor = hccl_buffsize_floor_mib(facts, rows) if rows else full_floor
     return Capacity(rows, rows * facts.tp_size, limited_by, floor, full_floor)

@@ -15,7 +15,7 @@ from .arithmetic import ceil_div
 from .capacity import Capacity, SchedulerFacts, mc2_capacity
 from .comm import ALLGATHER, ALLTOALL, MC2, METHODS
 from .errors import MoEConfigError, MoELimitError
-from .limits import MoEFacts, Violation, mc2_row_violation, mc2_violations
+from .limits import MoEFacts, Violation, hccl_buffsize_floor_mib, mc2_row_violation, mc2_violations
 from .soc import Soc
 
 AUTO = "auto"
@@ -46,11 +46,11 @@ def select(facts: MoEFacts, capacity: Capacity, max_tokens: int, captured: bool,
     if facts.ep_size == 1:
         return Choice(ALLGATHER, "experts are not distributed over ranks")
     blocked = mc2_violations(facts, any_release=not facts.newest_limits)
-    rows = ceil_div(max_tokens, facts.tp_size)
+    rows = max(ceil_div(max_tokens, facts.tp_size), 1)
     if blocked:
         reason = f"no MC2: {blocked[0].limit} is {blocked[0].found}, {blocked[0].allowed} is supported"
     elif rows <= capacity.rows:
-        return Choice(MC2, f"{max(rows, 1)} tokens per rank, at most {capacity.rows} ({capacity.limited_by})")
+        return Choice(MC2, f"{rows} tokens per rank, at most {capacity.rows} ({capacity.limited_by})")
     else:
         reason = f"{rows} tokens per rank, MC2 takes {capacity.rows} ({capacity.limited_by})"
     if facts.soc is Soc.A2:
@@ -65,8 +65,8 @@ def check_start_up(facts: MoEFacts, scheduler: SchedulerFacts, forced: str = AUT
 
     Raises:
         MoEConfigError: an unknown method.
-        MoELimitError: a forced method outside its limits, or an ``HCCL_BUFFSIZE`` below the floor of a method that will
-            be used. One message: limit, value found, what to change.
+        MoELimitError: a forced method outside its limits, or an ``HCCL_BUFFSIZE`` that holds not even one token of a
+            method that would be used. One message: limit, value found, what to change.
     """
     if forced != AUTO and forced not in METHODS:
         known = ", ".join((AUTO, *METHODS))
@@ -152,21 +152,21 @@ def _with_rows(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, r
     everything = SchedulerFacts(scheduler.max_num_batched_tokens, scheduler.max_num_batched_tokens)
     needed = mc2_capacity(facts, everything)
     if needed.rows < rows:
+        found = facts.hccl_buffsize_mib
+        window = "HCCL's default window" if found is None else f"HCCL_BUFFSIZE={found}"
         raise MoELimitError(
-            f"the MoE communication method {MC2} was forced for up to {rows} tokens per rank, but the HCCL window "
-            f"holds {needed.rows}: set HCCL_BUFFSIZE={needed.full_floor_mib} (MiB) on all ranks or lower "
+            f"the MoE communication method {MC2} was forced for up to {rows} tokens per rank, but {window} holds "
+            f"{needed.rows}: set HCCL_BUFFSIZE={needed.full_floor_mib} (MiB) on all ranks or lower "
             "--max-num-batched-tokens"
         )
-    _check_buffsize(facts, needed)
     return needed
 
 
 def _check_buffsize(facts: MoEFacts, capacity: Capacity) -> None:
-    found = facts.hccl_buffsize_mib
-    if found is not None and found < capacity.hccl_floor_mib:
+    if facts.hccl_buffsize_mib is not None and capacity.rows == 0:
         raise MoELimitError(
-            f"HCCL_BUFFSIZE={found} is too small for MC2 with {capacity.rows} tokens per rank, EP {facts.ep_size}, "
-            f"{facts.num_experts} experts and hidden size {facts.hidden_size} on {facts.soc.value}: set "
-            f"HCCL_BUFFSIZE={capacity.hccl_floor_mib} (MiB) on all ranks, or unset it to use MC2 for as many tokens as "
-            "HCCL's default holds"
+            f"HCCL_BUFFSIZE={facts.hccl_buffsize_mib} does not hold a single token of MC2 with EP {facts.ep_size}, "
+            f"{facts.num_experts} experts and hidden size {facts.hidden_size} on {facts.soc.value}: set at least "
+            f"HCCL_BUFFSIZE={hccl_buffsize_floor_mib(facts, 1)} (MiB) on all ranks, {capacity.full_floor_mib} for a full "
+            "decode step or captured graph, or unset it"
         )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
-from vllm_ascend_patch.core.moe.limits import MoEFacts
+from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_violations
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts, has_experts
-from vllm_ascend_patch.core.moe.selection import MethodSelector, check_start_up
+from vllm_ascend_patch.core.moe.selection import AUTO, MethodSelector, check_start_up
 from vllm_ascend_patch.core.moe.soc import detect_soc, dispatch_operator_version
 from vllm_ascend_patch.core.moe.topology import Topology
 from vllm_ascend_patch.seams import serving
@@ -59,8 +59,13 @@ def check_moe(vllm_config: VllmConfig) -> None:
     if model is None or not has_experts(model.hf_config.to_dict()) or torch_npu.npu.device_count() == 0:
         return
     facts = facts_of(vllm_config)
-    if facts is not None:
-        check_start_up(facts, scheduler_facts(vllm_config), envs.VLLM_ASCEND_PATCH_MOE_COMM)
+    if facts is None:
+        return
+    scheduler, forced = scheduler_facts(vllm_config), envs.VLLM_ASCEND_PATCH_MOE_COMM
+    capacity = check_start_up(facts, scheduler, forced)
+    possible = forced == AUTO and not mc2_violations(facts, any_release=not facts.newest_limits)
+    if possible and facts.hccl_buffsize_mib is not None and capacity.hccl_floor_mib < capacity.full_floor_mib:
+        logger.info("MC2 takes up to %d tokens per rank: %s", capacity.rows, capacity.limited_by)
 
 
 def facts_of(vllm_config: VllmConfig) -> MoEFacts | None:
