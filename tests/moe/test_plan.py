@@ -138,6 +138,55 @@ def test_plan_without_expert_parallelism_gathers_and_slices_every_expert(model: 
     assert plan["expert_mib_per_rank"] == 128 * 3 * 2048 * 768 * 2 * 48 / 4 / 2**20
 
 
+SERVED_NOT = {
+    "latent attention": (
+        {**DEEPSEEK_V3, "architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512, "num_attention_heads": 128},
+        "multi-head latent attention (MLA) is not supported",
+    ),
+    "sinks": (
+        {**QWEN3_30B, "architectures": ["GptOssForCausalLM"], "sliding_window": 128, "max_position_embeddings": 131072},
+        "attention sinks are not supported",
+    ),
+    "states": (
+        {**QWEN3_30B, "architectures": ["Qwen3NextForCausalLM"], "linear_num_value_heads": 32},
+        "layers that keep a state in place of keys and values (linear_attention) are not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SERVED_NOT)
+def test_plan_says_first_that_a_model_is_not_served_and_exits_with_1(tmp_path: Path, case: str) -> None:
+    config, message = SERVED_NOT[case]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = run(tmp_path, "--dp", 8)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"Not served: {tmp_path}: {message}")
+    assert "Method per step" in result.stdout, "what would be done is shown all the same"
+    machine_read = run(tmp_path, "--dp", 8, "--json")
+    assert machine_read.exit_code == 1
+    assert message in json.loads(machine_read.stdout)["not_served"][0]
+
+
+def test_plan_of_a_served_model_says_so(model: Path) -> None:
+    assert planned(model)["not_served"] == []
+    assert "yes, by what its configuration tells" in run(model).output
+
+
+def test_plan_takes_the_setting_that_has_a_model_served_plainly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SERVED_NOT["latent attention"][0]))
+    monkeypatch.setenv("VLLM_MLA_DISABLE", "1")
+    assert planned(tmp_path, "--dp", 8)["not_served"] == []
+
+
+def test_plan_of_a_window_depends_on_the_longest_request(tmp_path: Path) -> None:
+    config = {**QWEN3_30B, "sliding_window": 4096, "max_position_embeddings": 32768}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "with requests of up to 32768 tokens" in run(tmp_path).stdout
+    assert planned(tmp_path, "--max-model-len", 4096)["not_served"] == []
+
+
 def test_plan_draws(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     picture = tmp_path / "plan.png"
@@ -191,7 +240,7 @@ def test_a_wrong_argument_is_one_line_before_any_work(model: Path, arguments: tu
 
 
 def test_more_ranks_than_experts_are_fine_where_every_rank_has_a_slice_of_each(model: Path) -> None:
-    assert run(model, "--dp", 512, "--no-expert-parallel").exit_code == 0
+    assert run(model, "--dp", 256, "--no-expert-parallel").exit_code == 0
 
 
 @pytest.mark.parametrize("value", ["0", "many", "1.5", "-3"])

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``plan`` command: what a deployment will do in its MoE layers and why, from a model's configuration and a cluster's
-sizes. Needs no device and no torch; all numbers come from ``core/moe``."""
+"""The ``plan`` command: whether a model would be served, and what a deployment will do in its MoE layers and why, from the
+model's configuration and a cluster's sizes. Needs no device and no torch; all numbers come from ``core/moe``."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import click
 
+from vllm_ascend_patch.core.model_support import Parallelism, problems
+from vllm_ascend_patch.core.model_traits import traits_of
 from vllm_ascend_patch.core.moe.capacity import Capacity, SchedulerFacts
 from vllm_ascend_patch.core.moe.comm import METHODS
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
@@ -58,8 +60,12 @@ class TrafficRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that the command prints."""
+    """Everything that the command prints.
 
+    ``not_served`` has the messages with which a start would refuse the model; the rest is what would be done if it did not.
+    """
+
+    not_served: tuple[str, ...]
     model: ModelFacts
     facts: MoEFacts
     scheduler: SchedulerFacts
@@ -72,7 +78,12 @@ class Plan:
 
 
 def make_plan(
-    model: ModelFacts, facts: MoEFacts, scheduler: SchedulerFacts, sequence_parallel: bool, forced: str
+    model: ModelFacts,
+    facts: MoEFacts,
+    scheduler: SchedulerFacts,
+    sequence_parallel: bool,
+    forced: str,
+    not_served: Sequence[str] = (),
 ) -> Plan:
     """Work a plan out; ``MoELimitError`` when the deployment would be refused at start-up."""
     capacity = check_start_up(facts, scheduler, forced)
@@ -80,6 +91,7 @@ def make_plan(
     # Without expert parallelism every rank holds a slice of every expert.
     share = facts.local_experts if facts.ep_size > 1 else facts.num_experts / (facts.tp_size * facts.dp_size)
     return Plan(
+        not_served=tuple(not_served),
         model=model,
         facts=facts,
         scheduler=scheduler,
@@ -134,6 +146,8 @@ def show(plan: Plan) -> None:
     from .terminal import console, table
 
     out = console()
+    for problem in plan.not_served:
+        out.print(f"Not served: {problem}", markup=False, highlight=False, soft_wrap=True)
     facts, capacity = plan.facts, plan.capacity
     layout = f"TP {facts.tp_size} x DP {facts.dp_size}, EP {facts.ep_size}"
     if plan.sequence_parallel:
@@ -146,6 +160,7 @@ def show(plan: Plan) -> None:
             f"hidden {model.hidden_size}, intermediate {model.intermediate_size}, "
             + ("W8A8" if model.quantized else model.dtype),
         ),
+        ("served", "no, as said above" if plan.not_served else "yes, by what its configuration tells"),
         ("cluster", f"{facts.soc.value}, {facts.num_nodes} node(s), {layout}"),
         (
             "experts per rank",
@@ -270,6 +285,9 @@ def default_captured_tokens(max_num_batched_tokens: int, max_num_seqs: int) -> i
 )
 @click.option("--max-num-seqs", type=_COUNT, help=f"As in vLLM, per DP rank.  [default: {MAX_NUM_SEQS}]")
 @click.option(
+    "--max-model-len", type=_COUNT, help="As in vLLM; sliding windows from it on are served.  [default: the model's]"
+)
+@click.option(
     "--speculative-tokens", type=_MAYBE, default=0, show_default=True, help="Drafted tokens per request and step."
 )
 @click.option(
@@ -292,6 +310,7 @@ def plan(
     redundant_experts: int,
     max_num_batched_tokens: int,
     max_num_seqs: int | None,
+    max_model_len: int | None,
     speculative_tokens: int,
     captured_tokens: int | None,
     enforce_eager: bool,
@@ -301,11 +320,12 @@ def plan(
     newest_limits: bool,
     plot_path: Path | None,
     as_json: bool,
-) -> None:
-    """Say which MoE communication method MODEL will use on a cluster, at which token counts, and why.
+) -> int:
+    """Say whether MODEL is served, and which MoE communication method it will use on a cluster, at which token counts, and
+    why.
 
     MODEL is a folder with config.json, such a file, or a model name on the hub. No device is needed. Sizes that are not
-    given are those of a default serve, graphs included.
+    given are those of a default serve, graphs included. The exit code is 1 for what a serve would refuse.
     """
     if enforce_eager and captured_tokens:
         raise click.UsageError(f"--captured-tokens {captured_tokens} is no --enforce-eager: give one of them")
@@ -323,7 +343,8 @@ def plan(
         eager = enforce_eager or speculative_tokens or (moe_comm != AUTO and not METHODS[moe_comm].capturable)
         captured_tokens = 0 if eager else default_captured_tokens(max_num_batched_tokens, max_num_seqs)
     try:
-        facts_of_model = ModelFacts.from_config(model, load_config(model))
+        config = load_config(model)
+        facts_of_model = ModelFacts.from_config(model, config)
         experts = facts_of_model.num_experts + redundant_experts
         if expert_parallel and tp * dp > experts:
             raise click.UsageError(
@@ -346,7 +367,12 @@ def plan(
         )
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)
         # vLLM's rule: sequence-parallel MoE whenever experts are distributed over both TP and DP.
-        made = make_plan(facts_of_model, facts, scheduler, expert_parallel and tp > 1 and dp > 1, moe_comm)
+        sequence_parallel = expert_parallel and tp > 1 and dp > 1
+        traits = traits_of(model, config, mla_disabled=os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0"))
+        if max_model_len is not None:
+            traits = replace(traits, max_model_len=max_model_len)
+        refused = problems(traits, Parallelism(tp_size=tp, dp_size=dp, expert_parallel=expert_parallel))
+        made = make_plan(facts_of_model, facts, scheduler, sequence_parallel, moe_comm, refused)
     except MoEConfigError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -356,6 +382,7 @@ def plan(
     if plot_path is not None:
         plot(made, plot_path)
         click.echo(f"plot: {plot_path}", err=True)
+    return 1 if made.not_served else 0
 
 
 def _from_environment() -> int | None:

@@ -7,17 +7,20 @@ Each refusal says what was found, what is supported and what to do. Only reads t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch_npu
 
-from vllm_ascend_patch.npu.attention.layout import check_head_size
+from vllm_ascend_patch.core.model_support import Parallelism, dtype_problem, problems
+from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
+
+from .flag_check import check_flags
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-_SUPPORTED_DTYPES = (torch.bfloat16, torch.float16)
 _SUPPORTED_DRAFTERS = ("ngram", "mtp")
 _SUPPORTED_KV_CACHE_DTYPES = ("auto", "bfloat16", "float16")
 
@@ -31,22 +34,72 @@ class NotServable(RuntimeError):
 
 def check_dtype(dtype: torch.dtype) -> None:
     """Raise ``ValueError`` unless the fused attention operator of torch_npu takes ``dtype``."""
-    if dtype not in _SUPPORTED_DTYPES:
-        raise ValueError(
-            f"dtype {_name(dtype)} cannot be served on Ascend NPUs: npu_fused_infer_attention_score takes "
-            "bfloat16 and float16. Start with --dtype bfloat16 or --dtype float16."
-        )
+    problem = dtype_problem(_name(dtype))
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def check_config(vllm_config: VllmConfig) -> None:
     """Raise ``ValueError`` for the first thing in ``vllm_config`` that cannot be served."""
+    check_flags(vllm_config)
     _check_parallel(vllm_config)
     if vllm_config.model_config is None:
         return
-    check_dtype(vllm_config.model_config.dtype)
+    _check_model(vllm_config)
     _check_quantization(vllm_config.model_config)
     _check_attention(vllm_config)
     _check_speculation(vllm_config)
+
+
+def model_traits(vllm_config: VllmConfig) -> ModelTraits:
+    """What of the model decides whether it is served: its configuration as vLLM read it, and vLLM's own answers."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    # transformers' defaults are in there, also of a text model inside a multimodal one.
+    config = {**model.hf_config.to_dict(), **model.hf_text_config.to_dict(), "architectures": model.architectures}
+    traits = traits_of(model.model, config)
+    keeps_state = model.is_hybrid or model.is_attention_free
+    heads = {} if model.is_attention_free else _heads(model, parallel)
+    return replace(
+        traits,
+        dtype=_name(model.dtype),
+        max_model_len=model.max_model_len,
+        vocab_size=model.get_vocab_size(),
+        latent=bool(getattr(model, "use_mla", False)),
+        states=(traits.states or ("its class says so",)) if keeps_state else traits.states,
+        encoder_decoder=bool(model.is_encoder_decoder),
+        prefix_lm=bool(getattr(model, "is_mm_prefix_lm", False)),
+        **heads,
+    )
+
+
+def _heads(model: Any, parallel: Any) -> dict[str, int]:
+    return {
+        "num_heads": model.get_num_attention_heads(parallel) * parallel.tensor_parallel_size,
+        "num_kv_heads": model.get_total_num_kv_heads(),
+        "head_size": model.get_head_size(),
+    }
+
+
+def _check_model(vllm_config: VllmConfig) -> None:
+    traits, parallel = model_traits(vllm_config), vllm_config.parallel_config
+    if traits.divides_shared_experts and not _runner_applies_factor():
+        traits = replace(traits, routed_scale=1.0)
+    layout = Parallelism(
+        tp_size=parallel.tensor_parallel_size,
+        dp_size=parallel.data_parallel_size,
+        expert_parallel=parallel.enable_expert_parallel,
+    )
+    for problem in problems(traits, layout):
+        raise ValueError(problem)  # the first is the one that no later one's remedy would mend
+
+
+def _runner_applies_factor() -> bool:
+    """Whether the installed vLLM applies ``routed_scaling_factor`` outside of model code; before, models did it, rightly."""
+    try:
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+    except ImportError:
+        return False
+    return hasattr(MoERunner, "_maybe_apply_routed_scale_to_output")
 
 
 def _check_parallel(vllm_config: VllmConfig) -> None:
@@ -93,11 +146,6 @@ def _check_quantization(model: Any) -> None:
 
 def _check_attention(vllm_config: VllmConfig) -> None:
     model = vllm_config.model_config
-    if getattr(model, "use_mla", False):
-        raise ValueError(
-            f"{model.model}: multi-head latent attention (MLA) is not supported on Ascend NPUs by this port. Models "
-            "with plain multi-head or grouped-query attention are."
-        )
     cache = vllm_config.cache_config
     if cache is not None and cache.cache_dtype not in _SUPPORTED_KV_CACHE_DTYPES:
         raise ValueError(
@@ -108,11 +156,6 @@ def _check_attention(vllm_config: VllmConfig) -> None:
         raise ValueError(
             f"runner type {model.runner_type!r} is not supported on Ascend NPUs by this port: only text generation is."
         )
-    check_head_size(
-        head_size=model.get_head_size(),
-        num_heads=model.get_num_attention_heads(vllm_config.parallel_config),
-        num_kv_heads=model.get_num_kv_heads(vllm_config.parallel_config),
-    )
 
 
 def _check_speculation(vllm_config: VllmConfig) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fills in what upstream leaves to an out-of-tree platform: worker class, block size, scheduling.
+"""Fills in what upstream leaves to an out-of-tree platform: worker class, block size, scheduling; and takes back what
+was chosen for other devices.
 
 A value that the user gave is kept where it can work; what is changed is said in the log. Refusals are
 ``config_check.py``'s, compile and graph mode ``compilation_defaults.py``'s.
@@ -7,13 +8,16 @@ A value that the user gave is kept where it can work; what is changed is said in
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
+from vllm_ascend_patch.core.model_traits import WINDOW_KEYS
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 
 from . import compilation_defaults
+from .config_check import model_traits
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 _WORKER = "vllm_ascend_patch.npu.worker.NPUWorker"
+_ALL2ALL = "allgather_reducescatter"
+_ALL2ALL_VARIABLE = "VLLM_ALL2ALL_BACKEND"  # how it was chosen before there was an option
 
 
 def apply_defaults(vllm_config: VllmConfig) -> None:
@@ -29,9 +35,59 @@ def apply_defaults(vllm_config: VllmConfig) -> None:
     if parallel.worker_cls == "auto":
         parallel.worker_cls = _WORKER
     parallel.disable_custom_all_reduce = True
+    _moe_backends(vllm_config)
     _block_size(vllm_config)
+    _windows(vllm_config)
     compilation_defaults.apply(vllm_config)
     _async_scheduling(vllm_config)
+
+
+def no_batched_dispatch() -> None:
+    """Tell upstream that no backend here wants experts' tokens in fixed batches, for which it would cut a step to 256 tokens
+    before the platform sees the configuration. Idempotent; earlier releases do not ask."""
+    from vllm.config import ParallelConfig
+
+    if hasattr(ParallelConfig, "use_batched_dp_moe"):
+        ParallelConfig.use_batched_dp_moe = property(lambda _: False)
+
+
+def _moe_backends(vllm_config: VllmConfig) -> None:
+    """Experts and how tokens reach them are this port's, whatever a start script written for other devices asks for."""
+    parallel = vllm_config.parallel_config
+    found = getattr(parallel, "all2all_backend", None) or os.environ.get(_ALL2ALL_VARIABLE)
+    if found not in (None, "", "naive", _ALL2ALL):
+        logger.info(
+            "Ascend NPU: --all2all-backend %s is not used: tokens reach their experts by AllGather, MC2 or AllToAll, as "
+            "VLLM_ASCEND_PATCH_MOE_COMM says.",
+            found,
+        )
+        os.environ.pop(_ALL2ALL_VARIABLE, None)
+        if hasattr(parallel, "all2all_backend"):
+            parallel.all2all_backend = _ALL2ALL
+    kernels = getattr(vllm_config, "kernel_config", None)
+    found = getattr(kernels, "moe_backend", "auto")
+    if kernels is not None and found != "auto":
+        logger.info("Ascend NPU: --moe-backend %s is not used: experts run through torch_npu's grouped matmul.", found)
+        kernels.moe_backend = "auto"
+
+
+def _windows(vllm_config: VllmConfig) -> None:
+    """A sliding window that no request outgrows is none; one that does was refused."""
+    if vllm_config.model_config is None:
+        return
+    traits, text = model_traits(vllm_config), vllm_config.model_config.hf_text_config
+    if not traits.windows:
+        return
+    logger.info(
+        "Ascend NPU: the sliding window of %d tokens hides nothing from requests of up to %s tokens: it is left out.",
+        min(traits.windows),
+        traits.max_model_len,
+    )
+    for key in WINDOW_KEYS:
+        if getattr(text, key, None) is not None:
+            setattr(text, key, None)
+    if vllm_config.cache_config is not None:
+        vllm_config.cache_config.sliding_window = None
 
 
 def _block_size(vllm_config: VllmConfig) -> None:

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which models are served, from configurations as the hub has them: a table, and what each message has to say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from vllm_ascend_patch.core.model_support import Parallelism, heads_problem, latent_attention, problems
+from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
+
+DENSE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
+LATENT: dict[str, Any] = {
+    **DENSE,
+    "num_key_value_heads": 32,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+}
+FACTOR: dict[str, Any] = {"n_shared_experts": 1, "routed_scaling_factor": 2.5}
+
+
+def read(architecture: str, config: dict[str, Any], **changes: Any) -> ModelTraits:
+    return traits_of("m", {**config, "architectures": [architecture], **changes})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("Qwen3MoeForCausalLM", {"sliding_window": None, "use_sliding_window": False}),
+        ("Qwen2MoeForCausalLM", {"sliding_window": 65536, "use_sliding_window": False}),
+        ("PhiMoEForCausalLM", {"sliding_window": 131072, "max_position_embeddings": 131072}),
+        ("MiniMaxM2ForCausalLM", {"attn_type_list": [1, 1, 1]}),
+        ("GraniteMoeHybridForCausalLM", {"layer_types": ["attention"] * 4, "mamba_d_state": 128}),
+        ("Qwen3NextForCausalLM", {"layer_types": ["full_attention"] * 4, "linear_num_value_heads": 32}),
+        ("MellumForCausalLM", {"layer_types": ["full_attention"] * 4, "sliding_window": 1024}),
+        ("Glm4MoeForCausalLM", FACTOR),
+        ("MiniCPMForCausalLM", {"num_experts": 0}),
+        (
+            "Gemma2ForCausalLM",
+            {"attn_logit_softcapping": None, "num_experts": 0, "hidden_activation": "gelu_pytorch_tanh"},
+        ),
+        ("Qwen3VLMoeForConditionalGeneration", {"text_config": {"hidden_act": "silu", "num_attention_heads": 32}}),
+    ],
+)
+def test_served(architecture: str, config: dict[str, Any]) -> None:
+    assert problems(read(architecture, DENSE, **config), Parallelism(tp_size=4)) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "message"),
+    [
+        ("MiMoV2FlashForCausalLM", {}, "attention whose values have another head size than its keys"),
+        ("PanguProMoEV2ForCausalLM", {}, "attention with static sinks, on a backend that the model chooses"),
+        ("MiniCPMForCausalLM", {}, "MiniCPMForCausalLM runs its experts through Triton kernels of its own"),
+        ("Qwen3NextForCausalLM", {"linear_num_value_heads": 32}, "in place of keys and values (linear_attention)"),
+        ("Qwen3_5MoeForCausalLM", {"layer_types": ["linear_attention", "full_attention"]}, "(linear_attention)"),
+        ("GraniteMoeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "in place of keys and values (mamba)"),
+        ("JambaForCausalLM", {"mamba_d_state": 16}, "in place of keys and values (mamba)"),
+        ("NemotronHForCausalLM", {"hybrid_override_pattern": "MEM*E"}, "in place of keys and values (mamba)"),
+        ("MiniMaxText01ForCausalLM", {"attn_type_list": [0, 1]}, "(linear_attention)"),
+        ("Lfm2MoeForCausalLM", {"layer_types": ["conv", "full_attention"]}, "in place of keys and values (conv)"),
+        ("GptOssForCausalLM", {"sliding_window": 128}, "attention sinks are not supported"),
+        ("MixtralForCausalLM", {"sliding_window": 4096}, "over 4096 tokens is not supported"),
+        ("MixtralForCausalLM", {"sliding_window": 4096}, "requests of up to 40960 tokens"),
+        ("MixtralForCausalLM", {"sliding_window": 4096}, "Start with --max-model-len 4096 or less"),
+        ("ExaoneMoeForCausalLM", {"sliding_windows": [None, 128, 4096]}, "sliding-window attention over 128 tokens"),
+        ("Cohere2MoeForCausalLM", {"sliding_window": 65536}, "sliding-window attention over 65536 tokens"),
+        ("Gemma2ForCausalLM", {"attn_logit_softcapping": 50.0}, "attention logits capped at 50"),
+        (
+            "Gemma4ForCausalLM",
+            {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"},
+            "activation gelu_pytorch",
+        ),
+        ("NemotronHForCausalLM", {"mlp_hidden_act": "relu2"}, "experts with the activation relu2 are not supported"),
+        ("WhisperForConditionalGeneration", {"is_encoder_decoder": True}, "encoder-decoder models are not supported"),
+        ("DeepseekV32ForCausalLM", {"index_topk": 2048}, "sparse attention, whose indexer picks 2048 tokens"),
+        (
+            "Glm4MoeForCausalLM",
+            {**FACTOR, "torch_dtype": "float16"},
+            "float16 gives wrong results with routed_scaling_fac",
+        ),
+        ("Glm4MoeLiteForCausalLM", {**FACTOR, "torch_dtype": "float16"}, "start with --dtype bfloat16"),
+    ],
+)
+def test_not_served(architecture: str, config: dict[str, Any], message: str) -> None:
+    problem = problems(read(architecture, DENSE, **config))[0]
+    assert message in problem
+    assert problem.startswith("m: ")
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("architecture", "remedy"),
+    [
+        ("DeepseekV2ForCausalLM", "Set VLLM_MLA_DISABLE=1"),
+        ("DeepseekV3ForCausalLM", "Set VLLM_MLA_DISABLE=1"),
+        ("Glm4MoeLiteForCausalLM", "Set VLLM_MLA_DISABLE=1"),
+        ("LongcatFlashForCausalLM", "Choose another model"),
+        ("PanguUltraMoEForCausalLM", "Choose another model"),
+    ],
+)
+def test_latent_attention_is_refused_with_the_way_around_where_there_is_one(architecture: str, remedy: str) -> None:
+    model = read(architecture, LATENT)
+    assert remedy in (latent_attention(model) or "")
+    assert problems(model, Parallelism(tp_size=4)) == [latent_attention(model)]
+    plain = traits_of("m", {**LATENT, "architectures": [architecture]}, mla_disabled=True)
+    assert (plain.head_size, plain.num_kv_heads, problems(plain, Parallelism(tp_size=4))) == (192, 32, [])
+
+
+@pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"routed_scale": 1.0}, {"shared_experts": False}])
+def test_float16_is_wrong_only_with_a_factor_and_shared_experts(change: dict[str, Any]) -> None:
+    model = read("Glm4MoeForCausalLM", DENSE | FACTOR, torch_dtype="float16")
+    assert model.divides_shared_experts
+    assert problems(replace(model, **change)) == []
+
+
+def test_models_that_undo_the_division_are_served_in_float16() -> None:
+    assert problems(read("DeepseekForCausalLM", DENSE | FACTOR, torch_dtype="float16")) == []
+
+
+def test_a_dtype_that_vllm_converts_is_not_judged_and_one_that_was_asked_for_is() -> None:
+    model = read("Qwen3MoeForCausalLM", DENSE, torch_dtype="float32")
+    assert problems(model) == []
+    assert "Start with --dtype bfloat16 or --dtype float16" in problems(replace(model, dtype="float32"))[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "tp", "message"),
+    [
+        ({"num_heads": 6, "num_kv_heads": 6, "vocab_size": 512}, 3, "the vocabulary of 512 (padded)"),
+        ({"num_heads": 6, "num_kv_heads": 6, "vocab_size": 500}, 3, "Sizes that do: 1, 2."),
+        ({"num_heads": 32}, 3, "the 32 attention heads and the 4 KV heads and the vocabulary"),
+        ({"num_heads": 48, "num_kv_heads": 8, "vocab_size": 512 * 3}, 12, "does not divide the 8 KV heads"),
+    ],
+)
+def test_tensor_parallel_sizes_that_divide_nothing_evenly(change: dict[str, Any], tp: int, message: str) -> None:
+    model = replace(read("Qwen3MoeForCausalLM", DENSE), **change)
+    problem = problems(model, Parallelism(tp_size=tp, expert_parallel=True))[0]
+    assert problem.startswith(f"--tensor-parallel-size {tp} does not divide ")
+    assert message in problem
+
+
+def test_fewer_kv_heads_than_ranks_are_replicated() -> None:
+    model = replace(read("Qwen3MoeForCausalLM", DENSE), vocab_size=512)
+    assert problems(model, Parallelism(tp_size=8, expert_parallel=True)) == []
+
+
+def test_experts_that_are_sliced_have_to_be_divided_by_all_ranks() -> None:
+    model = read("Qwen3MoeForCausalLM", DENSE)
+    (problem,) = problems(model, Parallelism(tp_size=4, dp_size=128))
+    assert "4 x 128 ranks (tensor x data parallel) do not divide the experts' intermediate size of 768" in problem
+    assert problems(model, Parallelism(tp_size=4, dp_size=128, expert_parallel=True)) == []
+    assert problems(model, Parallelism(tp_size=4, dp_size=64)) == []
+
+
+@pytest.mark.parametrize(
+    ("heads", "limit"),
+    [
+        ((24, 4, 2), "multiple of 16"),
+        ((528, 4, 2), "at most 512"),
+        ((128, 257, 257), "at most 256 query heads"),
+        ((128, 65, 1), "at most 64"),
+        ((128, 5, 2), "whole number"),
+        ((512, 128, 128), "at most 65535"),
+    ],
+)
+def test_heads_that_the_operator_does_not_take(heads: tuple[int, int, int], limit: str) -> None:
+    assert limit in (heads_problem(*heads) or "")
+    model = replace(
+        read("Qwen3MoeForCausalLM", DENSE), head_size=heads[0], num_heads=2 * heads[1], num_kv_heads=2 * heads[2]
+    )
+    assert heads_problem(*heads) in problems(model, Parallelism(tp_size=2))
+
+
+def test_what_is_not_known_is_not_judged() -> None:
+    assert problems(traits_of("m", {"num_experts": 8}), Parallelism(tp_size=3, dp_size=2)) == []

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Script: makes vLLM's configuration for many models and options in one process and reports what each ended in: the error,
+or what the platform made of it. No weights, no engine. Takes a folder to write configurations into."""
+
+from __future__ import annotations
+
+import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    DeepseekV3Config,
+    Glm4MoeConfig,
+    GptOssConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    Qwen3NextConfig,
+)
+from vllm.engine.arg_utils import EngineArgs
+
+from tests.support.processes import report
+
+_SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "max_position_embeddings": 1024,
+}
+_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
+_ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
+_LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "q_lora_rank": 48}
+
+MODELS: dict[str, tuple[str, PretrainedConfig]] = {
+    "mixtral": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32)),
+    "wide": ("MixtralForCausalLM", MixtralConfig(**{**_SIZES, "hidden_size": 1024}, **_EXPERTS, head_dim=32)),
+    "window": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, sliding_window=256)),
+    "head size 24": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=24)),
+    "gpt-oss": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, sliding_window=64)),
+    "hybrid": ("Qwen3NextForCausalLM", Qwen3NextConfig(**{**_SIZES, "num_hidden_layers": 4}, head_dim=32)),
+    "latent": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT)),
+    "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
+}
+WINDOW_OF_ALL = {"hf_overrides": {"sliding_window": 512}}
+RANKS = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
+WIDE_STEP = {**RANKS, "model": "wide", "max_num_batched_tokens": 256, "max_num_seqs": 256}
+DP = {"data_parallel_size": 2, "enable_expert_parallel": True, "max_num_batched_tokens": None}
+
+CASES: dict[str, dict[str, Any]] = {
+    "served": {},
+    "window": {"model": "window"},
+    "short requests": {"model": "window", "max_model_len": 256},
+    "window of all": {"model": "window", "max_model_len": 512, **WINDOW_OF_ALL},
+    "head size 24": {"model": "head size 24"},
+    "sinks": {"model": "gpt-oss"},
+    "hybrid": {"model": "hybrid"},
+    "latent": {"model": "latent"},
+    "plain": {"model": "latent", "environment": {"VLLM_MLA_DISABLE": "1"}},
+    "scaled in float16": {"model": "scaled"},
+    "scaled in bfloat16": {"model": "scaled", "dtype": "bfloat16"},
+    "lora": {"enable_lora": True},
+    "offload": {"cpu_offload_gb": 1},
+    "offload by layers": {"offload_backend": "prefetch", "offload_group_size": 2},
+    "routed experts": {"enable_return_routed_experts": True},
+    "fault tolerance": {**DP, "enable_fault_tolerance": True, "data_parallel_rank": 0},
+    "batch invariant": {"environment": {"VLLM_BATCH_INVARIANT": "1"}},
+    "attention backend": {"attention_backend": "FLASH_ATTN"},
+    "tp 3": {"tensor_parallel_size": 3},
+    "deepep": {**DP, "all2all_backend": "deepep_low_latency"},
+    "deepep with a budget": {**DP, "all2all_backend": "deepep_low_latency", "max_num_batched_tokens": 256},
+    "moe backend": {**RANKS, "moe_backend": "triton"},
+    "small window": {**WIDE_STEP, "environment": {"HCCL_BUFFSIZE": "4"}},
+}
+
+
+@contextlib.contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+
+
+def outcome(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """``error`` with its type, or the resolved settings that some case changes."""
+    options = {"model": "mixtral", "dtype": "float16", "max_model_len": 512, "max_num_batched_tokens": 128, **case}
+    options = {"max_num_seqs": 8, "enforce_eager": True, "skip_tokenizer_init": True, **options}
+    variables = options.pop("environment", {})
+    options["model"] = str(folder / options["model"])
+    with environment(variables):
+        try:
+            config = EngineArgs(**options).create_engine_config()
+        except Exception as error:
+            return {"type": type(error).__name__, "error": str(error)}
+    return {
+        "all2all": config.parallel_config.all2all_backend,
+        "experts": config.kernel_config.moe_backend,
+        "tokens": config.scheduler_config.max_num_batched_tokens,
+        "window": config.model_config.get_sliding_window(),
+        "cache window": config.cache_config.sliding_window,
+    }
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    for name, (architecture, model) in MODELS.items():
+        model.architectures = [architecture]
+        model.save_pretrained(place / name)
+    report({name: outcome(place, case) for name, case in CASES.items()})

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM's configuration alone tells is refused while it is made, in the user's process, with what to do; and what was
+chosen for other devices is taken back with a line in the log. One process makes all configurations."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import tiny_models
+from tests.support.processes import result_of
+
+from .scripts import job_for, run_script
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]
+
+HERE = "not supported on Ascend NPUs by this port"
+REFUSED = {
+    "window": (
+        f"sliding-window attention over 256 tokens is {HERE} with requests of up to 512 tokens",
+        "--max-model-len 256 or less",
+    ),
+    "head size 24": ("attention with head size 24, 6 query heads and 6 KV heads per rank", "multiple of 16"),
+    "sinks": (f"gpt-oss: attention sinks are {HERE}", "Choose another model"),
+    "hybrid": (f"in place of keys and values (linear_attention) are {HERE}", "Choose another model"),
+    "latent": (f"multi-head latent attention (MLA) is {HERE}", "Set VLLM_MLA_DISABLE=1"),
+    "scaled in float16": ("float16 gives wrong results with routed_scaling_factor 1.5", "start with --dtype bfloat16"),
+    "lora": (f"--enable-lora is {HERE}", "Merge the adapter into the checkpoint"),
+    "offload": (f"--cpu-offload-gb 1 is {HERE}", "Start without it"),
+    "offload by layers": (f"--offload-group-size 2 is {HERE}", "Start without it"),
+    "routed experts": (f"--enable-return-routed-experts is {HERE}", "Start without it"),
+    "fault tolerance": (f"--enable-fault-tolerance is {HERE}", "Start without it"),
+    "batch invariant": (f"VLLM_BATCH_INVARIANT=1 is {HERE}", "Unset it"),
+    "attention backend": (f"--attention-backend FLASH_ATTN is {HERE}", "Leave the option out"),
+    "tp 3": ("--tensor-parallel-size 3 does not divide the vocabulary of 512 (padded)", "Sizes that do: 1, 2."),
+}
+OURS = {"all2all": "allgather_reducescatter", "experts": "auto", "tokens": 128, "window": None, "cache window": None}
+SERVED: dict[str, dict[str, Any]] = {
+    "served": OURS,
+    "short requests": OURS,
+    "window of all": OURS,
+    "plain": OURS,
+    "scaled in bfloat16": OURS,
+    # 2048 is what a serve gets without the option; upstream cuts it to 256 for this backend.
+    "deepep": OURS | {"tokens": 2048},
+    "deepep with a budget": OURS | {"tokens": 256},
+    "moe backend": OURS,
+    "small window": OURS | {"tokens": 256},
+}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    folder = tmp_path_factory.mktemp("refusals")
+    module = "tests.serve.config_refusals_script"
+    return run_script(module, str(folder), text="", devices=4, soc="A3", folder=folder, seconds=500)
+
+
+@pytest.fixture(scope="module")
+def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    return result_of(done)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_served_is_refused_in_the_users_process_with_one_message(
+    outcomes: dict[str, Any], case: str
+) -> None:
+    outcome = outcomes[case]
+    assert outcome.get("type") == "NotServable", outcome
+    assert "\n" not in outcome["error"]
+    for text in REFUSED[case]:
+        assert text in outcome["error"]
+
+
+@pytest.mark.parametrize("case", SERVED)
+def test_what_is_served_has_the_settings_of_this_port(outcomes: dict[str, Any], case: str) -> None:
+    assert outcomes[case] == SERVED[case]
+
+
+def test_every_case_is_stated(outcomes: dict[str, Any]) -> None:
+    assert outcomes.keys() == REFUSED.keys() | SERVED.keys()
+
+
+@pytest.mark.parametrize(
+    ("message", "times"),
+    [
+        ("the sliding window of 256 tokens hides nothing from requests of up to 256 tokens: it is left out", 1),
+        ("the sliding window of 512 tokens hides nothing from requests of up to 512 tokens: it is left out", 1),
+        (
+            "--all2all-backend deepep_low_latency is not used: tokens reach their experts by AllGather, MC2 or AllToAll",
+            2,
+        ),
+        ("--moe-backend triton is not used: experts run through torch_npu's grouped matmul", 1),
+        ("MC2 takes up to 78 tokens per rank: HCCL_BUFFSIZE=4; HCCL_BUFFSIZE=7 would allow 128 tokens per rank", 1),
+    ],
+)
+def test_what_was_changed_is_said_once(done: subprocess.CompletedProcess[str], message: str, times: int) -> None:
+    assert done.stdout.count(message) == times
+
+
+def test_a_window_that_no_request_outgrows_is_served(
+    checkpoints: Callable[[str], Path], tmp_path: Path, run_engine: Callable[..., Any]
+) -> None:
+    """As Phi-3.5-MoE is published: the window is the longest request. transformers answers with the window."""
+    checkpoint = checkpoints("mixtral")
+    for file in checkpoint.glob("*.safetensors"):
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sliding_window": 512}))
+    cases = tiny_models.few_cases(tmp_path)
+    result = run_engine(job_for(tmp_path, [case.prompt for case in cases], 8, dp=1), devices=1)
+    assert result["tokens"] == [case.answer for case in cases]
+    assert result["again"] == result["tokens"]

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a model can be served on Ascend NPUs by this port: one message for each reason against it.
+
+A start and the ``plan`` command ask the same functions, so they give one answer. Each message says what was found, what is
+supported and what to do. No torch, no device, no vLLM; options that no model decides about are judged elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .model_traits import FLOAT_DTYPES, ModelTraits
+
+_HERE = "on Ascend NPUs by this port"
+
+# Models of vLLM that choose their kernels themselves, so that no platform is asked.
+_OWN_KERNELS = {
+    **dict.fromkeys(
+        ("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM", "MiMoV2OmniForCausalLM"),
+        "attention whose values have another head size than its keys, on a backend that the model chooses",
+    ),
+    "PanguProMoEV2ForCausalLM": "attention with static sinks, on a backend that the model chooses",
+    **dict.fromkeys(
+        ("InklingForCausalLM", "InklingForConditionalGeneration"),
+        "attention with convolution states, on a backend that the model chooses",
+    ),
+    **dict.fromkeys(
+        ("MiniMaxM3SparseForCausalLM", "MiniMaxM3SparseForConditionalGeneration"),
+        "sparse attention on a backend that the model chooses",
+    ),
+}
+_OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
+_MLA_SERVED_PLAIN = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
+_VOCABULARY_PADDING = 64  # vLLM rounds the vocabulary up to a multiple of it before it is divided
+
+# Limits of npu_fused_infer_attention_score (torch_npu operator documentation, A2 and A3).
+_MAX_HEAD_SIZE = 512
+_HEAD_SIZE_MULTIPLE = 16
+_MAX_HEADS = 256
+_MAX_GROUP = 64
+_MAX_KV_ROW = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallelism:
+    """How a model is divided: tensor- and data-parallel ranks, and whether whole experts are distributed over them."""
+
+    tp_size: int = 1
+    dp_size: int = 1
+    expert_parallel: bool = False
+
+
+def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[str]:
+    """Why the model is not served, one message each; empty when it is. What no setting mends comes first."""
+    checks: tuple[Callable[[ModelTraits], str | None], ...] = (
+        _own_kernels,
+        _encoder,
+        _state_layers,
+        _sparse_attention,
+        latent_attention,
+        _sinks,
+        _soft_cap,
+        _prefix,
+        _activation,
+        _window,
+        lambda model: None if model.dtype is None else dtype_problem(model.dtype),
+        _float16,
+    )
+    found = [check(model) for check in checks]
+    if parallel is not None:
+        found += [check(model, parallel) for check in (_division, _expert_slices, _heads)]
+    return [problem for problem in found if problem is not None]
+
+
+def latent_attention(model: ModelTraits) -> str | None:
+    """Multi-head latent attention, and how to do without where vLLM has a plain form of the model's attention."""
+    if not model.latent:
+        return None
+    return (
+        f"{model.name}: multi-head latent attention (MLA) is not supported {_HERE}. Models with plain multi-head or "
+        "grouped-query attention are. "
+    ) + (
+        "Set VLLM_MLA_DISABLE=1 to serve this model with plain attention, for a KV cache many times as large."
+        if model.architecture in _MLA_SERVED_PLAIN
+        else "Choose another model."
+    )
+
+
+def dtype_problem(dtype: str) -> str | None:
+    """What is wrong with ``dtype``, a name without the prefix ``torch.``; None where it is served."""
+    if dtype in FLOAT_DTYPES:
+        return None
+    return (
+        f"dtype {dtype} cannot be served on Ascend NPUs: npu_fused_infer_attention_score takes bfloat16 and float16. "
+        "Start with --dtype bfloat16 or --dtype float16."
+    )
+
+
+def heads_problem(head_size: int, num_heads: int, num_kv_heads: int) -> str | None:
+    """The limit of the attention operator that these heads break (counts are per rank); None where they are served."""
+    problem = None
+    if head_size % _HEAD_SIZE_MULTIPLE or not 0 < head_size <= _MAX_HEAD_SIZE:
+        problem = f"the head size must be a multiple of {_HEAD_SIZE_MULTIPLE} and at most {_MAX_HEAD_SIZE}"
+    elif num_heads > _MAX_HEADS:
+        problem = f"at most {_MAX_HEADS} query heads per rank are supported"
+    elif num_heads % num_kv_heads or num_heads // num_kv_heads > _MAX_GROUP:
+        problem = f"query heads per KV head must be a whole number of at most {_MAX_GROUP}"
+    elif num_kv_heads * head_size > _MAX_KV_ROW:
+        problem = f"KV heads x head size must be at most {_MAX_KV_ROW}"
+    if problem is None:
+        return None
+    return (
+        f"attention with head size {head_size}, {num_heads} query heads and {num_kv_heads} KV heads per rank cannot be "
+        f"served on Ascend NPUs: {problem} (npu_fused_infer_attention_score). Choose another model or tensor-parallel size."
+    )
+
+
+def _own_kernels(model: ModelTraits) -> str | None:
+    what = _OWN_KERNELS.get(model.architecture)
+    if what is not None:
+        return (
+            f"{model.name}: {what}, is not supported {_HERE}: attention runs on its own backend. Choose another model."
+        )
+    if model.architecture in _OWN_EXPERTS and model.experts:
+        return (
+            f"{model.name}: {model.architecture} runs its experts through Triton kernels of its own, which is not supported "
+            f"{_HERE}: models with vLLM's MoE layer are. Choose another model."
+        )
+    return None
+
+
+def _encoder(model: ModelTraits) -> str | None:
+    if not model.encoder_decoder:
+        return None
+    return f"{model.name}: encoder-decoder models are not supported {_HERE}: decoders are. Choose another model."
+
+
+def _state_layers(model: ModelTraits) -> str | None:
+    if not model.states:
+        return None
+    return (
+        f"{model.name}: layers that keep a state in place of keys and values ({', '.join(model.states)}) are not supported "
+        f"{_HERE}: models whose layers all attend are. Choose another model."
+    )
+
+
+def _sparse_attention(model: ModelTraits) -> str | None:
+    if model.index_top_k is None:
+        return None
+    return (
+        f"{model.name}: sparse attention, whose indexer picks {model.index_top_k} tokens, is not supported {_HERE}. Models "
+        "with plain multi-head or grouped-query attention are. Choose another model."
+    )
+
+
+def _sinks(model: ModelTraits) -> str | None:
+    if not model.sinks:
+        return None
+    return f"{model.name}: attention sinks are not supported {_HERE}: attention without them is. Choose another model."
+
+
+def _soft_cap(model: ModelTraits) -> str | None:
+    if not model.soft_cap:
+        return None
+    return (
+        f"{model.name}: attention logits capped at {model.soft_cap:g} (attn_logit_softcapping) are not supported {_HERE}: "
+        "uncapped ones are. Choose another model."
+    )
+
+
+def _prefix(model: ModelTraits) -> str | None:
+    if not model.prefix_lm:
+        return None
+    return (
+        f"{model.name}: attention in both directions over a part of the prompt is not supported {_HERE}: causal attention "
+        "is. Choose another model."
+    )
+
+
+def _activation(model: ModelTraits) -> str | None:
+    if not (model.experts and model.activation.startswith(("gelu", "relu"))):
+        return None
+    return (
+        f"{model.name}: experts with the activation {model.activation} are not supported {_HERE}: SwiGLU (silu) is. Choose "
+        "another model."
+    )
+
+
+def _window(model: ModelTraits) -> str | None:
+    needed = model.windows and model.architecture in _WINDOW_IS_NEEDED
+    if not (model.windows_bind or needed):
+        return None
+    smallest = min(model.windows)
+    longest = "" if model.max_model_len is None else f" with requests of up to {model.max_model_len} tokens"
+    remedy = f"Start with --max-model-len {smallest} or less, where the window hides nothing, or choose another model."
+    return (
+        f"{model.name}: sliding-window attention over {smallest} tokens is not supported {_HERE}{longest}: attention over "
+        f"the whole request is. {'Choose another model.' if needed else remedy}"
+    )
+
+
+def _float16(model: ModelTraits) -> str | None:
+    if not model.divides_shared_experts:
+        return None
+    return (
+        f"{model.name}: float16 gives wrong results with routed_scaling_factor {model.routed_scale:g} and shared experts: "
+        f"vLLM divides the output of the latter by it, and {model.architecture} does not compensate. bfloat16 is supported: "
+        "start with --dtype bfloat16."
+    )
+
+
+def _division(model: ModelTraits, parallel: Parallelism) -> str | None:
+    broken = _indivisible(model, parallel.tp_size)
+    if not broken:
+        return None
+    most = model.num_heads or 64
+    sizes = [str(size) for size in range(1, most + 1) if not _indivisible(model, size)]
+    return (
+        f"--tensor-parallel-size {parallel.tp_size} does not divide {' and '.join(broken)} of {model.name}: vLLM divides "
+        f"these evenly. Sizes that do: {', '.join(sizes)}."
+    )
+
+
+def _indivisible(model: ModelTraits, tp: int) -> list[str]:
+    """What of the model ``tp`` ranks cannot share evenly, in words."""
+    found = []
+    if model.num_heads % tp:
+        found.append(f"the {model.num_heads} attention heads")
+    kv_heads = model.num_kv_heads
+    if kv_heads and (kv_heads % tp if kv_heads >= tp else tp % kv_heads):
+        found.append(f"the {kv_heads} KV heads")
+    padded = -(-model.vocab_size // _VOCABULARY_PADDING) * _VOCABULARY_PADDING
+    if padded % tp:
+        found.append(f"the vocabulary of {padded} (padded)")
+    return found
+
+
+def _expert_slices(model: ModelTraits, parallel: Parallelism) -> str | None:
+    ranks = parallel.tp_size * parallel.dp_size
+    if not model.experts or parallel.expert_parallel or model.expert_size % ranks == 0:
+        return None
+    return (
+        f"{parallel.tp_size} x {parallel.dp_size} ranks (tensor x data parallel) do not divide the experts' intermediate size "
+        f"of {model.expert_size} of {model.name}: without expert parallelism vLLM gives each rank an equal slice of every "
+        "expert. Add --enable-expert-parallel, or take a number of ranks that divides it."
+    )
+
+
+def _heads(model: ModelTraits, parallel: Parallelism) -> str | None:
+    tp = parallel.tp_size
+    if not (model.head_size and model.num_heads and model.num_kv_heads) or model.latent:
+        return None
+    return heads_problem(model.head_size, max(model.num_heads // tp, 1), max(model.num_kv_heads // tp, 1))
