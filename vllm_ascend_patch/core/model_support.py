@@ -242,9 +242,9 @@ def _expert_slices(model: ModelTraits, parallel: Parallelism) -> str | None:
     if not model.experts or parallel.expert_parallel or model.expert_size % ranks == 0:
         return None
     return (
-        f"{parallel.tp_size} x {parallel.dp_size} ranks (tensor x data parallel) do not divide the experts' intermediate size "
-        f"of {model.expert_size} of {model.name}: without expert parallelism vLLM gives each rank an equal slice of every "
-        "expert. Add --enable-expert-parallel, or take a number of ranks that divides it."
+        f"{parallel.tp_size} x {parallel.dp_size} ranks (tensor x data parallel) do not divide the experts' intermediate "
+        f"size of {model.expert_size} of {model.name}: without expert parallelism vLLM gives each rank an equal slice of "
+        "every expert. Add --enable-expert-parallel, or take a number of ranks that divides it."
     )
 
 

@@ -159,7 +159,7 @@ def _size(config: Mapping[str, Any], *keys: str) -> int:
 def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:
     if config.get("use_sliding_window") is False:
         return ()
-    found = []
+    found: list[Any] = []
     for key in WINDOW_KEYS:
         value = config.get(key)
         found += value if isinstance(value, list | tuple) else [value]

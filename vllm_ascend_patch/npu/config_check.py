@@ -58,7 +58,13 @@ def model_traits(vllm_config: VllmConfig) -> ModelTraits:
     config = {**model.hf_config.to_dict(), **model.hf_text_config.to_dict(), "architectures": model.architectures}
     traits = traits_of(model.model, config)
     keeps_state = model.is_hybrid or model.is_attention_free
-    heads = {} if model.is_attention_free else _heads(model, parallel)
+    if not model.is_attention_free:
+        traits = replace(
+            traits,
+            num_heads=model.get_num_attention_heads(parallel) * parallel.tensor_parallel_size,
+            num_kv_heads=model.get_total_num_kv_heads(),
+            head_size=model.get_head_size(),
+        )
     return replace(
         traits,
         dtype=_name(model.dtype),
@@ -68,16 +74,7 @@ def model_traits(vllm_config: VllmConfig) -> ModelTraits:
         states=(traits.states or ("its class says so",)) if keeps_state else traits.states,
         encoder_decoder=bool(model.is_encoder_decoder),
         prefix_lm=bool(getattr(model, "is_mm_prefix_lm", False)),
-        **heads,
     )
-
-
-def _heads(model: Any, parallel: Any) -> dict[str, int]:
-    return {
-        "num_heads": model.get_num_attention_heads(parallel) * parallel.tensor_parallel_size,
-        "num_kv_heads": model.get_total_num_kv_heads(),
-        "head_size": model.get_head_size(),
-    }
 
 
 def _check_model(vllm_config: VllmConfig) -> None:

@@ -42,15 +42,11 @@ def check_flags(vllm_config: VllmConfig) -> None:
         raise ValueError(
             f"--enable-return-routed-experts {_HERE}: which experts a token went to is not recorded. Start without it."
         )
-    parallel = vllm_config.parallel_config
-    if getattr(parallel, "enable_fault_tolerance", False):
+    # Elastic expert parallelism is not asked about: vLLM itself refuses it here, since it refuses --enable-eplb.
+    if getattr(vllm_config.parallel_config, "enable_fault_tolerance", False):
         raise ValueError(
             f"--enable-fault-tolerance {_HERE}: it needs the DeepEP or NIXL all2all backend. Start without it: a lost rank "
             "ends the deployment with an error that names it."
-        )
-    if getattr(parallel, "enable_elastic_ep", False):
-        raise ValueError(
-            f"--enable-elastic-ep {_HERE}: the number of data-parallel ranks is fixed at start-up. Start without it."
         )
     _check_attention_backend(vllm_config)
 
