@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,14 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def outcome(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
-    """``error`` with its type, or the resolved settings that some case changes."""
+    """``error`` with its type, the resolved settings that some case changes, or ``absent``: options that the release has
+    not."""
     options = {"model": "mixtral", "dtype": "float16", "max_model_len": 512, "max_num_batched_tokens": 128, **case}
     options = {"max_num_seqs": 8, "enforce_eager": True, "skip_tokenizer_init": True, **options}
     variables = options.pop("environment", {})
+    absent = sorted(options.keys() - {field.name for field in fields(EngineArgs)})
+    if absent:
+        return {"absent": absent}
     options["model"] = str(folder / options["model"])
     with environment(variables):
         try:
@@ -102,8 +107,8 @@ def outcome(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:
             return {"type": type(error).__name__, "error": str(error)}
     return {
-        "all2all": config.parallel_config.all2all_backend,
-        "experts": config.kernel_config.moe_backend,
+        "all2all": getattr(config.parallel_config, "all2all_backend", "allgather_reducescatter"),
+        "experts": getattr(getattr(config, "kernel_config", None), "moe_backend", "auto"),
         "tokens": config.scheduler_config.max_num_batched_tokens,
         "window": config.model_config.get_sliding_window(),
         "cache window": config.cache_config.sliding_window,

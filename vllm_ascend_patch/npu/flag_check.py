@@ -64,6 +64,11 @@ def _offload(vllm_config: VllmConfig) -> str | None:
 
 def _check_attention_backend(vllm_config: VllmConfig) -> None:
     config = getattr(vllm_config, "attention_config", None)
+    variable = os.environ.get("VLLM_ATTENTION_BACKEND")
+    if variable and not hasattr(config, "backend"):  # how releases without the option are asked
+        raise ValueError(
+            f"VLLM_ATTENTION_BACKEND={variable} {_HERE}, which brings its own attention backend. Unset the variable."
+        )
     wanted: list[Any] = [getattr(config, "backend", None), *(getattr(config, "backend_per_kind", None) or {}).values()]
     for backend in wanted:
         name = getattr(backend, "name", "CUSTOM")
