@@ -9,11 +9,20 @@ oracle's own margins, before any engine has run.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig, PretrainedConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteMoeHybridConfig,
+    Llama4TextConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 VOCABULARY = 512
 NEW_TOKENS = 24
@@ -95,6 +104,44 @@ WIDE: dict[str, PretrainedConfig] = {
     ),
 }
 
+# What attention meets besides rotary embeddings and one mask for all layers.
+FORMS: dict[str, PretrainedConfig] = {
+    # no rotary embedding and no norm of queries: attention is given slices of the fused projection
+    "granite_nope": GraniteMoeHybridConfig(
+        **_COMMON,
+        intermediate_size=32,
+        shared_intermediate_size=32,
+        num_local_experts=8,
+        num_experts_per_tok=4,
+        layer_types=["attention", "attention"],
+        position_embedding_type="nope",
+        attention_multiplier=0.25,
+        mamba_n_heads=8,
+        mamba_d_head=16,
+    ),
+    # three layers that see their chunk of 128 tokens alone, and one that sees all, without rotary embedding
+    "llama4": Llama4TextConfig(
+        **_COMMON | {"num_hidden_layers": 4},
+        head_dim=32,
+        intermediate_size=64,
+        intermediate_size_mlp=64,
+        num_experts_per_tok=1,
+        num_local_experts=8,
+        interleave_moe_layer_step=1,
+        attention_chunk_size=128,
+        floor_scale=32,
+    ),
+    # so few layers that each one's share of a small device is more than 4 GiB
+    "mixtral_one_layer": MixtralConfig(
+        **_COMMON | {"num_hidden_layers": 1},
+        head_dim=32,
+        intermediate_size=64,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        sliding_window=None,
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -113,7 +160,7 @@ def make(family: str, folder: Path, seed: int = 11) -> Path:
     if (path / "config.json").exists():
         return path
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config((CONFIGS | WIDE)[family], torch_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config((CONFIGS | WIDE | FORMS)[family], torch_dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -127,11 +174,11 @@ def make(family: str, folder: Path, seed: int = 11) -> Path:
     return path
 
 
-def few_cases(checkpoint: Path) -> list[Case]:
-    """Three short prompts with answers of eight tokens, quickly found, for tests that need several checkpoints."""
+def few_cases(checkpoint: Path, lengths: Sequence[int] = (5, 12, 19)) -> list[Case]:
+    """A prompt of each length with an answer of eight tokens, quickly found, for tests that need several checkpoints."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(9)
-    return [_clear_case(model, [], length, generator, tokens=8) for length in (5, 12, 19)]
+    return [_clear_case(model, [], length, generator, tokens=8) for length in lengths]
 
 
 def cases(checkpoint: Path) -> list[Case]:

@@ -126,7 +126,8 @@ class NPUAttentionImpl(AttentionImpl):
                 attn_metadata.slots,
                 **_nd_cache_mode(),
             )
-        query = query[:tokens].view(tokens, self.num_heads, self.head_size)
+        # Without rotary embedding or norm the query is still a slice of the fused projection, like keys and values.
+        query = query[:tokens].view(tokens, self.num_heads, self.head_size).contiguous()
         out = output[:tokens].view(tokens, self.num_heads, self.head_size)
         pages = tuple(cache.view(cache.shape[0], cache.shape[1], -1) for cache in (key_cache, value_cache))
         if self.layout is QueryLayout.TND:
@@ -199,7 +200,7 @@ class NPUAttentionImpl(AttentionImpl):
             actual_seq_lengths=query_ends,
             actual_seq_lengths_kv=context_lens,
             block_table=block_table,
-            block_size=BLOCK_SIZE,
+            block_size=pages[0].shape[1],
             **mask,
         )[0]
 

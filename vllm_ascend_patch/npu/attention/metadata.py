@@ -16,9 +16,11 @@ from .interface import AttentionMetadataBuilder, CommonAttentionMetadata
 from .layout import half_page_slots
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class NPUAttentionMetadata:
     """One step's batch. Requests with one query token stand first (``num_decodes`` of them).
+
+    Not frozen and without slots: upstream's builders of derived backends (chunked local attention) add to it.
 
     ``slots`` is ``[num_tokens]`` and ``block_table`` is ``[requests, blocks per request]``, both in the units of
     ``layout.split_pages``. ``query_ends`` are cumulative query lengths, ``context_lens`` are per-request key lengths.
