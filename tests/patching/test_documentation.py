@@ -10,6 +10,7 @@ from tests.support.command_line import Called, called
 from tests.support.environment import ROOT
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.commands import documentation
+from vllm_ascend_patch.core.operator_limits import ROWS
 from vllm_ascend_patch.releases import declarations, records
 
 PAGES = documentation.pages(Path(ROOT))
@@ -31,6 +32,7 @@ def test_every_table_is_in_the_page_that_readers_look_for_it_in() -> None:
     }
     assert found >= {
         ("README.md", "environment"),
+        ("operator-limits.md", "operator-limits"),
         ("releases.md", "release-ranges"),
         ("releases.md", "releases"),
         ("patches.md", "patches"),
@@ -61,6 +63,7 @@ def test_check_names_a_page_that_is_not_current_and_leaves_it_alone(tmp_path: Pa
 def test_the_tables_are_complete() -> None:
     assert all(f"| `{name}` |" in documentation.environment_table() for name in envs.VARIABLES)
     assert all(f"| `{patch.id}`" in documentation.patch_tables() for patch in declarations.patches())
+    assert all(f"| `{row.operator}` | {row.argument} |" in documentation.operator_table() for row in ROWS)
     assert all(f"| {release} |" in documentation.release_table() for release in records.STORE.releases())
     for make in documentation.TABLES.values():
         for table in (part for part in make().split("\n\n") if part.startswith("|")):

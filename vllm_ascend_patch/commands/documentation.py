@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.core import operator_limits
 from vllm_ascend_patch.patching.declaration import Patch
 from vllm_ascend_patch.releases import declarations, records
 
@@ -136,8 +137,20 @@ def _range(newest_first: Sequence[str]) -> str:
     return oldest if oldest == newest else f"{oldest} to {newest}"
 
 
+def operator_table() -> str:
+    """Every operator argument that grows with a deployment, its limit, and what keeps it."""
+    return _table(
+        ("Operator", "Argument", "Grows with", "Limit", "Source", "Kept by"),
+        (
+            (f"`{row.operator}`", row.argument, row.grows_with, row.limit, row.source, row.kept_by)
+            for row in operator_limits.ROWS
+        ),
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "environment": environment_table,
+    "operator-limits": operator_table,
     "patches": patch_tables,
     "release-ranges": range_table,
     "releases": release_table,

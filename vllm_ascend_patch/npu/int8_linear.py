@@ -17,6 +17,7 @@ from vllm.model_executor.kernels import linear
 from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearKernel
 from vllm.platforms import PlatformEnum
 
+from vllm_ascend_patch.core.operator_limits import QUANT_MATMUL_MAX_DIM
 from vllm_ascend_patch.seams import checkpoint
 
 _SCALE_OF_CHANNEL = "_ascend_scale_of_channel"
@@ -40,6 +41,13 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
         index of the channels that it belongs to.
         """
         checkpoint.refuse_unwritten(layer, self)
+        widest = max(self._get_layer_params(layer)[0].shape)
+        if widest > QUANT_MATMUL_MAX_DIM:
+            raise ValueError(
+                f"{getattr(layer, 'prefix', '') or type(layer).__name__}: an int8 linear layer has {widest} inputs or "
+                f"outputs per rank, at most {QUANT_MATMUL_MAX_DIM} are supported on Ascend NPUs (npu_quant_matmul): "
+                "raise --tensor-parallel-size"
+            )
         if not self.config.is_channelwise and not hasattr(layer, _SCALE_OF_CHANNEL):
             widths = torch.tensor(layer.logical_widths)
             index = torch.arange(len(widths)).repeat_interleave(widths)

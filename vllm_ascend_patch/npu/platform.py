@@ -157,12 +157,14 @@ class NPUPlatform(Platform):
 
         from .config_check import NotServable, check_config
         from .config_defaults import apply_defaults
+        from .size_check import check_sizes
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
             check_config(vllm_config)
             apply_defaults(vllm_config)
             apply_eplb_option(vllm_config)
+            check_sizes(vllm_config)
             check_moe(vllm_config)  # last: whether graphs are captured is one of the defaults
         except ValueError as error:
             raise NotServable(str(error)) from None

@@ -24,6 +24,7 @@ from .accelerator import map_accelerator_names
 from .compilation_defaults import graphs_supported
 from .cuda_names import map_cuda_names
 from .free_memory import requested_memory, snapshot
+from .kv_limit import capped
 
 if TYPE_CHECKING:
     from .model_runner import NPUModelRunner
@@ -103,6 +104,10 @@ class NPUWorker(Worker):
             gpu_worker.report_usage_stats(self.vllm_config)
 
     def determine_available_memory(self) -> int:
+        """Upstream's, less what the graphs will take, and no more than attention can index."""
+        return capped(self._memory_beside_graphs(), self.get_kv_cache_spec())
+
+    def _memory_beside_graphs(self) -> int:
         """Upstream's, less what the graphs will take: upstream measures that on its own devices only."""
         available = super().determine_available_memory()
         if not hasattr(self.model_runner, "profile_cudagraph_memory"):

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_ascend_patch.core.operator_limits import (
+    FUSED_QUANT_ALIGNMENT,
+    FUSED_QUANT_MAX_INTERMEDIATE,
+    GROUPED_MATMUL_MAX_DIM,
+    GROUPED_MATMUL_MAX_GROUPS,
+)
+
 from .errors import MoEConfigError
 
 SUPPORTED_ACTIVATIONS = ("silu",)
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-# npu_dequant_swiglu_quant with group_index: intermediate size at most 10496 and a multiple of 64 (op-plugin reference).
-_FUSED_QUANT_MAX_INTERMEDIATE = 10496
-_FUSED_QUANT_ALIGNMENT = 64
-# npu_grouped_matmul: the last dimension of x and weight is below 65536, at most 1024 groups (op-plugin reference).
-_GMM_MAX_DIM = 65535
-_GMM_MAX_GROUPS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +239,7 @@ def _grouped_matmul(
 
 
 def _fits_fused_quant(intermediate_size: int) -> bool:
-    return intermediate_size <= _FUSED_QUANT_MAX_INTERMEDIATE and intermediate_size % _FUSED_QUANT_ALIGNMENT == 0
+    return intermediate_size <= FUSED_QUANT_MAX_INTERMEDIATE and intermediate_size % FUSED_QUANT_ALIGNMENT == 0
 
 
 def _channel_scale(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tensor:
@@ -265,8 +265,8 @@ def _check_shapes(w13: torch.Tensor, w2: torch.Tensor) -> None:
             "expert weights have to be w13 [E, 2I, H] and w2 [E, H, I] of one dtype, found "
             f"{tuple(w13.shape)} {w13.dtype} and {tuple(w2.shape)} {w2.dtype}"
         )
-    if w13.shape[0] > _GMM_MAX_GROUPS or max(w13.shape[1:]) > _GMM_MAX_DIM:
+    if w13.shape[0] > GROUPED_MATMUL_MAX_GROUPS or max(w13.shape[1:]) > GROUPED_MATMUL_MAX_DIM:
         raise MoEConfigError(
-            f"expert weights {tuple(w13.shape)} exceed the grouped matmul's limits: at most {_GMM_MAX_GROUPS} experts "
-            f"per rank, dimensions at most {_GMM_MAX_DIM}; use more expert or tensor parallel ranks"
+            f"expert weights {tuple(w13.shape)} exceed the grouped matmul's limits: at most {GROUPED_MATMUL_MAX_GROUPS} "
+            f"experts per rank, dimensions at most {GROUPED_MATMUL_MAX_DIM}; use more expert or tensor parallel ranks"
         )

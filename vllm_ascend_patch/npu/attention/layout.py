@@ -10,16 +10,21 @@ import enum
 
 import torch
 
+from vllm_ascend_patch.core.operator_limits import (
+    HEAD_SIZE_MULTIPLE,
+    KERNEL_BLOCK,
+    MAX_GROUP,
+    MAX_HEAD_SIZE,
+    MAX_KV_ROW,
+    MAX_QUERY_HEADS,
+    MAX_QUERY_ROW,
+    TND_HEAD_SIZE,
+)
+
 # Paged attention with more than one query token per request needs a block size in 128..512 that is a multiple of 128;
 # 128 also satisfies the single-token and TND rules (torch_npu operator documentation).
-BLOCK_SIZE = 128
+BLOCK_SIZE = KERNEL_BLOCK
 MASK_SIZE = 2048  # causal modes take a compressed mask of exactly this size, whatever the sequence length
-_TND_HEAD_SIZE = 128
-_MAX_HEAD_SIZE = 512
-_HEAD_SIZE_MULTIPLE = 16
-_MAX_HEADS = 256
-_MAX_GROUP = 64
-_MAX_KV_ROW = 65535
 
 
 class QueryLayout(enum.Enum):
@@ -33,20 +38,22 @@ class QueryLayout(enum.Enum):
 
 def query_layout(head_size: int) -> QueryLayout:
     """The layout that the documentation allows for ``head_size`` with grouped-query attention and paged KV."""
-    return QueryLayout.TND if head_size == _TND_HEAD_SIZE else QueryLayout.BSND
+    return QueryLayout.TND if head_size == TND_HEAD_SIZE else QueryLayout.BSND
 
 
 def check_head_size(head_size: int, num_heads: int, num_kv_heads: int) -> None:
     """Raise ``ValueError`` naming the limit unless the operator serves these heads (counts are per rank)."""
     problem = None
-    if head_size % _HEAD_SIZE_MULTIPLE or not 0 < head_size <= _MAX_HEAD_SIZE:
-        problem = f"the head size must be a multiple of {_HEAD_SIZE_MULTIPLE} and at most {_MAX_HEAD_SIZE}"
-    elif num_heads > _MAX_HEADS:
-        problem = f"at most {_MAX_HEADS} query heads per rank are supported"
-    elif num_heads % num_kv_heads or num_heads // num_kv_heads > _MAX_GROUP:
-        problem = f"query heads per KV head must be a whole number of at most {_MAX_GROUP}"
-    elif num_kv_heads * head_size > _MAX_KV_ROW:
-        problem = f"KV heads x head size must be at most {_MAX_KV_ROW}"
+    if head_size % HEAD_SIZE_MULTIPLE or not 0 < head_size <= MAX_HEAD_SIZE:
+        problem = f"the head size must be a multiple of {HEAD_SIZE_MULTIPLE} and at most {MAX_HEAD_SIZE}"
+    elif num_heads > MAX_QUERY_HEADS:
+        problem = f"at most {MAX_QUERY_HEADS} query heads per rank are supported"
+    elif num_heads % num_kv_heads or num_heads // num_kv_heads > MAX_GROUP:
+        problem = f"query heads per KV head must be a whole number of at most {MAX_GROUP}"
+    elif num_kv_heads * head_size > MAX_KV_ROW:
+        problem = f"KV heads x head size must be at most {MAX_KV_ROW}"
+    elif query_layout(head_size) is QueryLayout.BSND and num_heads * head_size > MAX_QUERY_ROW:
+        problem = f"query heads x head size must be at most {MAX_QUERY_ROW} with this head size"
     if problem:
         raise ValueError(
             f"attention with head size {head_size}, {num_heads} query heads and {num_kv_heads} KV heads per rank cannot "

@@ -21,13 +21,11 @@ from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.experts import quantize_rows
 from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
+from vllm_ascend_patch.core.operator_limits import RE_ROUTING_WIDTH
 
 from .base import DispatchedRows, MoECommMethod, MoEInput
 from .local_routing import SortedRows, sort_by_expert, weighted_sum
 from .token_split import TokenShare, restore_all, take_share
-
-# npu_moe_re_routing takes fp16, bf16 and int8 rows narrower than this (op-plugin reference).
-_RE_ROUTING_MAX_WIDTH = 16384
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +158,7 @@ def _order_by_expert(
     total, local = rows.shape[0], table.shape[1]
     if local == 1 or total == 0:
         return rows, scales, None, table.sum(0)
-    if rows.dtype == torch.float32 or rows.shape[1] >= _RE_ROUTING_MAX_WIDTH:
+    if rows.dtype == torch.float32 or rows.shape[1] >= RE_ROUTING_WIDTH:
         experts = torch.arange(local, device=rows.device).repeat(table.shape[0])
         expert_of_row = torch.repeat_interleave(experts, table.flatten(), output_size=total)
         arrival = torch.argsort(expert_of_row, stable=True)
