@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 import vllm_ascend_patch
 from vllm_ascend_patch.core.operator_limits import (
@@ -26,7 +26,6 @@ from vllm_ascend_patch.core.operator_limits import (
     violations,
 )
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE, QueryLayout, check_head_size, query_layout
-from vllm_ascend_patch.npu.kv_limit import capped
 from vllm_ascend_patch.virtual_npu.kernels import (
     fused_infer_rules,
     gating,
@@ -212,7 +211,7 @@ EDGES = [
 
 @pytest.mark.parametrize(("within", "beyond", "message"), EDGES, ids=lambda value: str(value)[:40])
 def test_each_limit_is_refused_with_what_was_found_and_what_to_do(
-    within: dict[str, int], beyond: dict[str, int], message: str
+    within: dict[str, Any], beyond: dict[str, Any], message: str
 ) -> None:
     fits, breaks = replace(COMMON, **within), replace(COMMON, **beyond)
     assert refusals(fits) == []
@@ -220,16 +219,10 @@ def test_each_limit_is_refused_with_what_was_found_and_what_to_do(
     assert re.search(message, refusal), refusal
 
 
-def test_a_cache_is_capped_at_what_a_layer_can_index_and_smaller_ones_are_left_alone() -> None:
-    page = 2 * 128 * 8 * 128 * 2  # bytes: keys and values, block, KV heads, head size, bfloat16
-    spec = FullAttentionSpec(block_size=128, num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
-    specs = {"layer 0": spec, "layer 1": spec}
-    most = (2**31 - 1) // (page // 2)
-    assert most == 8191
-    assert capped(2 * page * most, specs) == 2 * page * most
-    assert capped(2 * page * (most + 1), specs) == 2 * page * most
-    assert capped(5 * page, specs) == 5 * page
-    assert capped(5 * page, {}) == 5 * page
+def test_a_layer_has_as_many_blocks_as_its_elements_fit_int32() -> None:
+    page = 2 * 128 * 8 * 128  # keys and values, block, KV heads, head size
+    assert most_blocks(page) == 8191
+    assert most_blocks(page) * page < 2**31 <= (most_blocks(page) + 1) * page
 
 
 def test_every_operator_that_is_called_has_a_row_and_no_other() -> None:

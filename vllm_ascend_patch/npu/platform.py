@@ -157,6 +157,7 @@ class NPUPlatform(Platform):
 
         from .config_check import NotServable, check_config
         from .config_defaults import apply_defaults
+        from .profiler import check_profiler
         from .size_check import check_sizes
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -165,6 +166,7 @@ class NPUPlatform(Platform):
             apply_defaults(vllm_config)
             apply_eplb_option(vllm_config)
             check_sizes(vllm_config)
+            check_profiler(vllm_config)
             check_moe(vllm_config)  # last: whether graphs are captured is one of the defaults
         except ValueError as error:
             raise NotServable(str(error)) from None

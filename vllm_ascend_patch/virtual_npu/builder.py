@@ -31,9 +31,11 @@ EXTENSION = "_virtual_npu.so"
 FORWARDING_LIBRARIES = (
     "acl_op_compiler",
     "acl_tdt_channel",
+    "ascend_hal",
     "ge_runner",
     "graph",
     "hccl",
+    "msprofiler",
     "opapi",
 )
 

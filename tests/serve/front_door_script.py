@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Script: asks vLLM for a configuration with sizes that operators do not take, and reports how each was refused. No engine
-is started. Reads a list of (model, arguments) as JSON from standard input."""
+"""Script: asks vLLM for configurations and reports how each was refused, or that it was not. No engine is started. Reads a
+list of (model, arguments) as JSON from standard input."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes that operators do not take are refused in the user's process, from the configuration of a real model."""
+"""Sizes that operators do not take, and profilers of other devices, are refused in the user's process."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
 MIXTRAL = CONFIGS["mixtral"].to_dict() | {"architectures": ["MixtralForCausalLM"]}
 LLAMA4 = FORMS["llama4"].to_dict() | {"architectures": ["Llama4ForCausalLM"]}
 LONG = {"max_position_embeddings": 1 << 20, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+TORCH_PROFILER = {"profiler": "torch", "torch_profiler_dir": "/tmp"}
 # What differs from a tiny model, the engine's arguments, and how the refusal begins (None: it is served).
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
     "a million tokens": (MIXTRAL | LONG, {"max_model_len": 1 << 20}, "--max-model-len 1048576 needs 8193 KV blocks"),
@@ -52,24 +54,37 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
     ),
     "wide experts on two ranks": (MIXTRAL | {"intermediate_size": 32768}, {"tensor_parallel_size": 2}, None),
     "many experts": (MIXTRAL | {"num_local_experts": 1025}, {}, "1025 experts per rank, at most 1024"),
+    "torch's profiler": (MIXTRAL, {"profiler_config": TORCH_PROFILER}, None),
+    "a profiler of another device": (
+        MIXTRAL,
+        {"profiler_config": {"profiler": "cuda"}},
+        "the profiler 'cuda' of --profiler-config does not run on Ascend NPUs; supported: torch",
+    ),
+    "activities of another device": (
+        MIXTRAL,
+        {"profiler_config": TORCH_PROFILER | {"torch_profiler_activities": ["CPU", "CUDA"]}},
+        "torch_profiler_activities CUDA of --profiler-config are not recorded on Ascend NPUs; supported: CPU, PrivateUse1",
+    ),
 }
 
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """All cases in one process that makes configurations only."""
-    folder, jobs = tmp_path_factory.mktemp("sizes"), []
+    folder, jobs = tmp_path_factory.mktemp("front_door"), []
     for name, (config, arguments, _) in CASES.items():
-        model = folder / name.replace(" ", "-")
+        model = folder / re.sub("[ ']", "-", name)
         model.mkdir()
         (model / "config.json").write_text(json.dumps(config))
         jobs.append((str(model), arguments))
-    done = run_script("tests.serve.sizes_script", text=json.dumps(jobs), devices=2, folder=Path(folder), seconds=200)
+    done = run_script(
+        "tests.serve.front_door_script", text=json.dumps(jobs), devices=2, folder=Path(folder), seconds=200
+    )
     return dict(zip(CASES, result_of(done), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sizes_are_refused_before_any_process(name: str, refusals: dict[str, str | None]) -> None:
+def test_what_cannot_be_served_is_refused_before_any_process(name: str, refusals: dict[str, str | None]) -> None:
     *_, expected = CASES[name]
     found = refusals[name]
     if expected is None:
