@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm serve`` with data parallelism, from outside: one request, bursts, one again, idleness, a killed worker and the next
-server on the same ports, a stopped worker. Answers are the oracle's; no server outlives its test."""
+server on the same ports, a stopped worker, a rank's own server that ends. Answers are the oracle's; no server outlives its
+test."""
 
 from __future__ import annotations
 
@@ -229,6 +230,33 @@ def test_a_rank_that_is_busy_outside_a_step_is_waited_for_and_the_request_is_ans
     said = re.findall(r"rank 0 has waited .* for rank 1 \(pid .*runs BusyWorker.keep_busy.*It is alive", log)
     assert len(said) >= 2, server.log_tail(80)
     assert "RankMissingError" not in log
+
+
+def test_a_request_after_another_ranks_server_has_ended_fails_with_its_rank_and_host(
+    checkpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each rank has a server of its own, behind somebody else's load balancer: no front end knows that one is gone."""
+    rpc, master = free_port(), free_port()
+
+    def of_rank(rank: int) -> Server:
+        own = {"http": free_port(), "rpc": rpc, "master": master}
+        folder = tmp_path / str(rank)
+        folder.mkdir()
+        return serve(checkpoint, own, folder, 2, "auto", ("--data-parallel-rank", str(rank)))
+
+    with of_rank(0) as first, of_rank(1) as second:
+        first.wait_until_ready(START_SECONDS)
+        second.wait_until_ready(START_SECONDS)
+        ask(first, checkpoint, 0)
+        time.sleep(3)  # the ranks pause
+        second.stop()
+        with pytest.raises((AssertionError, requests.RequestException)):
+            answer(first, checkpoint["cases"][0]["prompt"], 20)
+        first.process.wait(4 * WATCHDOG_SECONDS)
+        log = first.log.read_text(errors="replace")
+    fatal = re.findall(r"\(EngineCore_DP0 \S+ ERROR .*?\] (?:[\w.]*\.)?(\w+Error: .*)", log)
+    assert fatal, first.log_tail(80)
+    assert re.search(rf"rank 1 \(pid \d+ on {os.uname().nodename}\)", fatal[-1]), fatal[-1]
 
 
 def _counters(text: str, name: str) -> list[tuple[str, str]]:

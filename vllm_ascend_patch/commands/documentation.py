@@ -55,6 +55,7 @@ def environment_table() -> str:
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Input preparation and data-parallel metadata", ("step",)),
     ("The same in the oldest releases, whose ranks exchange token counts only", ("step_before_0_12",)),
+    ("The engines' own exchange", ("engines",)),
     ("MoE forward", ("moe",)),
     ("Device port", ("port", "graphs")),
 )

@@ -173,7 +173,7 @@ class Board:
         pid = record.get("pid", 0)
         if not pid or record.get("host") != self._host:
             return False
-        if _process_runs(pid):
+        if process_runs(pid):
             self._seen_alive.add((rank, pid))
             return False
         return (rank, pid) in self._seen_alive
@@ -182,12 +182,20 @@ class Board:
         return [self._store.get(key) if self._store.check([key]) else b"" for key in self._keys]
 
 
-def _process_runs(pid: int) -> bool:
+def process_runs(pid: int) -> bool:
+    """Whether a process of this process id space has not ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return False
     return state not in "ZX"
+
+
+def base_store(store: dist.Store) -> dist.Store:
+    """The store below all prefixes."""
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return store
 
 
 def private_store(store: dist.Store, prefix: str, timeout: timedelta) -> dist.Store:
@@ -199,9 +207,7 @@ def private_store(store: dist.Store, prefix: str, timeout: timedelta) -> dist.St
         prefix: keeps the keys apart from everybody else's.
         timeout: for operations on the new connection.
     """
-    base = store
-    while isinstance(base, dist.PrefixStore):
-        base = base.underlying_store
+    base = base_store(store)
     if isinstance(base, dist.TCPStore):
         base = dist.TCPStore(base.host, base.port, is_master=False, wait_for_workers=False, timeout=timeout)
     return dist.PrefixStore(prefix, base)

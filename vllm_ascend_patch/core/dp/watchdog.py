@@ -250,7 +250,7 @@ class Watchdog:
 
     def _tell_left(self, error: DPSyncError, now: float) -> None:
         """An idle rank goes on without the one that left, but the next request cannot be answered: say so once, unless this
-        rank is on its own way out as well. Whoever meets it then may not know the ranks (the engine's own exchange)."""
+        rank is on its own way out as well."""
         if self._left_since is None:
             self._left_since = now
         if not self._told_left and self.progress.serving and now - self._left_since > self._grace:
