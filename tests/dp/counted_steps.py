@@ -19,3 +19,5 @@ if __name__ == "__main__":
     counters = StepCounters(int(sys.argv[1]))
     for step in STEPS:
         counters.count(step, 0.5, 0)
+    for method in ("mc2", "alltoall", "mc2"):
+        counters.count_moe_step(method)

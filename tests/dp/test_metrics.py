@@ -22,10 +22,13 @@ def test_without_an_endpoint_one_line_per_interval_has_the_numbers(caplog: pytes
         counters.count(STEPS[0], wait_seconds=20e-6, hidden_seconds=1e-3)
         counters.count_reuse()
         assert not caplog.messages, "the interval is not over"
+        for method in ("mc2", "alltoall", "mc2"):
+            counters.count_moe_step(method)
         counters.interval = 1e-9
         counters.count(STEPS[1], wait_seconds=40e-6, hidden_seconds=1e-3)
     assert caplog.messages == [
-        "DP rank 1: 2 steps (1 idle), 2 exchanges, 1 saved, mean wait 30 us, 8 padding of 13 tokens"
+        "DP rank 1: 2 steps (1 idle), 2 exchanges, 1 saved, mean wait 30 us, 8 padding of 13 tokens, 1 by alltoall, "
+        "2 by mc2"
     ]
 
 
@@ -56,3 +59,6 @@ def test_with_an_endpoint_every_workers_counters_are_in_its_directory(tmp_path: 
         }
         for name, value in expected.items():
             assert f'vllm_ascend_patch_dp_{name}_total{{dp_rank="{rank}"}} {value}' in text, text
+        for method, count in (("mc2", 2.0), ("alltoall", 1.0)):
+            line = f'vllm_ascend_patch_dp_moe_steps_total{{dp_rank="{rank}",method="{method}"}} {count}'
+            assert line in text, text

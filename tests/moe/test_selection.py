@@ -37,17 +37,17 @@ SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
     ("facts", "tokens", "captured", "method", "reason"),
     [
         (replace(A3, ep_size=1), 1, False, "allgather", "not distributed"),
-        (A3, 1, False, "mc2", "1 tokens per rank, at most 128"),
-        (A3, 256, False, "mc2", "128 tokens per rank, at most 128"),
-        (A3, 256, True, "mc2", "128 tokens per rank"),
-        (A3, 257, False, "alltoall", "129 tokens per rank, MC2 takes 128"),
+        (A3, 1, False, "mc2", "at most 128 tokens per rank"),
+        (A3, 256, False, "mc2", "at most 128 tokens per rank"),
+        (A3, 256, True, "mc2", "at most 128 tokens per rank"),
+        (A3, 257, False, "alltoall", "MC2 takes 128 tokens per rank"),
         (A3, 257, True, "allgather", "cannot be captured"),
         (A3, 8192, False, "alltoall", "A3 exchanges"),
         (A2, 256, False, "mc2", "at most 128"),
         (A2, 257, False, "allgather", "A2 gathers"),
         (A2, 257, True, "allgather", "A2 gathers"),
         (replace(A2, ep_size=8), 1, False, "allgather", "expert parallel size on A2 (operators v2) is 8"),
-        (replace(A2, ep_size=8, newest_limits=True), 1, False, "mc2", "1 tokens per rank"),
+        (replace(A2, ep_size=8, newest_limits=True), 1, False, "mc2", "at most"),
         (replace(A2, num_experts=512), 1, False, "allgather", "experts per rank on A2 (operators v2) is 32"),
         (replace(A2, hidden_size=8192), 1, False, "allgather", "hidden size"),
         (replace(A3, hidden_size=512), 1, False, "alltoall", "hidden size"),
@@ -55,16 +55,16 @@ SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
         (replace(A3, dtype="float32"), 1, False, "alltoall", "dtype"),
         (replace(A3, top_k=17), 1, False, "alltoall", "top-k"),
         (replace(A3, num_experts=130), 1, False, "alltoall", "a multiple of the expert parallel size"),
-        (A3, 0, False, "mc2", "1 tokens per rank"),
+        (A3, 0, False, "mc2", "at most 128 tokens per rank"),
         # A window below that of a full decode step: MC2 takes what it holds.
         (
             replace(A3, hccl_buffsize_mib=100),
             166,
             False,
             "mc2",
-            "at most 83 (HCCL_BUFFSIZE=100; HCCL_BUFFSIZE=153 would",
+            "at most 83 tokens per rank (HCCL_BUFFSIZE=100; HCCL_BUFFSIZE=153 would",
         ),
-        (replace(A3, hccl_buffsize_mib=100), 168, False, "alltoall", "84 tokens per rank, MC2 takes 83"),
+        (replace(A3, hccl_buffsize_mib=100), 168, False, "alltoall", "MC2 takes 83 tokens per rank"),
     ],
 )
 def test_rule(facts: MoEFacts, tokens: int, captured: bool, method: str, reason: str) -> None:
@@ -191,12 +191,17 @@ def test_a_method_added_to_the_table_can_be_forced(monkeypatch: pytest.MonkeyPat
         MethodSelector(A3, replace(SCHEDULER, max_captured_tokens=8), "fourth")
 
 
-def test_choice_is_logged_once_per_change_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_choice_and_reason_is_logged_once_however_often_steps_alternate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     selector = MethodSelector(A3, SCHEDULER)
     with caplog.at_level(logging.INFO):
-        for tokens in (8192, 4000, 16, 16, 15, 8192):
+        for tokens in range(16, 8192, 16):
             selector.choose(tokens, captured=False)
+            selector.choose(16, captured=True)
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.split()[2] for line in lines] == ["alltoall", "mc2", "alltoall"]
-    assert all("tokens per rank" in line for line in lines)
-    assert selector.steps == {"alltoall": 3, "mc2": 3}
+    assert [line.partition(" (")[0] for line in lines] == [
+        "MoE communication: mc2 for 16 tokens",
+        "MoE communication: alltoall for 272 tokens",
+    ]
+    assert all("128 tokens per rank" in line for line in lines)

@@ -8,9 +8,11 @@ what the endpoint serves. Otherwise one log line per interval carries the same n
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import time
+from collections import Counter
 from typing import Any
 
 from .agreement import StepAgreement
@@ -33,8 +35,8 @@ class StepCounters:
         self.steps = self.idle_steps = self.exchanges = self.reused = 0
         self.padding_tokens = self.tokens = 0
         self.wait_seconds = self.hidden_seconds = 0.0
+        self.moe_steps: Counter[str] = Counter()
         self._since = time.monotonic()
-        self._reported = (0, 0.0)
         self._prometheus = _prometheus_counters(rank) if os.environ.get("PROMETHEUS_MULTIPROC_DIR") else None
 
     def count(self, agreement: StepAgreement, wait_seconds: float, hidden_seconds: float) -> None:
@@ -68,12 +70,19 @@ class StepCounters:
         if self._prometheus is not None:
             self._prometheus["reused"].inc()
 
+    def count_moe_step(self, method: str) -> None:
+        """One forward of one kind of MoE layers, by the method that it communicates by."""
+        self.moe_steps[method] += 1
+        if self._prometheus is not None:
+            self._prometheus["moe_steps"].labels(str(self.rank), method).inc()
+
     def summary(self) -> str:
         mean = self.wait_seconds / self.exchanges * 1e6 if self.exchanges else 0.0
         return (
             f"DP rank {self.rank}: {self.steps} steps ({self.idle_steps} idle), {self.exchanges} exchanges, "
             f"{self.reused} saved, mean wait {mean:.0f} us, {self.padding_tokens} padding of "
             f"{self.tokens + self.padding_tokens} tokens"
+            + "".join(f", {count} by {method}" for method, count in sorted(self.moe_steps.items()))
         )
 
     def _log_if_due(self) -> None:
@@ -84,9 +93,7 @@ class StepCounters:
 
 
 def _prometheus_counters(rank: int) -> dict[str, Any] | None:
-    try:
-        import prometheus_client
-    except ImportError:
+    if importlib.util.find_spec("prometheus_client") is None:
         return None
     texts = {
         "steps": "Forwards that took a data-parallel step sync",
@@ -96,11 +103,16 @@ def _prometheus_counters(rank: int) -> dict[str, Any] | None:
         "padding_tokens": "Rows that ran as padding",
         "wait_seconds": "Host seconds blocked on other ranks' vectors",
     }
+    counters = {key: _counter(key, text, "dp_rank").labels(str(rank)) for key, text in texts.items()}
+    counters["moe_steps"] = _counter("moe_steps", "Forwards by the method of their MoE layers", "dp_rank", "method")
+    return counters
+
+
+def _counter(key: str, text: str, *labels: str) -> Any:
+    import prometheus_client
+
+    name = f"{_PREFIX}_{key}"
     try:
-        return {
-            key: prometheus_client.Counter(f"{_PREFIX}_{key}", text, ["dp_rank"]).labels(str(rank))
-            for key, text in texts.items()
-        }
+        return prometheus_client.Counter(name, text, labels)
     except ValueError:  # already registered in this process (an engine built twice)
-        collectors = prometheus_client.REGISTRY._names_to_collectors
-        return {key: collectors[f"{_PREFIX}_{key}"].labels(str(rank)) for key in texts}  # type: ignore[attr-defined]
+        return prometheus_client.REGISTRY._names_to_collectors[name]

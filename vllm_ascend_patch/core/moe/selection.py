@@ -2,13 +2,13 @@
 """Which communication method a step uses, and why: a pure function of constants and of what all ranks agreed on.
 
 ``select`` may be given nothing that differs between ranks: ranks that chose differently would wait for each other for
-ever. ``check_start_up`` refuses, once and readably, what cannot work. ``MethodSelector`` adds the log line per change.
+ever. ``check_start_up`` refuses, once and readably, what cannot work. ``MethodSelector`` adds a log line for each
+choice.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from dataclasses import dataclass
 
 from .arithmetic import ceil_div
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """A method's name and the reason for it, for the log and the trace."""
+    """A method's name and the reason for it, for the log and the trace: the rule, without the step's own numbers."""
 
     method: str
     reason: str
@@ -50,9 +50,9 @@ def select(facts: MoEFacts, capacity: Capacity, max_tokens: int, captured: bool,
     if blocked:
         reason = f"no MC2: {blocked[0].limit} is {blocked[0].found}, {blocked[0].allowed} is supported"
     elif rows <= capacity.rows:
-        return Choice(MC2, f"{rows} tokens per rank, at most {capacity.rows} ({capacity.limited_by})")
+        return Choice(MC2, f"at most {capacity.rows} tokens per rank ({capacity.limited_by})")
     else:
-        reason = f"{rows} tokens per rank, MC2 takes {capacity.rows} ({capacity.limited_by})"
+        reason = f"MC2 takes {capacity.rows} tokens per rank ({capacity.limited_by})"
     if facts.soc is Soc.A2:
         return Choice(ALLGATHER, f"{reason}; A2 gathers")
     if captured:
@@ -84,7 +84,7 @@ def check_start_up(facts: MoEFacts, scheduler: SchedulerFacts, forced: str = AUT
 
 
 class MethodSelector:
-    """``select`` with its constants bound, one log line per change of choice, and a count per method.
+    """``select`` with its constants bound, and one log line for each choice and reason.
 
     Args:
         facts: constants.
@@ -99,8 +99,7 @@ class MethodSelector:
         self.facts = facts
         self.forced = forced
         self.capacity = check_start_up(facts, scheduler, forced)
-        self.steps: Counter[str] = Counter()
-        self._last: str | None = None
+        self._told: set[Choice] = set()
         self._choices: dict[tuple[int, bool], Choice] = {}
 
     def choose(self, max_tokens: int, captured: bool) -> Choice:
@@ -109,10 +108,9 @@ class MethodSelector:
         choice = self._choices.get(key)
         if choice is None:
             choice = self._choices[key] = select(self.facts, self.capacity, max_tokens, captured, self.forced)
-        self.steps[choice.method] += 1
-        if choice.method != self._last:
-            logger.info("MoE communication: %s for %d tokens (%s)", choice.method, max_tokens, choice.reason)
-            self._last = choice.method
+            if choice not in self._told:
+                self._told.add(choice)
+                logger.info("MoE communication: %s for %d tokens (%s)", choice.method, max_tokens, choice.reason)
         return choice
 
 

@@ -34,15 +34,17 @@ def forward_context_fields(**context: Any) -> dict[str, Any]:
     across_dp = context.get("num_tokens_across_dp")
     per_dp_rank = (int(num_tokens),) if across_dp is None else tuple(across_dp.tolist())
     microbatched = context.get("ubatch_slices") is not None
-    agreement = None
+    agreement, count = None, None
     if state.session is not None:
+        counters = state.session.channel.counters
+        count = counters.count_moe_step if counters is not None else None
         agreement = state.session.check_forward(per_dp_rank if len(per_dp_rank) > 1 and not microbatched else None)
     active = _own_tokens(context) if agreement is None else agreement.active_tokens[_dp_rank(context)]
     graph_mode = context.get("cudagraph_runtime_mode")
     if graph_mode is None or graph_mode.name == "NONE":
-        return {FIELD: ForwardTokens(per_dp_rank, active, captured=False)}
+        return {FIELD: ForwardTokens(per_dp_rank, active, captured=False, count=count)}
     mask = _mask(state.moe, context["vllm_config"], active, int(num_tokens))
-    tokens = ForwardTokens(per_dp_rank, active, captured=True, mask=mask)
+    tokens = ForwardTokens(per_dp_rank, active, captured=True, mask=mask, count=count)
     for selector in state.moe.selectors.values():  # a replay runs no layer's Python, which would ask otherwise
         tokens.step(selector)
     return {FIELD: tokens}
