@@ -28,7 +28,7 @@ from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
 
 from .cases import Case, Grid
-from .reference import Layer, make_layer, mlp, poison_inactive, reference_output
+from .reference import Layer, make_layer, mlp, poison_inactive, random_weights, reference_output
 
 DEVICE = torch.device("npu")
 
@@ -220,4 +220,7 @@ def serve(rank: int, world: int, address: str) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # threads do not live through a fork
+    for experts in (16, 12, 17, 1):
+        random_weights(experts, Case.hidden, Case.intermediate)  # once, for all ranks that are forked
     run_ranks(serve, int(sys.argv[1]), sys.argv[2], group="hccl", timeout=3600)  # the parent's limits come first

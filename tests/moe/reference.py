@@ -77,14 +77,21 @@ def poison_inactive(case: Case, layer: Layer, dp_rank: int) -> None:
     layer.topk_ids[dp_rank][active:] = case.physical_experts + 7
 
 
+@lru_cache(maxsize=8)
+def random_weights(experts: int, hidden: int, inner: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 ``[experts, 2 * inner, hidden]`` and ``[experts, hidden, inner]``."""
+    generator = torch.Generator().manual_seed(1234)
+    w13 = torch.randn(experts, 2 * inner, hidden, generator=generator) * hidden**-0.5
+    w2 = torch.randn(experts, hidden, inner, generator=generator) * inner**-0.5
+    return w13, w2
+
+
 @lru_cache(maxsize=16)
 def _weights(
     experts: int, redundant: int, hidden: int, inner: int, dtype: torch.dtype | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Random weights, int8 with scales when no dtype is given. Redundant experts are copies of the first ones."""
-    generator = torch.Generator().manual_seed(1234)
-    w13 = torch.randn(experts, 2 * inner, hidden, generator=generator) * hidden**-0.5
-    w2 = torch.randn(experts, hidden, inner, generator=generator) * inner**-0.5
+    w13, w2 = random_weights(experts, hidden, inner)
     logical_of = torch.cat([torch.arange(experts), torch.arange(redundant)])
     if dtype is not None:
         return w13.to(dtype)[logical_of], w2.to(dtype)[logical_of], None, None
@@ -108,7 +115,19 @@ def _route(case: Case, tokens: int, generator: torch.Generator) -> torch.Tensor:
     if case.routing == "last-experts":
         last = torch.arange(case.physical_experts - case.top_k, case.physical_experts, dtype=torch.int32)
         return last.expand(tokens, case.top_k).clone()
+    if case.routing in ("one-rank", "each-on-another"):
+        return _route_by_rank(case, tokens)
     scores = torch.rand(tokens, case.logical_experts, generator=generator)
     logical = scores.topk(case.top_k, dim=1).indices
     use_copy = (torch.rand(logical.shape, generator=generator) < 0.5) & (logical < case.redundant)
     return torch.where(use_copy, logical + case.logical_experts, logical).to(torch.int32)
+
+
+def _route_by_rank(case: Case, tokens: int) -> torch.Tensor:
+    """All experts of token t on one rank, t modulo the ranks; or each on another, the first being that one."""
+    ranks = case.grid.experts_over
+    local = case.physical_experts // ranks
+    token, copy = torch.arange(tokens).unsqueeze(1), torch.arange(case.top_k).unsqueeze(0)
+    if case.routing == "one-rank":
+        return (token % ranks * local + copy).to(torch.int32)
+    return ((token + copy) % ranks * local + token % local).to(torch.int32)

@@ -21,6 +21,11 @@ def zero_rows(rows: int, like: torch.Tensor) -> torch.Tensor:
     return at_least(rows, key, lambda n: like.new_zeros((n, *like.shape[1:])))[:rows]
 
 
+def one_rows(rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """``[rows, width]`` ones with the dtype and device of ``like``."""
+    return at_least(rows, ("ones", like.device, like.dtype, width), lambda n: like.new_ones((n, width)))[:rows]
+
+
 def row_index(rows: int, device: torch.device) -> torch.Tensor:
     """int32 ``[rows]``: 0, 1, 2, ..."""
     return at_least(rows, ("index", device), lambda n: torch.arange(n, dtype=torch.int32, device=device))[:rows]

@@ -1,30 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AllToAll: each routed row goes to its expert's rank and nowhere else, in an exchange of exact, variable sizes.
+"""AllToAll: each token goes once to every rank that has one of its experts, and one sum comes back from each.
 
 For large token counts. Only real tokens are sent. The sizes have to be known on the host, which costs one device read
 per layer, so no graph can capture it.
 
 Collectives per layer:
-    all-to-all(EP) of expert counts -> [host read] -> all-to-all(EP) of rows (and of scales when quantised)
-    -> all-to-all(EP) of results -> all-gather(TP) unless sequence parallel.
+    all-gather(EP) of counts per destination -> [host read] -> all-to-all(EP) of rows, each with its expert ids, weights
+    and scale -> all-to-all(EP) of partial sums -> all-gather(TP) unless sequence parallel.
+
+Rounding, besides that of the expert MLP: router weights and the sums that come back are rounded to the model's dtype. Sums
+are made in float32, on the ranks of the experts and at home.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 import torch
 import torch.distributed as dist
 
+from vllm_ascend_patch.core.moe.constants import one_rows
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.experts import quantize_rows
 from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
-from vllm_ascend_patch.core.operator_limits import RE_ROUTING_WIDTH
 
 from .base import DispatchedRows, MoECommMethod, MoEInput
-from .local_routing import SortedRows, sort_by_expert, weighted_sum
+from .collectives import all_gather
+from .destinations import Pairs, Sizes, find_pairs, no_pairs, sort_index
+from .local_routing import sum_present
+from .packed_rows import RowLayout
 from .token_split import TokenShare, restore_all, take_share
 
 
@@ -41,18 +46,16 @@ class ExchangedRows(DispatchedRows):
     """Rows of the local experts, all defined, and the way back.
 
     Attributes:
-        sorted_rows: how this rank's rows were sorted before they were sent; None when it had none.
-        topk_weights: fp32 ``[n, K]``.
-        arrival: int64 ``[A]``: row i of ``rows`` arrived as row ``arrival[i]``; None when the order is the same.
-        send_splits: rows sent to each rank.
-        recv_splits: rows received from each rank.
+        pairs: where this rank's tokens went; None when it had none.
+        positions: int32 ``[R * K]``: the row of each copy of the R received tokens, -1 for experts of other ranks.
+        weights: ``[R, K]``, of the received tokens.
+        sizes: rows sent and received.
     """
 
-    sorted_rows: SortedRows | None
-    topk_weights: torch.Tensor
-    arrival: torch.Tensor | None
-    send_splits: list[int]
-    recv_splits: list[int]
+    pairs: Pairs | None
+    positions: torch.Tensor
+    weights: torch.Tensor
+    sizes: Sizes
 
 
 class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
@@ -81,58 +84,59 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
         )
 
     def dispatch(self, prepared: Share) -> ExchangedRows:
-        """``[n, H]`` -> copies sorted by expert ``[n * K, H]`` -> all-to-all(EP) -> by local expert ``[A, H]``."""
+        """``[n, H]`` -> a row per pair of token and rank -> all-to-all(EP) -> ``[R, H]`` -> by local expert ``[A, H]``."""
         inputs = prepared.inputs
-        rows, scales, send_counts, sorted_rows = self._sort(inputs)
-        table = self._exchange_counts(send_counts)
-        # The one host read of the layer.
-        counts_on_host = torch.cat([send_counts, table.flatten()]).tolist()
-        send_splits, recv_splits = self._splits(counts_on_host)
-        received = self._exchange(rows, recv_splits, send_splits)
-        received_scales = None if scales is None else self._exchange(scales, recv_splits, send_splits)
-        ordered, ordered_scales, arrival, counts = _order_by_expert(received, received_scales, table)
-        return ExchangedRows(
-            ordered, counts, ordered_scales, sorted_rows, inputs.topk_weights, arrival, send_splits, recv_splits
-        )
+        layout = RowLayout(inputs.hidden_states.shape[1], inputs.top_k, inputs.hidden_states.dtype, inputs.quantize)
+        pairs = find_pairs(inputs.topk_ids, self.placement) if inputs.hidden_states.shape[0] else None
+        sizes = self._sizes(pairs, inputs)
+        rows = _pack(inputs, layout)
+        if pairs is not None:
+            rows = rows.index_select(0, pairs.tokens[: sum(sizes.send)])
+        received = self._exchange(rows, sizes.receive, sizes.send)
+        return self._order_by_expert(received, layout, pairs, sizes)
 
     def combine(self, dispatched: ExchangedRows, expert_output: torch.Tensor) -> torch.Tensor:
-        """``[A, H]`` -> order of arrival -> all-to-all(EP) -> ``[n * K, H]`` -> weighted sums ``[n, H]``."""
-        if dispatched.arrival is not None:
-            expert_output = torch.empty_like(expert_output).index_copy_(0, dispatched.arrival, expert_output)
-        returned = self._exchange(expert_output, dispatched.send_splits, dispatched.recv_splits)
-        if dispatched.sorted_rows is None:
+        """``[A, H]`` -> weighted sums per received row ``[R, H]`` -> all-to-all(EP) -> sums per token ``[n, H]``."""
+        sizes, pairs = dispatched.sizes, dispatched.pairs
+        partial = expert_output
+        if dispatched.weights.shape[0]:
+            partial = sum_present(expert_output, dispatched.positions, dispatched.weights)
+        returned = self._exchange(partial, sizes.send, sizes.receive)
+        if pairs is None:
             return returned
-        return weighted_sum(returned, dispatched.sorted_rows, dispatched.topk_weights, all_local=True)
+        ranks = self.topology.ep.size
+        ones = one_rows(pairs.positions.shape[0] // ranks, ranks, returned)
+        return sum_present(returned, pairs.positions, ones)
 
     def finalize(self, prepared: Share, combined: torch.Tensor) -> torch.Tensor:
         """``[n, H]`` -> pad -> all-gather(TP) unless sequence parallel -> ``[T, H]``, zero past the real tokens."""
         return restore_all(prepared.share, combined, self.topology)
 
-    def _sort(self, inputs: MoEInput) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, SortedRows | None]:
-        hidden, scales = inputs.hidden_states, None
-        if inputs.quantize:
-            hidden, scales = quantize_rows(hidden)
-        if hidden.shape[0] == 0:
-            counts = torch.zeros(self.placement.num_experts, dtype=torch.int64, device=hidden.device)
-            return hidden, scales, counts, None
-        everyone = self.placement.num_experts
-        sorted_rows = sort_by_expert(hidden, inputs.topk_ids, everyone, 0, everyone, scales)
-        return sorted_rows.rows, sorted_rows.row_scales, sorted_rows.counts, sorted_rows
+    def _sizes(self, pairs: Pairs | None, inputs: MoEInput) -> Sizes:
+        """What this rank sends and receives, from the counts of all ranks: one exchange, and the layer's one host read."""
+        ep = self.topology.ep
+        assert ep.group is not None
+        counts = pairs.counts if pairs is not None else no_pairs(self.placement, inputs.top_k, inputs.topk_ids.device)
+        return Sizes.of(all_gather(counts, ep.group, ep.size).cpu().view(ep.size, ep.size, -1), ep.rank)
 
-    def _exchange_counts(self, send_counts: torch.Tensor) -> torch.Tensor:
-        """int64 ``[E]``, rows for each expert -> ``[EP, L]``, rows from each rank for each local expert."""
-        ep, local = self.topology.ep, self.placement.num_local
-        table = send_counts.new_empty((ep.size * local,))
-        dist.all_to_all_single(table, send_counts, [local] * ep.size, list(self.placement.counts), group=ep.group)
-        return table.view(ep.size, local)
-
-    def _splits(self, counts_on_host: list[int]) -> tuple[list[int], list[int]]:
-        """Rows to and from each rank out of the counts to each expert and the table, both flat."""
-        experts, local = self.placement.num_experts, self.placement.num_local
-        bounds = list(accumulate(self.placement.counts, initial=0))
-        send = [sum(counts_on_host[a:b]) for a, b in pairwise(bounds)]
-        starts = range(experts, len(counts_on_host), local)
-        return send, [sum(counts_on_host[start : start + local]) for start in starts]
+    def _order_by_expert(
+        self, received: torch.Tensor, layout: RowLayout, pairs: Pairs | None, sizes: Sizes
+    ) -> ExchangedRows:
+        """``[R, width]`` -> one row per copy that a local expert needs ``[A, H]``, sorted by expert."""
+        hidden, ids, weights, scales = (
+            layout.hidden(received),
+            layout.ids(received),
+            layout.weights(received),
+            layout.scales(received),
+        )
+        if received.shape[0] == 0:
+            counts = torch.zeros(self.placement.num_local, dtype=torch.int64, device=received.device)
+            return ExchangedRows(hidden, counts, scales, pairs, ids.view(-1), weights, sizes)
+        first = self.placement.first_local
+        order = sort_index(ids, self.placement.num_experts, first, first + self.placement.num_local, scales)
+        rows = hidden.index_select(0, order.rows[: sizes.copies])
+        row_scales = None if order.row_scales is None else order.row_scales[: sizes.copies]
+        return ExchangedRows(rows, order.counts, row_scales, pairs, order.positions, weights, sizes)
 
     def _exchange(self, rows: torch.Tensor, recv_splits: list[int], send_splits: list[int]) -> torch.Tensor:
         received = rows.new_empty((sum(recv_splits), *rows.shape[1:]))
@@ -140,29 +144,8 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
         return received
 
 
-def _order_by_expert(
-    rows: torch.Tensor, scales: torch.Tensor | None, table: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
-    """Rows grouped by source rank, then local expert -> rows grouped by local expert.
-
-    Args:
-        rows: ``[A, H]``, A = ``table.sum()``.
-        scales: fp32 ``[A]`` or None.
-        table: int64 ``[EP, L]``.
-
-    Returns:
-        rows, scales, the arrival index of each row (None when unchanged), int64 ``[L]`` counts.
-    """
-    import torch_npu
-
-    total, local = rows.shape[0], table.shape[1]
-    if local == 1 or total == 0:
-        return rows, scales, None, table.sum(0)
-    if rows.dtype == torch.float32 or rows.shape[1] >= RE_ROUTING_WIDTH:
-        experts = torch.arange(local, device=rows.device).repeat(table.shape[0])
-        expert_of_row = torch.repeat_interleave(experts, table.flatten(), output_size=total)
-        arrival = torch.argsort(expert_of_row, stable=True)
-        ordered_scales = None if scales is None else scales[arrival]
-        return rows[arrival], ordered_scales, arrival, table.sum(0)
-    ordered, ordered_scales, arrival, counts = torch_npu.npu_moe_re_routing(rows, table, per_token_scales=scales)
-    return ordered, None if scales is None else ordered_scales, arrival.to(torch.int64), counts
+def _pack(inputs: MoEInput, layout: RowLayout) -> torch.Tensor:
+    hidden, scales = inputs.hidden_states, None
+    if inputs.quantize:
+        hidden, scales = quantize_rows(hidden)
+    return layout.pack(hidden, inputs.topk_ids, inputs.topk_weights, scales)

@@ -82,6 +82,21 @@ def weighted_sum(
     return torch_npu.npu_moe_token_unpermute(expert_output, positions, probs=topk_weights)
 
 
+def sum_present(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Sum over k of weight times row, for each of N tokens, of the rows that exist: ``[A, H]`` -> ``[N, H]``, A, N >= 1.
+
+    Args:
+        positions: int32 ``[N * K]``: the row of entry (t, k) at ``t * K + k``, -1 where there is none.
+        weights: ``[N, K]`` of the rows' dtype.
+
+    Mode 3 of the operator (row by row, with dropped copies) is the one for which the vendor documents -1; it takes rows as
+    ``[experts, capacity, H]``, of which one expert with A rows is a case. It sums in float32.
+    """
+    import torch_npu
+
+    return torch_npu.npu_moe_finalize_routing(rows.unsqueeze(0), None, None, None, weights, positions, None, 3)
+
+
 def _without_absent(expert_output: torch.Tensor, sorted_rows: SortedRows) -> torch.Tensor:
     """Positions in which the copies that went nowhere have a row of zeros each.
 

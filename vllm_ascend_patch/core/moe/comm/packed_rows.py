@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A token and its routing in one row, so that both travel in one exchange. Layout only: no communication, no routing.
+
+A row of float tokens, in elements of their dtype, and of int8 tokens, in bytes:
+    | ids: K int32 | scale: fp32, int8 tokens only | weights: K of the output dtype | padding | hidden: H |
+The padding makes rows a multiple of four bytes, so that the ids of a received row can be read where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vllm_ascend_patch.core.moe.constants import zero_rows
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Widths of the parts of a row.
+
+    Attributes:
+        hidden_size: H.
+        top_k: K.
+        output_dtype: dtype of the weights, and of the tokens unless they are quantised.
+        quantized: int8 tokens with a scale each.
+    """
+
+    hidden_size: int
+    top_k: int
+    output_dtype: torch.dtype
+    quantized: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of a packed row."""
+        return torch.int8 if self.quantized else self.output_dtype
+
+    @property
+    def _widths(self) -> tuple[int, int, int, int]:
+        """Elements of ids, scale, weights and padding."""
+        size = self.dtype.itemsize
+        ids, scale = 4 * self.top_k // size, 4 // size if self.quantized else 0
+        weights = self.top_k * self.output_dtype.itemsize // size
+        return ids, scale, weights, -(ids + scale + weights + self.hidden_size) % (4 // size)
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return sum(self._widths) + self.hidden_size
+
+    def pack(
+        self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``[N, H]``, int32 ``[N, K]``, fp32 ``[N, K]`` and, for int8 tokens, fp32 ``[N]`` -> ``[N, width]``.
+
+        Weights are rounded to the output dtype, as the operator that applies them demands.
+        """
+        padding = self._widths[3]
+        parts = [ids.view(self.dtype)]
+        if scales is not None:
+            parts += [scales.unsqueeze(1).view(torch.int8), weights.to(self.output_dtype).view(torch.int8)]
+        else:
+            parts.append(weights)
+        if padding:
+            parts.append(zero_rows(hidden.shape[0], hidden[:, :padding]))
+        rows = hidden.new_empty((hidden.shape[0], self.width))
+        return torch.cat([*parts, hidden], dim=1, out=rows)
+
+    def hidden(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[N, H]``, a view."""
+        return rows[:, self.width - self.hidden_size :]
+
+    def ids(self, rows: torch.Tensor) -> torch.Tensor:
+        """int32 ``[N, K]``, a view."""
+        return rows[:, : self._widths[0]].view(torch.int32)
+
+    def weights(self, rows: torch.Tensor) -> torch.Tensor:
+        """``[N, K]`` of the output dtype, a view."""
+        ids, scale, weights, _ = self._widths
+        return rows[:, ids + scale : ids + scale + weights].view(self.output_dtype)
+
+    def scales(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """fp32 ``[N]``, a view, for int8 tokens."""
+        ids, scale, _, _ = self._widths
+        return rows[:, ids : ids + scale].view(torch.float32).squeeze(1) if self.quantized else None
