@@ -72,15 +72,15 @@ CONFIGURATIONS: dict[str, Configuration] = {
         takes=frozenset({"allgather"}),
         environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
     ),
-    # Wide enough for MC2 on A3, where prompts then go through AllToAll and decoding through MC2. The worker shares the
-    # process of its engine.
+    # Wide enough for MC2 on A3, where decoding then goes through MC2 and long prompts, on so few ranks, through AllGather.
+    # The worker shares the process of its engine.
     "dp2": Configuration(
         name="DP 2, EP",
         tp=1,
         dp=2,
         family="mixtral_wide",
         soc="A3",
-        takes=frozenset({"mc2", "alltoall"}),
+        takes=frozenset({"mc2", "allgather"}),
         arguments={"distributed_executor_backend": "uni"},
         # Step vectors are counted by the dispatcher, which sees nothing of shared memory.
         environment={"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"},

@@ -38,13 +38,14 @@ def _choices(vectors: list[StepVector]) -> list[tuple[str, int]]:
     facts = MoEFacts(
         soc=Soc.A3,
         operator_version=2,
-        tp_size=1,
+        tp_size=2,
         dp_size=RANKS,
         ep_size=16,
         num_experts=128,
         hidden_size=2048,
         top_k=8,
         hccl_buffsize_mib=4096,
+        sequence_parallel=True,
     )
     scheduler = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
     chosen = []

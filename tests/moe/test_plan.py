@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts
 from vllm_ascend_patch.core.moe.soc import Soc
-from vllm_ascend_patch.core.moe.traffic import lower_bound, method_traffic
+from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, method_traffic
 
 QWEN3_30B: dict[str, Any] = {
     "hidden_size": 2048,
@@ -75,8 +77,9 @@ def test_plan_names_methods_capacity_and_memory(model: Path) -> None:
         (1, 256, "mc2"),
         (257, 2048, "alltoall"),
     ]
+    assert [r["reason"].split(", ")[1][:9] for r in plan["regimes"]] == ["allgather", "allgather"]
     assert (plan["capacity"]["rows"], plan["capacity"]["hccl_floor_mib"]) == (128, 153)
-    assert plan["sequence_parallel"]
+    assert plan["facts"]["sequence_parallel"]
     # 8 experts x 3 x 2048 x 768 x 2 bytes x 48 layers
     assert plan["expert_mib_per_rank"] == 3456
 
@@ -90,7 +93,8 @@ def test_plan_shows_the_same_on_a_terminal(model: Path) -> None:
         "335..512",
         "allgather",
         "cannot be captured",
-        "lower bound",
+        "floor, skewed",
+        "6.60 of 16, routed evenly",
     ):
         assert text in result.output
 
@@ -282,20 +286,82 @@ def test_configurations_are_read_as_their_families_write_them() -> None:
         ModelFacts.from_config("d", {**QWEN3_30B, "torch_dtype": "float8"})
 
 
+GLM4_MOE: dict[str, Any] = {
+    "hidden_size": 5120,
+    "moe_intermediate_size": 1536,
+    "n_routed_experts": 160,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 92,
+    "first_k_dense_replace": 3,
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_no_method_is_shown_below_the_floor_and_the_cheapest_is_chosen(tmp_path: Path) -> None:
+    """Top-8 on four ranks, where a row per expert moves twice what gathering everything does."""
+    (tmp_path / "config.json").write_text(json.dumps(GLM4_MOE))
+    plan = planned(tmp_path, "--dp", 4, "--soc", "A3", "--enforce-eager", "--max-num-batched-tokens", 8192)
+    assert [(r["first"], r["method"]) for r in plan["regimes"]] == [(1, "mc2"), (58, "allgather"), (1408, "alltoall")]
+    largest = plan["traffic"][-1]
+    assert (largest["tokens"], largest["chosen"]) == (8192, "alltoall")
+    assert round(largest["allgather"], 1) == 481.5
+    assert round(largest["floor"], 1) == 434.8
+    assert largest["alltoall"] <= 1.05 * largest["floor"]
+    for row in plan["traffic"]:
+        assert row["floor_skewed"] < row["floor"]
+        assert all(row["floor"] < row[method] for method in row["microseconds"])
+        allowed = {method: us for method, us in row["microseconds"].items() if method != "mc2" or row["tokens"] <= 57}
+        assert row["chosen"] == min(allowed, key=allowed.__getitem__)
+
+
 def test_traffic_formulas_by_hand() -> None:
     facts = MoEFacts(
         soc=Soc.A3, operator_version=2, tp_size=2, dp_size=4, ep_size=8, num_experts=64, hidden_size=1024, top_k=4
     )
-    # 8 tokens per DP rank, 4 per rank, 4 copies each, 7 of 8 remote, 2048 bytes there and back
-    assert lower_bound(facts, 8).total == 2 * 4 * 4 * 7 / 8 * 2048
-    assert method_traffic(facts, "mc2", 8).rows == lower_bound(facts, 8).rows
+    # 4 of 64 experts miss the 8 of one rank with 56 * 55 * 54 * 53 / (64 * 63 * 62 * 61)
+    reached = 8 * (1 - 56 * 55 * 54 * 53 / (64 * 63 * 62 * 61))
+    assert distinct_ranks(facts) == pytest.approx(reached)
+    # 8 tokens per DP rank, 4 per rank, 7 of 8 ranks remote, 2048 bytes there and back
+    assert floor(facts, 8).total == pytest.approx(2 * 4 * reached * 7 / 8 * 2048)
+    assert method_traffic(facts, "alltoall", 8).rows == floor(facts, 8).rows
+    # beside each row 4 ids of 4 bytes and 4 weights of 2; counts of 8 bytes for 1 to 4 copies on 8 ranks, to 7 ranks
+    assert method_traffic(facts, "alltoall", 8).routing == pytest.approx(4 * reached * 7 / 8 * 24 + 8 * 4 * 8 * 7)
+    assert method_traffic(facts, "mc2", 8).rows == 2 * 4 * 4 * 7 / 8 * 2048
     assert method_traffic(facts, "mc2", 8).tp == 1 * 4 * 2048
-    assert method_traffic(facts, "alltoall", 8).routing == 64 * 8 * 7 / 8
     gather = method_traffic(facts, "allgather", 8)
     assert gather.rows == 2 * 3 * 8 * 2048
     assert gather.routing == 3 * 8 * 4 * 8
     assert gather.tp == 2 * 1 / 2 * 8 * 2048
-    assert method_traffic(facts, "allgather", 8, sequence_parallel=True).rows == 2 * 7 * 4 * 2048
+    assert method_traffic(replace(facts, sequence_parallel=True), "allgather", 8).rows == 2 * 7 * 4 * 2048
+
+
+@pytest.mark.parametrize(("top_k", "ranks", "reached"), [(1, 4, 1), (8, 2, 2), (64, 8, 8), (2, 64, 2)])
+def test_a_token_reaches_no_more_ranks_than_it_has_experts_or_there_are(top_k: int, ranks: int, reached: float) -> None:
+    facts = MoEFacts(
+        soc=Soc.A3,
+        operator_version=2,
+        tp_size=1,
+        dp_size=ranks,
+        ep_size=ranks,
+        num_experts=64,
+        hidden_size=1024,
+        top_k=top_k,
+    )
+    assert distinct_ranks(facts) == pytest.approx(reached, rel=0.01)
+    assert distinct_ranks(facts, skewed=True) <= distinct_ranks(facts) + 1e-6
+
+
+def test_skewed_routing_is_that_of_drawn_experts() -> None:
+    """Against 4000 tokens of 8 experts each, drawn with the weights."""
+    facts = MoEFacts(
+        soc=Soc.A3, operator_version=2, tp_size=1, dp_size=8, ep_size=8, num_experts=64, hidden_size=1024, top_k=8
+    )
+    draw = random.Random(0)
+    ranks = 0
+    for _ in range(4000):
+        times = sorted((draw.expovariate(1 / (expert + 1)), expert // 8) for expert in range(64))
+        ranks += len({rank for _, rank in times[:8]})
+    assert distinct_ranks(facts, skewed=True) == pytest.approx(ranks / 4000, rel=0.03)
 
 
 def test_planning_needs_no_torch_and_takes_half_a_second(model: Path) -> None:

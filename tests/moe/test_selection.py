@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts, mc2_capacity
 from vllm_ascend_patch.core.moe.comm import METHODS, method_class
+from vllm_ascend_patch.core.moe.cost import estimate
 from vllm_ascend_patch.core.moe.errors import MoEConfigError, MoELimitError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, hccl_buffsize_floor_mib, mc2_row_violation, mc2_violations
-from vllm_ascend_patch.core.moe.selection import MethodSelector, check_start_up, select
+from vllm_ascend_patch.core.moe.selection import MethodSelector, check_start_up, regimes, select
 from vllm_ascend_patch.core.moe.soc import Soc
 
 A3 = MoEFacts(
@@ -37,34 +39,41 @@ SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
     ("facts", "tokens", "captured", "method", "reason"),
     [
         (replace(A3, ep_size=1), 1, False, "allgather", "not distributed"),
-        (A3, 1, False, "mc2", "at most 128 tokens per rank"),
-        (A3, 256, False, "mc2", "at most 128 tokens per rank"),
-        (A3, 256, True, "mc2", "at most 128 tokens per rank"),
-        (A3, 257, False, "alltoall", "MC2 takes 128 tokens per rank"),
+        (A3, 1, False, "mc2", "cheapest of mc2 40 us + "),
+        (A3, 256, False, "mc2", "cheapest of mc2"),
+        (A3, 256, True, "mc2", "AllToAll cannot be captured"),
+        (A3, 257, False, "alltoall", "MC2 takes 128 tokens per rank (256 tokens of a full decode step"),
         (A3, 257, True, "allgather", "cannot be captured"),
-        (A3, 8192, False, "alltoall", "A3 exchanges"),
-        (A2, 256, False, "mc2", "at most 128"),
-        (A2, 257, False, "allgather", "A2 gathers"),
-        (A2, 257, True, "allgather", "A2 gathers"),
+        (A3, 8192, False, "alltoall", "cheapest of alltoall 186 us + "),
+        (A2, 256, False, "mc2", "cheapest of mc2"),
+        (A2, 8192, False, "alltoall", "MC2 takes 128 tokens per rank"),
+        (A2, 8192, True, "allgather", "cannot be captured"),
         (replace(A2, ep_size=8), 1, False, "allgather", "expert parallel size on A2 (operators v2) is 8"),
-        (replace(A2, ep_size=8, newest_limits=True), 1, False, "mc2", "at most"),
+        (replace(A2, ep_size=8, newest_limits=True), 1, False, "mc2", "cheapest of mc2"),
         (replace(A2, num_experts=512), 1, False, "allgather", "experts per rank on A2 (operators v2) is 32"),
         (replace(A2, hidden_size=8192), 1, False, "allgather", "hidden size"),
-        (replace(A3, hidden_size=512), 1, False, "alltoall", "hidden size"),
+        (replace(A3, hidden_size=512), 8192, False, "alltoall", "no MC2: hidden size"),
         (replace(A3, hidden_size=512), 1, True, "allgather", "cannot be captured"),
-        (replace(A3, dtype="float32"), 1, False, "alltoall", "dtype"),
-        (replace(A3, top_k=17), 1, False, "alltoall", "top-k"),
-        (replace(A3, num_experts=130), 1, False, "alltoall", "a multiple of the expert parallel size"),
-        (A3, 0, False, "mc2", "at most 128 tokens per rank"),
+        (replace(A3, dtype="float32"), 8192, False, "alltoall", "dtype"),
+        (replace(A3, top_k=17), 8192, False, "alltoall", "top-k"),
+        (replace(A3, num_experts=130), 8192, False, "alltoall", "a multiple of the expert parallel size"),
+        (A3, 0, False, "mc2", "cheapest of mc2"),
         # A window below that of a full decode step: MC2 takes what it holds.
+        (replace(A3, hccl_buffsize_mib=100), 166, False, "mc2", "cheapest of mc2"),
         (
             replace(A3, hccl_buffsize_mib=100),
-            166,
+            168,
             False,
-            "mc2",
-            "at most 83 tokens per rank (HCCL_BUFFSIZE=100; HCCL_BUFFSIZE=153 would",
+            "allgather",
+            "MC2 takes 83 tokens per rank (HCCL_BUFFSIZE=100; HCCL_BUFFSIZE=153 would",
         ),
-        (replace(A3, hccl_buffsize_mib=100), 168, False, "alltoall", "MC2 takes 83 tokens per rank"),
+        # Four ranks and eight experts a token: gathering moves little more than the floor, and launches less.
+        (replace(A3, tp_size=1, dp_size=4, ep_size=4), 1024, False, "allgather", "cheapest of allgather"),
+        # All ranks have the tokens already: nothing has to be gathered.
+        (replace(A3, tp_size=16, dp_size=1), 8192, False, "allgather", "cheapest of allgather"),
+        # A2 gathers within eight ranks, and exchanges where a second host makes bytes dear.
+        (replace(A2, tp_size=1, dp_size=8, ep_size=8), 256, False, "allgather", "expert parallel size"),
+        (replace(A2, tp_size=1, dp_size=16, num_nodes=2), 512, False, "alltoall", "1.208 us (49.8 KiB)"),
     ],
 )
 def test_rule(facts: MoEFacts, tokens: int, captured: bool, method: str, reason: str) -> None:
@@ -191,6 +200,55 @@ def test_a_method_added_to_the_table_can_be_forced(monkeypatch: pytest.MonkeyPat
         MethodSelector(A3, replace(SCHEDULER, max_captured_tokens=8), "fourth")
 
 
+def test_one_method_for_one_reason_is_one_reason_whatever_the_tokens() -> None:
+    """So that a reason can be counted and logged once."""
+    facts = replace(A3, tp_size=1, dp_size=4, ep_size=4)
+    capacity = mc2_capacity(facts, SCHEDULER)
+    choices = {select(facts, capacity, tokens, captured=False) for tokens in range(8193)}
+    assert len(choices) == len({choice.method for choice in choices}) == 3
+
+
+@given(facts=facts_strategy, scheduler=scheduler_strategy, captured=st.booleans(), data=st.data())
+def test_regimes_say_what_select_says(
+    facts: MoEFacts, scheduler: SchedulerFacts, captured: bool, data: st.DataObject
+) -> None:
+    facts = replace(facts, ep_size=facts.tp_size * facts.dp_size)
+    try:
+        capacity = check_start_up(facts, scheduler)
+    except MoELimitError:
+        return
+    most = data.draw(st.integers(1, 65536))
+    found = regimes(facts, capacity, most, captured)
+    assert found[0].first == 1
+    assert found[-1].last == most
+    assert all(before.last + 1 == after.first for before, after in pairwise(found))
+    for regime in found:
+        inside = data.draw(st.integers(regime.first, regime.last))
+        choice = select(facts, capacity, inside, captured)
+        costs = {m: estimate(facts, m, inside).microseconds for m in (choice.method, regime.choice.method)}
+        # Up to the rounding of tokens to TP: then both cost as good as the same.
+        assert costs[regime.choice.method] <= 1.01 * costs[choice.method]
+        assert METHODS[regime.choice.method].capturable or not captured
+
+
+@given(facts=facts_strategy, scheduler=scheduler_strategy, tokens=st.integers(1, 65536))
+def test_auto_is_the_cheapest_method_that_may_run(facts: MoEFacts, scheduler: SchedulerFacts, tokens: int) -> None:
+    facts = replace(facts, ep_size=facts.tp_size * facts.dp_size)
+    try:
+        capacity = check_start_up(facts, scheduler)
+    except MoELimitError:
+        return
+    chosen = select(facts, capacity, tokens, captured=False).method
+    allowed = ["allgather"]
+    if facts.ep_size > 1:
+        allowed.append("alltoall")
+        fits = -(-tokens // facts.tp_size) <= capacity.rows
+        allowed += ["mc2"] if fits and not mc2_violations(facts, any_release=not facts.newest_limits) else []
+    assert chosen in allowed
+    cheapest = min(estimate(facts, method, tokens).microseconds for method in allowed)
+    assert estimate(facts, chosen, tokens).microseconds == cheapest
+
+
 def test_each_choice_and_reason_is_logged_once_however_often_steps_alternate(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -200,8 +258,5 @@ def test_each_choice_and_reason_is_logged_once_however_often_steps_alternate(
             selector.choose(tokens, captured=False)
             selector.choose(16, captured=True)
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.partition(" (")[0] for line in lines] == [
-        "MoE communication: mc2 for 16 tokens",
-        "MoE communication: alltoall for 272 tokens",
-    ]
-    assert all("128 tokens per rank" in line for line in lines)
+    assert [line.split()[2] for line in lines] == ["mc2", "mc2", "alltoall"]
+    assert all("cheapest of" in line for line in lines)

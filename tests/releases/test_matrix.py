@@ -77,7 +77,7 @@ def test_a_wrong_token_names_its_prompt() -> None:
 def test_a_method_that_was_never_taken_is_named(tmp_path: Path) -> None:
     event = {"name": "moe", "args": {"method": "mc2"}}
     (tmp_path / "trace.rank0.json").write_text("[\n" + json.dumps(event) + ",\n")
-    assert read_traces(TWO, tmp_path / "trace.json") == ({"methods": {"mc2": 1}}, ["MoE methods not taken: alltoall"])
+    assert read_traces(TWO, tmp_path / "trace.json") == ({"methods": {"mc2": 1}}, ["MoE methods not taken: allgather"])
 
 
 def test_a_worker_that_replayed_no_graph_is_found_out(tmp_path: Path) -> None:

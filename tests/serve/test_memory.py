@@ -2,7 +2,7 @@
 """The KV cache leaves room for the largest step, because memory is profiled with the communication that serving uses.
 
 Real engines on virtual NPUs of 512 MiB, which refuse what does not fit as a device does. The model's experts are wide
-enough for their buffers to matter: MC2's hold every rank's rows in the worst case, twice AllToAll's for as many tokens.
+enough for their buffers to matter: those of a method hold each expert's rows, MC2's as many as there could be.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_the_largest_steps_fit_next_to_the_kv_cache(checkpoints: Callable[[str],
     assert done.returncode == 0, done.stdout[-4000:]
     before_sizing = done.stdout.partition("Available KV cache memory")[0]
     assert set(re.findall(r"MoE communication: (\w+) for (\d+) tokens", before_sizing)) == {
-        ("alltoall", str(LARGEST)),
+        ("allgather", str(LARGEST)),
         ("mc2", str(CAPACITY)),
     }
     result = result_of(done)

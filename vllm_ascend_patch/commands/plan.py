@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -17,12 +16,13 @@ from vllm_ascend_patch.core.model_support import Parallelism, problems
 from vllm_ascend_patch.core.model_traits import traits_of
 from vllm_ascend_patch.core.moe.capacity import Capacity, SchedulerFacts
 from vllm_ascend_patch.core.moe.comm import METHODS
+from vllm_ascend_patch.core.moe.cost import estimate
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_row_violation, mc2_violations
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
-from vllm_ascend_patch.core.moe.selection import AUTO, check_start_up, select
+from vllm_ascend_patch.core.moe.selection import AUTO, check_start_up, regimes, select
 from vllm_ascend_patch.core.moe.soc import Soc
-from vllm_ascend_patch.core.moe.traffic import lower_bound, method_traffic
+from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, method_traffic
 
 from .calling import ImageFile, call
 
@@ -48,14 +48,20 @@ class Regime:
 
 @dataclass(frozen=True, kw_only=True)
 class TrafficRow:
-    """MiB that a rank sends per layer at one token count; None for methods that cannot run."""
+    """MiB that a rank sends per layer at one token count, and each method's estimate; None for methods that cannot run.
+
+    The floor is what no method can go below: each token once to every rank that has one of its experts, and one sum back;
+    ``floor_skewed`` is that for routing that prefers some experts (``traffic.distinct_ranks``).
+    """
 
     tokens: int
     chosen: str
-    lower_bound: float
+    floor: float
+    floor_skewed: float
     allgather: float
     mc2: float | None
     alltoall: float | None
+    microseconds: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +75,16 @@ class Plan:
     model: ModelFacts
     facts: MoEFacts
     scheduler: SchedulerFacts
-    sequence_parallel: bool
     capacity: Capacity
     mc2_obstacles: tuple[str, ...]
     regimes: tuple[Regime, ...]
+    ranks_per_token: float
     traffic: tuple[TrafficRow, ...]
     expert_mib_per_rank: float
 
 
 def make_plan(
-    model: ModelFacts,
-    facts: MoEFacts,
-    scheduler: SchedulerFacts,
-    sequence_parallel: bool,
-    forced: str,
-    not_served: Sequence[str] = (),
+    model: ModelFacts, facts: MoEFacts, scheduler: SchedulerFacts, forced: str, not_served: Sequence[str] = ()
 ) -> Plan:
     """Work a plan out; ``MoELimitError`` when the deployment would be refused at start-up."""
     capacity = check_start_up(facts, scheduler, forced)
@@ -95,46 +96,49 @@ def make_plan(
         model=model,
         facts=facts,
         scheduler=scheduler,
-        sequence_parallel=sequence_parallel,
         capacity=capacity,
         mc2_obstacles=tuple(map(str, mc2_violations(facts, any_release=any_release))),
         regimes=tuple(_regimes(facts, scheduler, capacity, forced)),
-        traffic=tuple(_traffic(facts, scheduler, capacity, sequence_parallel, forced)),
+        ranks_per_token=distinct_ranks(facts),
+        traffic=tuple(_traffic(facts, scheduler, capacity, forced)),
         expert_mib_per_rank=share * model.expert_bytes * model.moe_layers / MIB,
     )
 
 
 def _regimes(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, forced: str) -> list[Regime]:
-    found: list[Regime] = []
     modes = [(False, scheduler.max_num_batched_tokens), (True, scheduler.max_captured_tokens)]
-    for captured, most in modes:
-        # Choices change only where the rows per rank pass the capacity.
-        edges = sorted({1, min(capacity.tokens + 1, most + 1), most + 1}) if most else []
-        for first, after in pairwise(edges):
-            choice = select(facts, capacity, first, captured, forced)
-            found.append(
-                Regime(first=first, last=after - 1, captured=captured, method=choice.method, reason=choice.reason)
-            )
-    return found
+    return [
+        Regime(
+            first=found.first,
+            last=found.last,
+            captured=captured,
+            method=found.choice.method,
+            reason=found.choice.reason,
+        )
+        for captured, most in modes
+        if most
+        for found in regimes(facts, capacity, most, captured, forced)
+    ]
 
 
-def _traffic(
-    facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, sequence_parallel: bool, forced: str
-) -> list[TrafficRow]:
+def _traffic(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, forced: str) -> list[TrafficRow]:
     rows = []
     tokens = 1
     while tokens <= scheduler.max_num_batched_tokens:
-        mib = {m: method_traffic(facts, m, tokens, sequence_parallel).total / MIB for m in METHODS}
         per_rank = -(-tokens // facts.tp_size)
         mc2_runs = not mc2_violations(facts, any_release=False) and mc2_row_violation(facts, per_rank) is None
+        runs = {"allgather": True, "mc2": mc2_runs, "alltoall": facts.ep_size > 1}
+        mib = {m: method_traffic(facts, m, tokens).total / MIB if runs[m] else None for m in METHODS}
         rows.append(
             TrafficRow(
                 tokens=tokens,
                 chosen=select(facts, capacity, tokens, False, forced).method,
-                lower_bound=lower_bound(facts, tokens).total / MIB,
-                allgather=mib["allgather"],
-                mc2=mib["mc2"] if mc2_runs else None,
-                alltoall=mib["alltoall"] if facts.ep_size > 1 else None,
+                floor=floor(facts, tokens).total / MIB,
+                floor_skewed=floor(facts, tokens, skewed=True).total / MIB,
+                allgather=method_traffic(facts, "allgather", tokens).total / MIB,
+                mc2=mib["mc2"],
+                alltoall=mib["alltoall"],
+                microseconds={m: estimate(facts, m, tokens).microseconds for m in METHODS if runs[m]},
             )
         )
         tokens *= 4 if tokens < 16 else 2
@@ -150,7 +154,7 @@ def show(plan: Plan) -> None:
         out.print(f"Not served: {problem}", markup=False, highlight=False, soft_wrap=True)
     facts, capacity = plan.facts, plan.capacity
     layout = f"TP {facts.tp_size} x DP {facts.dp_size}, EP {facts.ep_size}"
-    if plan.sequence_parallel:
+    if facts.sequence_parallel:
         layout += ", sequence-parallel MoE"
     model = plan.model
     summary = [
@@ -170,6 +174,10 @@ def show(plan: Plan) -> None:
         ),
         ("expert memory per rank", f"{plan.expert_mib_per_rank:,.0f} MiB"),
     ]
+    if facts.ep_size > 1:
+        summary.append(
+            ("ranks that a token has to reach", f"{plan.ranks_per_token:.2f} of {facts.ep_size}, routed evenly")
+        )
     if model.note:
         summary.append(("note", model.note))
     if plan.mc2_obstacles:
@@ -189,18 +197,29 @@ def show(plan: Plan) -> None:
     )
     out.print(
         table(
-            "MiB sent per MoE layer and rank (all DP ranks equally full)",
-            ("tokens per DP rank", "chosen", "lower bound", "allgather", "mc2", "alltoall"),
+            "Per MoE layer and rank: MiB sent / estimated microseconds (all DP ranks equally full)",
+            ("tokens per DP rank", "chosen", "floor", "floor, skewed", "allgather", "mc2", "alltoall"),
             [
-                (str(t.tokens), t.chosen, *(_mib(v) for v in (t.lower_bound, t.allgather, t.mc2, t.alltoall)))
+                (
+                    str(t.tokens),
+                    t.chosen,
+                    _mib(t.floor),
+                    _mib(t.floor_skewed),
+                    *(_figures(t, method) for method in ("allgather", "mc2", "alltoall")),
+                )
                 for t in plan.traffic
             ],
         )
     )
 
 
-def _mib(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.3f}"
+def _figures(row: TrafficRow, method: str) -> str:
+    value = getattr(row, method)
+    return "-" if value is None else f"{_mib(value)} / {row.microseconds[method]:,.0f}"
+
+
+def _mib(value: float) -> str:
+    return f"{value:,.3f}"
 
 
 def plot(plan: Plan, path: Path) -> None:
@@ -215,11 +234,11 @@ def plot(plan: Plan, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     tokens = [row.tokens for row in plan.traffic]
-    for name, style in (("lower_bound", "k--"), ("allgather", "C0o-"), ("mc2", "C1s-"), ("alltoall", "C2^-")):
+    styles = {"floor": "k--", "floor_skewed": "k:", "allgather": "C0o-", "mc2": "C1s-", "alltoall": "C2^-"}
+    for name, style in styles.items():
         points = [(t, value) for t, row in zip(tokens, plan.traffic, strict=True) if (value := getattr(row, name))]
         if points:
-            on_top = 5 if name == "lower_bound" else 2
-            axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "), markersize=4, zorder=on_top)
+            axes.plot(*zip(*points, strict=True), style, label=name.replace("_", ", "), markersize=4)
     colours = {"allgather": "C0", "mc2": "C1", "alltoall": "C2"}
     for regime in plan.regimes:
         if not regime.captured:
@@ -364,15 +383,15 @@ def plan(
             hccl_buffsize_mib=_from_environment() if hccl_buffsize is None else hccl_buffsize,
             quantized=facts_of_model.quantized,
             newest_limits=newest_limits,
+            # vLLM's rule: sequence-parallel MoE whenever experts are distributed over both TP and DP.
+            sequence_parallel=expert_parallel and tp > 1 and dp > 1,
         )
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)
-        # vLLM's rule: sequence-parallel MoE whenever experts are distributed over both TP and DP.
-        sequence_parallel = expert_parallel and tp > 1 and dp > 1
         traits = traits_of(model, config, mla_disabled=os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0"))
         if max_model_len is not None:
             traits = replace(traits, max_model_len=max_model_len)
         refused = problems(traits, Parallelism(tp_size=tp, dp_size=dp, expert_parallel=expert_parallel))
-        made = make_plan(facts_of_model, facts, scheduler, sequence_parallel, moe_comm, refused)
+        made = make_plan(facts_of_model, facts, scheduler, moe_comm, refused)
     except MoEConfigError as error:
         raise click.ClickException(str(error)) from error
     if as_json:

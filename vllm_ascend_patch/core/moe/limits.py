@@ -39,6 +39,7 @@ class MoEFacts:
         num_nodes: hosts that the expert parallel ranks span.
         hccl_buffsize_mib: ``HCCL_BUFFSIZE``, or the communicator's own window; None when not set.
         quantized: W8A8 experts (int8 rows travel).
+        sequence_parallel: each TP rank already holds its own chunk of the tokens when an MoE layer begins.
         newest_limits: let the automatic choice use the limits of the newest edition, on an installation known to have
             them (smaller expert parallel sizes and more experts per rank on A2).
     """
@@ -56,6 +57,7 @@ class MoEFacts:
     hccl_buffsize_mib: int | None = None
     quantized: bool = False
     newest_limits: bool = False
+    sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
         sizes = (

@@ -4,6 +4,9 @@
 ``select`` may be given nothing that differs between ranks: ranks that chose differently would wait for each other for
 ever. ``check_start_up`` refuses, once and readably, what cannot work. ``MethodSelector`` adds a log line for each
 choice.
+
+Of the methods that the limits allow, the cheapest by ``cost`` is chosen. A reason names their figures; it does not depend on
+the token count, so that one method for one reason is one reason in the log.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from dataclasses import dataclass
 from .arithmetic import ceil_div
 from .capacity import Capacity, SchedulerFacts, mc2_capacity
 from .comm import ALLGATHER, ALLTOALL, MC2, METHODS
+from .cost import describe, estimate
 from .errors import MoEConfigError, MoELimitError
 from .limits import MoEFacts, Violation, hccl_buffsize_floor_mib, mc2_row_violation, mc2_violations
-from .soc import Soc
 
 AUTO = "auto"
 
@@ -45,19 +48,48 @@ def select(facts: MoEFacts, capacity: Capacity, max_tokens: int, captured: bool,
         return Choice(forced, "forced")
     if facts.ep_size == 1:
         return Choice(ALLGATHER, "experts are not distributed over ranks")
-    blocked = mc2_violations(facts, any_release=not facts.newest_limits)
-    rows = max(ceil_div(max_tokens, facts.tp_size), 1)
-    if blocked:
-        reason = f"no MC2: {blocked[0].limit} is {blocked[0].found}, {blocked[0].allowed} is supported"
-    elif rows <= capacity.rows:
-        return Choice(MC2, f"at most {capacity.rows} tokens per rank ({capacity.limited_by})")
-    else:
-        reason = f"MC2 takes {capacity.rows} tokens per rank ({capacity.limited_by})"
-    if facts.soc is Soc.A2:
-        return Choice(ALLGATHER, f"{reason}; A2 gathers")
-    if captured:
-        return Choice(ALLGATHER, f"{reason}; AllToAll cannot be captured in a graph")
-    return Choice(ALLTOALL, f"{reason}; A3 exchanges")
+    allowed, excluded = _allowed(facts, capacity, max_tokens, captured)
+    ranked = sorted(allowed, key=lambda method: estimate(facts, method, max_tokens).microseconds)
+    figures = ", ".join(describe(facts, method) for method in (ranked[0], *sorted(ranked[1:])))
+    return Choice(ranked[0], "; ".join([f"cheapest of {figures}", *excluded]))
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A range of token counts with one choice: ``first`` to ``last`` tokens per DP rank."""
+
+    first: int
+    last: int
+    choice: Choice
+
+
+def regimes(facts: MoEFacts, capacity: Capacity, most: int, captured: bool, forced: str = AUTO) -> list[Regime]:
+    """What ``select`` answers from 1 to ``most`` tokens.
+
+    MC2's capacity apart, costs grow with tokens along straight lines (but for the rounding to TP), so that the tokens for
+    which one method is cheapest are one range, and a range whose ends agree is of one choice.
+    """
+
+    def choice(tokens: int) -> Choice:
+        return select(facts, capacity, tokens, captured, forced)
+
+    def split(first: int, last: int) -> list[Regime]:
+        if choice(first) == choice(last):
+            return [Regime(first, last, choice(first))]
+        if last - first == 1:
+            return [Regime(first, first, choice(first)), Regime(last, last, choice(last))]
+        middle = (first + last) // 2
+        return split(first, middle) + split(middle, last)
+
+    within = min(capacity.tokens, most)
+    parts = [(1, within), (within + 1, most)] if within else [(1, most)]
+    found: list[Regime] = []
+    for regime in (regime for first, last in parts if first <= last for regime in split(first, last)):
+        if found and found[-1].choice == regime.choice:
+            found[-1] = Regime(found[-1].first, regime.last, regime.choice)
+        else:
+            found.append(Regime(max(regime.first, found[-1].last + 1 if found else 1), regime.last, regime.choice))
+    return found
 
 
 def check_start_up(facts: MoEFacts, scheduler: SchedulerFacts, forced: str = AUTO) -> Capacity:
@@ -112,6 +144,23 @@ class MethodSelector:
                 self._told.add(choice)
                 logger.info("MoE communication: %s for %d tokens (%s)", choice.method, max_tokens, choice.reason)
         return choice
+
+
+def _allowed(facts: MoEFacts, capacity: Capacity, max_tokens: int, captured: bool) -> tuple[list[str], list[str]]:
+    """The methods that may run the step, and why the others may not."""
+    allowed, excluded = [ALLGATHER], []
+    blocked = mc2_violations(facts, any_release=not facts.newest_limits)
+    if blocked:
+        excluded.append(f"no MC2: {blocked[0].limit} is {blocked[0].found}, {blocked[0].allowed} is supported")
+    elif max(ceil_div(max_tokens, facts.tp_size), 1) <= capacity.rows:
+        allowed.append(MC2)
+    else:
+        excluded.append(f"MC2 takes {capacity.rows} tokens per rank ({capacity.limited_by})")
+    if captured:
+        excluded.append("AllToAll cannot be captured in a graph")
+    else:
+        allowed.append(ALLTOALL)
+    return allowed, excluded
 
 
 def _forced_mc2_violations(facts: MoEFacts, scheduler: SchedulerFacts) -> list[Violation]:

@@ -39,6 +39,7 @@ def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector
         hidden_size=layer.moe_config.hidden_dim,
         top_k=layer.moe_config.experts_per_token,
         quantized=quantized,
+        sequence_parallel=layout.sequence_parallel,
     )
     selectors = serving.current().moe.selectors
     key = facts, scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM

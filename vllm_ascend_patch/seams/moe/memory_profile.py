@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory profiling seam: the KV cache is sized after a pass with every communication method that serving will use.
 
-Upstream profiles the largest batch only. Where that batch takes another method than smaller ones do, MC2 at its capacity
-can need more memory than the largest batch; then one more dummy pass runs at that size, on every rank alike.
+Upstream profiles the largest batch only. A smaller one that takes another method, MC2 at its capacity for one, can need more
+memory; so one more dummy pass runs at the largest size of each other method, on every rank alike.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from vllm_ascend_patch.core.moe.selection import MC2, MethodSelector, select
+from vllm_ascend_patch.core.moe.selection import regimes
 from vllm_ascend_patch.seams import serving
 
 
@@ -24,18 +24,13 @@ def profile_run(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def extra_passes(max_num_tokens: int) -> list[int]:
-    """Token counts to profile besides ``max_num_tokens``: MC2's capacities, where the largest batch takes another method.
+    """Token counts to profile besides ``max_num_tokens``: the most that each method is used for which that batch leaves out.
 
     Depends on configuration only, so that all ranks run the same passes.
     """
-    capacities = set()
+    passes = set()
     for selector in serving.current().moe.selectors.values():
-        capacity = selector.capacity.tokens
-        largest = _method(selector, max_num_tokens)
-        if 0 < capacity < max_num_tokens and largest != MC2 and _method(selector, capacity) == MC2:
-            capacities.add(capacity)
-    return sorted(capacities)
-
-
-def _method(selector: MethodSelector, tokens: int) -> str:
-    return select(selector.facts, selector.capacity, tokens, captured=False, forced=selector.forced).method
+        found = regimes(selector.facts, selector.capacity, max_num_tokens, captured=False, forced=selector.forced)
+        largest = {regime.choice.method: regime.last for regime in found}
+        passes |= {tokens for tokens in largest.values() if tokens < max_num_tokens}
+    return sorted(passes)

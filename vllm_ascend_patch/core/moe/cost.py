@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a method costs in a step, estimated: bytes over the links, launches, and the host's wait. Pure arithmetic.
+
+An estimate orders methods, it predicts no time: links are shared, launches overlap, and what the vendor's operators do
+inside is theirs. Everything here follows from constants and the agreed token count, so all ranks order alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .comm import ALLGATHER, ALLTOALL, MC2
+from .limits import MoEFacts
+from .soc import Soc
+from .traffic import method_traffic
+
+
+@dataclass(frozen=True)
+class Links:
+    """What one rank can send, one way, in bytes per microsecond (1000 are a GB/s).
+
+    Attributes:
+        inside: to ranks of its host, all together.
+        between: to ranks of other hosts.
+    """
+
+    inside: float
+    between: float
+
+
+LINKS: dict[Soc, Links] = {
+    # The figures that are given for an Atlas 800 A2 server: seven HCCS links of 56 GB/s both ways to the other NPUs, 392
+    # GB/s together, halved here; one RoCE port of 200 Gbit/s per NPU. Taken as estimates: not checked on hardware.
+    Soc.A2: Links(inside=196_000, between=25_000),
+    # "Serving LLMs on Huawei CloudMatrix384" (Zuo et al., June 2025): 392 GB/s one way per Ascend 910C, which is two devices
+    # to torch, over one bus inside and between the hosts of a super-node. Taken as estimates too. Hosts that only RoCE joins
+    # have far less; but then all methods' bytes cost more, and their order is that of many tokens here.
+    Soc.A3: Links(inside=196_000, between=196_000),
+}
+
+LAUNCHES = {ALLGATHER: 18, MC2: 5, ALLTOALL: 17}
+"""Operators and collectives of a layer with its expert MLP, as ``benchmarks/moe_host_cost.py`` counts them (even steps)."""
+
+LAUNCH_US = 8.0
+"""Microseconds of the host for one of them. An estimate, of the order that operator timings on Ascend hosts show."""
+
+HOST_READ_US = 50.0
+"""Microseconds that the host loses when it waits for sizes on the device, and then has nothing queued. An estimate."""
+
+HOST_READS = {ALLTOALL: 1}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A method's estimate for one token count.
+
+    Attributes:
+        method: its name.
+        fixed_us: launches and host reads.
+        bytes: what a rank sends.
+        wire_us: the time of that.
+    """
+
+    method: str
+    fixed_us: float
+    bytes: float
+    wire_us: float
+
+    @property
+    def microseconds(self) -> float:
+        """The whole."""
+        return self.fixed_us + self.wire_us
+
+
+def estimate(facts: MoEFacts, method: str, tokens: int) -> Cost:
+    """The cost of a layer when every DP rank has ``tokens`` tokens."""
+    traffic, links = method_traffic(facts, method, tokens), LINKS[facts.soc]
+    gathers_over_dp = method == ALLGATHER and not facts.sequence_parallel
+    across = _across_hosts(facts.dp_size if gathers_over_dp else facts.ep_size, facts.num_nodes)
+    wire = traffic.over_ep * (across / links.between + (1 - across) / links.inside) + traffic.tp / links.inside
+    fixed = LAUNCHES[method] * LAUNCH_US + HOST_READS.get(method, 0) * HOST_READ_US
+    return Cost(method, fixed, traffic.total, wire)
+
+
+def describe(facts: MoEFacts, method: str) -> str:
+    """The method's figures in words, the same for every token count."""
+    tokens = 1024 * facts.tp_size
+    some, more = estimate(facts, method, tokens), estimate(facts, method, 2 * tokens)
+    kib, us = (more.bytes - some.bytes) / tokens / 1024, (more.wire_us - some.wire_us) / tokens
+    return f"{method} {some.fixed_us:.0f} us + {us:.3f} us ({kib:.1f} KiB) per token"
+
+
+def _across_hosts(ranks: int, hosts: int) -> float:
+    """The share of a rank's peers, among ``ranks``, that are on other hosts."""
+    if ranks == 1:
+        return 0.0
+    return (ranks - max(ranks / hosts, 1)) / (ranks - 1)
