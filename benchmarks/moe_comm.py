@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes and time of one MoE layer per communication method and token count, against the least that any method must send.
+"""Bytes and time of one MoE layer per communication method and token count, against the floor that no method can go below.
 
 Bytes are what the kernel says the rank's TCP connections carried (TCP_INFO), headers of the transport included: nothing in
-the measured code counts for itself. The lower bound is exact for the routing of the run: each copy of a token whose expert
-is on another rank travels there once and back once. Times are those of the virtual NPU on this machine: good for
-comparing the methods' shape with each other, not for device performance.
+the measured code counts for itself. The floor is exact for the routing of the run: each token once to every other rank that
+has one of its experts, and one sum back. Times are those of the virtual NPU on this machine: good for comparing the methods'
+shape with each other, not for device performance.
 
-    python benchmarks/moe_comm.py --ranks 4 --plot moe_comm.png
+Two figures are judged. What AllToAll sends over the floor, per added row. And what the automatic choice costs over the
+cheapest method that it may take, where costs are those of ``core/moe/cost`` with the measured bytes in place of formulas.
+
+    python benchmarks/moe_comm.py --ranks 4 --top-k 8 --tokens 1 4 16 32 64 128 256 --plot moe_comm.png
 """
 
 from __future__ import annotations
@@ -33,17 +36,22 @@ import torch
 import torch.distributed as dist
 
 from tests.support.ranks import run_ranks, values_of
+from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
 from vllm_ascend_patch.core.moe.comm import METHODS, make_method
+from vllm_ascend_patch.core.moe.cost import LINKS, estimate
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
-from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_limits
-from vllm_ascend_patch.core.moe.soc import detect_soc, dispatch_operator_version
+from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_row_violation, mc2_violations
+from vllm_ascend_patch.core.moe.selection import check_start_up, select
+from vllm_ascend_patch.core.moe.soc import Soc, dispatch_operator_version
 from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
 from vllm_ascend_patch.core.moe.traffic import combine_row_bytes, dispatch_row_bytes, method_traffic
 
-ROWS_AIM = 1.05
+FLOOR_AIM = 1.05
 FORMULA_AIM = 0.005
+AUTO_AIM = 1.1
+ROUTINGS = ("uniform", "skewed")
 
 # struct tcp_info of linux/tcp.h: tcpi_bytes_acked.
 _TCP_INFO_BYTES_ACKED = 120
@@ -54,26 +62,37 @@ class Measurement:
     """One method at one token count, per layer and rank.
 
     Attributes:
+        ranks: expert parallel ranks.
+        top_k: experts per token.
+        routing: ``uniform``, or ``skewed``: expert i drawn with a weight of 1 / (i + 1).
         tokens: rows per rank.
         sent_bytes: mean over ranks of what TCP carried.
-        lower_bound: mean over ranks of the bytes that no method can save.
+        floor: mean over ranks of the bytes that no method can save.
         formula: what ``core/moe/traffic`` predicts for uniform routing.
         collectives: collective and fused operator calls.
         milliseconds: median over repetitions of the slowest rank.
     """
 
+    ranks: int
+    top_k: int
+    routing: str
     method: str
     tokens: int
     sent_bytes: float
-    lower_bound: float
+    floor: float
     formula: float
     collectives: int
     milliseconds: float
 
     @property
     def ratio(self) -> float:
-        """Sent over lower bound."""
-        return self.sent_bytes / self.lower_bound if self.lower_bound else float("nan")
+        """Sent over floor."""
+        return self.sent_bytes / self.floor if self.floor else float("nan")
+
+    @property
+    def series(self) -> tuple[int, int, str, str]:
+        """What is the same for all token counts of a line."""
+        return self.ranks, self.top_k, self.routing, self.method
 
 
 def bytes_sent() -> int:
@@ -96,8 +115,8 @@ def bytes_sent() -> int:
 class Bench:
     """One rank."""
 
-    def __init__(self, rank: int, options: argparse.Namespace) -> None:
-        self.rank, self.options, self.size = rank, options, options.ranks
+    def __init__(self, rank: int, size: int, options: argparse.Namespace) -> None:
+        self.rank, self.options, self.size = rank, options, size
         self.device = torch.device("npu")
         group = dist.new_group(list(range(self.size)), backend="hccl")
         self.group = group
@@ -120,26 +139,16 @@ class Bench:
         self.calls: Counter[str] = Counter()
         self._count_calls()
 
-    def facts(self) -> MoEFacts:
-        return MoEFacts(
-            soc=detect_soc(),
-            operator_version=dispatch_operator_version(),
-            tp_size=self.topology.tp.size,
-            dp_size=self.topology.dp.size,
-            ep_size=self.size,
-            num_experts=self.options.experts,
-            hidden_size=self.options.hidden,
-            top_k=self.options.top_k,
-        )
-
-    def measure(self, method_name: str, tokens: int) -> Measurement:
+    def measure(self, method_name: str, tokens: int, top_k: int, routing: str) -> Measurement:
         options = self.options
         method = make_method(method_name, self.topology, self.placement)
         per_dp_rank = tokens * self.topology.tp.size
         step = MoEStep((per_dp_rank,) * self.topology.dp.size, per_dp_rank, method_name)
         hidden = torch.randn(tokens, options.hidden, generator=self.generator).bfloat16().to(self.device)
-        scores = torch.rand(tokens, options.experts, generator=self.generator)
-        weights, ids = (part.to(self.device) for part in scores.topk(options.top_k, dim=1))
+        drawn = torch.rand(tokens, options.experts, generator=self.generator)
+        if routing == "skewed":
+            drawn = drawn.pow(torch.arange(1, options.experts + 1))  # the largest are K draws with the weights
+        weights, ids = (part.to(self.device) for part in drawn.topk(top_k, dim=1))
 
         def layer() -> None:
             fused_moe(method, hidden, weights, ids, self.weights, step)
@@ -151,16 +160,19 @@ class Bench:
         times: list[float] = []
         sent = self._bytes_of(lambda: times.append(_timed(layer)), options.repeat) - idle
         calls = sum(self.calls.values()) // options.repeat
-        sent, bound = self._mean(sent / options.repeat), self._mean(self._remote_bytes(ids))
+        facts = facts_of(options, Soc.A3, self.size, top_k)
+        sent, floor = self._mean(sent / options.repeat), self._mean(self._remote_bytes(ids, facts))
         slowest = torch.tensor(times, device=self.device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=self.group)
-        formula = method_traffic(self.facts(), method_name, per_dp_rank, self.topology.sequence_parallel).total
-        return Measurement(method_name, tokens, sent, bound, formula, calls, median(slowest.tolist()) * 1e3)
+        formula = method_traffic(facts, method_name, per_dp_rank).total
+        time_ms = median(slowest.tolist()) * 1e3
+        return Measurement(self.size, top_k, routing, method_name, tokens, sent, floor, formula, calls, time_ms)
 
-    def _remote_bytes(self, ids: torch.Tensor) -> float:
-        first = self.placement.first_local
-        remote = int(((ids < first) | (ids >= first + self.placement.num_local)).sum())
-        return remote * (dispatch_row_bytes(self.facts()) + combine_row_bytes(self.facts()))
+    def _remote_bytes(self, ids: torch.Tensor, facts: MoEFacts) -> float:
+        """Of the pairs of a token and a rank that has one of its experts, those of other ranks."""
+        owners = torch.repeat_interleave(torch.arange(self.size), torch.tensor(self.placement.counts))
+        pairs = sum(len(set(row) - {self.rank}) for row in owners[ids.cpu().long()].tolist())
+        return pairs * (dispatch_row_bytes(facts) + combine_row_bytes(facts))
 
     def _bytes_of(self, action: Callable[[], object], times: int = 1) -> float:
         dist.barrier(group=self.group)
@@ -205,89 +217,145 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def run_rank(rank: int, size: int, options: argparse.Namespace) -> None:
+def facts_of(options: argparse.Namespace, soc: Soc, ranks: int, top_k: int) -> MoEFacts:
+    over_tp = options.layout == "sp"
+    return MoEFacts(
+        soc=soc,
+        operator_version=dispatch_operator_version(),
+        tp_size=ranks if over_tp else 1,
+        dp_size=1 if over_tp else ranks,
+        ep_size=ranks,
+        num_experts=options.experts,
+        hidden_size=options.hidden,
+        top_k=top_k,
+        hccl_buffsize_mib=8192,
+        newest_limits=True,
+        sequence_parallel=over_tp,
+    )
+
+
+def run_rank(rank: int, size: int, options: argparse.Namespace) -> list[Measurement]:
     with torch.inference_mode():
-        bench = Bench(rank, options)
-        found = []
-        most = mc2_limits(bench.facts()).max_rows
-        for tokens in options.tokens:
-            for method in METHODS:
-                if method != "mc2" or tokens <= most:
-                    found.append(bench.measure(method, tokens))
-    if rank == 0:
-        report(found, bench.facts(), options)
+        bench = Bench(rank, size, options)
+        return [
+            bench.measure(method, tokens, top_k, routing)
+            for top_k in options.top_k
+            for routing in options.routing
+            for tokens in options.tokens
+            for method in METHODS
+            if method != "mc2" or not _mc2_refuses(facts_of(options, Soc.A3, size, top_k), tokens)
+        ]
 
 
-def report(found: list[Measurement], facts: MoEFacts, options: argparse.Namespace) -> None:
+def _mc2_refuses(facts: MoEFacts, rows: int) -> bool:
+    return bool(mc2_violations(facts, any_release=False)) or mc2_row_violation(facts, rows) is not None
+
+
+def report(found: list[Measurement], options: argparse.Namespace) -> None:
     print(
-        f"{facts.soc.value}, {options.ranks} ranks ({options.layout}), {facts.num_experts} experts, top-{facts.top_k}, "
-        f"hidden {facts.hidden_size}, bf16; per layer and rank"
+        f"{options.layout}, {options.experts} experts, hidden {options.hidden}, bf16; per layer and rank. Formulas are for "
+        "uniform routing"
     )
     print(
-        f"{'tokens':>7} {'method':>10} {'sent KiB':>11} {'bound KiB':>11} {'ratio':>6} {'formula':>8} {'calls':>6} {'ms':>8}"
+        f"{'EP':>3} {'top':>4} {'routing':>8} {'tokens':>7} {'method':>10} {'sent KiB':>11} {'floor KiB':>11} {'ratio':>6} "
+        f"{'formula':>8} {'calls':>6} {'ms':>8}"
     )
     for m in found:
-        against_formula = m.sent_bytes / m.formula
         print(
-            f"{m.tokens:>7} {m.method:>10} {m.sent_bytes / 1024:>11.1f} {m.lower_bound / 1024:>11.1f} {m.ratio:>6.3f} "
-            f"{against_formula:>8.3f} {m.collectives:>6} {m.milliseconds:>8.2f}"
+            f"{m.ranks:>3} {m.top_k:>4} {m.routing:>8} {m.tokens:>7} {m.method:>10} {m.sent_bytes / 1024:>11.1f} "
+            f"{m.floor / 1024:>11.1f} {m.ratio:>6.3f} {m.sent_bytes / m.formula:>8.3f} {m.collectives:>6} "
+            f"{m.milliseconds:>8.2f}"
         )
-    figures = {}
-    for method in METHODS:
-        series = sorted((m for m in found if m.method == method), key=lambda m: m.tokens)
-        if len(series) > 1:
-            figures[method] = bytes_per_added_row(series[0], series[-1])
+    over_floor = {method: _per_added_row(found, method, lambda m: m.floor) for method in METHODS}
+    gathered = _per_added_row(found, "allgather", lambda m: m.formula)
     if options.json:
         options.json.write_text(json.dumps([asdict(m) for m in found], indent=1))
     if options.plot:
         plot(found, options.plot)
-    bounded = {method: figure for method, figure in figures.items() if method != "allgather"}
-    gathered = figures.get("allgather", float("nan"))
-    print(f"allgather over its formula, per added row: {gathered:.4f} (aim: 1 within {FORMULA_AIM:.1%})")
-    for method, figure in bounded.items():
-        print(f"{method} over the lower bound, per added row: {figure:.4f} (aim: at most {ROWS_AIM})")
-    met = abs(gathered - 1) <= FORMULA_AIM and all(figure <= ROWS_AIM for figure in bounded.values())
-    times = {f"{m.method}-{m.tokens}": round(m.milliseconds, 2) for m in found}
+    for method, figures in over_floor.items():
+        aim = f" (aim: at most {FLOOR_AIM})" if method == "alltoall" else ""
+        print(f"{method} over the floor, per added row: {min(figures):.4f} to {max(figures):.4f}{aim}")
+    off = max(abs(figure - 1) for figure in gathered)
+    print(f"allgather over its formula, per added row: off by {off:.2%} at most (aim: {FORMULA_AIM:.1%})")
+    auto, where = worst_choice(found, options)
+    print(f"auto over the cheapest allowed method: {auto:.4f} at worst (aim: at most {AUTO_AIM}){where}")
+    floor = max(over_floor["alltoall"])
     summary = {
         "name": "moe_comm",
         "figures": {
-            "bytes_per_added_row": {k: round(v, 4) for k, v in figures.items()},
-            "milliseconds": times,
-            "met": met,
+            "over_floor": {method: round(max(figures), 4) for method, figures in over_floor.items()},
+            "allgather_off_formula": round(off, 5),
+            "auto_over_cheapest": round(auto, 4),
+            "met": floor <= FLOOR_AIM and off <= FORMULA_AIM and auto <= AUTO_AIM,
         },
-        "ratio": round(max(bounded.values(), default=float("nan")), 4),
-        "goal": ROWS_AIM,
+        "ratio": round(floor, 4),
+        "goal": FLOOR_AIM,
     }
     print(json.dumps(summary))
 
 
-def bytes_per_added_row(few: Measurement, many: Measurement) -> float:
-    """Sent bytes over the lower bound's (AllGather: over its formula's), per added row.
+def _per_added_row(found: list[Measurement], method: str, against: Callable[[Measurement], float]) -> list[float]:
+    """Sent bytes over ``against``, per added row, for every line of the method.
 
     Between two token counts the transport's own headers, which do not grow, cancel out.
     """
-    sent = many.sent_bytes - few.sent_bytes
-    if many.method == "allgather":
-        return sent / (many.formula - few.formula)
-    return sent / (many.lower_bound - few.lower_bound)
+    lines: dict[tuple[int, int, str, str], list[Measurement]] = {}
+    for m in found:
+        if m.method == method:
+            lines.setdefault(m.series, []).append(m)
+    ends = [(min(line, key=_tokens), max(line, key=_tokens)) for line in lines.values()]
+    return [
+        (many.sent_bytes - few.sent_bytes) / (against(many) - against(few))
+        for few, many in ends
+        if many.tokens > few.tokens
+    ] or [float("nan")]
+
+
+def _tokens(measurement: Measurement) -> int:
+    return measurement.tokens
+
+
+def worst_choice(found: list[Measurement], options: argparse.Namespace) -> tuple[float, str]:
+    """The cost of the automatic choice over that of the cheapest method measured, at its worst, and where that is."""
+    worst, where = 1.0, ""
+    for soc in Soc:
+        steps: dict[tuple[int, int, str, int], dict[str, float]] = {}
+        for m in found:
+            facts = facts_of(options, soc, m.ranks, m.top_k)
+            cost = estimate(facts, m.method, m.tokens * facts.tp_size).fixed_us + m.sent_bytes / LINKS[soc].inside
+            if m.method != "mc2" or not _mc2_refuses(facts, m.tokens):
+                steps.setdefault((m.ranks, m.top_k, m.routing, m.tokens), {})[m.method] = cost
+        for (ranks, top_k, routing, tokens), costs in steps.items():
+            facts = facts_of(options, soc, ranks, top_k)
+            per_dp_rank = tokens * facts.tp_size
+            capacity = check_start_up(facts, SchedulerFacts(per_dp_rank, per_dp_rank))
+            chosen = select(facts, capacity, per_dp_rank, captured=False).method
+            ratio = costs[chosen] / min(costs.values())
+            if ratio > worst:
+                worst, where = ratio, f": {soc.value}, EP {ranks}, top-{top_k}, {routing}, {tokens} tokens, {chosen}"
+    return worst, where
 
 
 def plot(found: list[Measurement], path: Path) -> None:
+    """Bytes and times of the first line of each method."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    first = found[0].series[:3]
+    found = [m for m in found if m.series[:3] == first]
     figure, (bytes_axes, time_axes) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for method in METHODS:
         series = [m for m in found if m.method == method]
         tokens = [m.tokens for m in series]
         bytes_axes.plot(tokens, [m.sent_bytes / 2**20 for m in series], "o-", label=method, markersize=4)
         time_axes.plot(tokens, [m.milliseconds for m in series], "o-", label=method, markersize=4)
-    bound = {m.tokens: m.lower_bound / 2**20 for m in found if m.method == "alltoall"}
-    bytes_axes.plot(list(bound), list(bound.values()), "k--", label="lower bound", zorder=5)
+    floor = {m.tokens: m.floor / 2**20 for m in found if m.method == "alltoall"}
+    bytes_axes.plot(list(floor), list(floor.values()), "k--", label="floor", zorder=5)
     bytes_axes.set(ylabel="MiB sent per layer and rank (measured)")
     time_axes.set(ylabel="ms per layer (virtual NPU, this machine)")
+    figure.suptitle("EP {}, top-{}, {} routing".format(*first))
     for axes in (bytes_axes, time_axes):
         axes.set(xscale="log", yscale="log", xlabel="tokens per rank")
         axes.legend()
@@ -297,18 +365,22 @@ def plot(found: list[Measurement], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--ranks", type=int, default=4, help="processes, one per virtual device (default 4)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="processes, one per virtual device")
     parser.add_argument("--layout", choices=("dp", "sp"), default="dp", help="data parallel, or sequence-parallel TP")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 4, 16, 32, 64, 128, 256], help="per rank")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[16, 256], help="per rank")
     parser.add_argument("--experts", type=int, default=32)
-    parser.add_argument("--top-k", type=int, default=8)
+    parser.add_argument("--top-k", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--routing", choices=ROUTINGS, nargs="+", default=list(ROUTINGS))
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--intermediate", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--plot", type=Path, help="draw bytes and times to this file")
     options = parser.parse_args()
-    values_of(run_ranks(run_rank, options.ranks, options, group="hccl", together=True, timeout=600))
+    found: list[Measurement] = []
+    for ranks in options.ranks:
+        found += values_of(run_ranks(run_rank, ranks, options, group="hccl", together=True, timeout=900))[0]
+    report(found, options)
     return 0
 
 

@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.moe.comm import METHODS, make_method
+from vllm_ascend_patch.core.moe.cost import LAUNCHES
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.core.moe.step import MoEStep
@@ -171,7 +172,10 @@ def report(found: dict[str, Cost]) -> None:
             f"{name:>18} {cost.vendor_calls:>7} {cost.kernels:>8} {cost.views:>6} {cost.allocations:>7} "
             f"{cost.layer_us:>9.0f} {cost.bare_us:>8.0f} {cost.ratio:>6.2f}"
         )
-    figures = {name: {**asdict(cost), "ratio": round(cost.ratio, 3)} for name, cost in found.items()}
+    figures: dict[str, Any] = {name: {**asdict(cost), "ratio": round(cost.ratio, 3)} for name, cost in found.items()}
+    counted = {method: found[f"{method}-even"].vendor_calls + found[f"{method}-even"].kernels for method in METHODS}
+    print(f"launches in even steps: {counted}; the choice of methods reckons with {LAUNCHES}")
+    figures["launches_as_reckoned"] = counted == LAUNCHES
     worst = max(cost.ratio for cost in found.values())
     print(json.dumps({"name": "moe_host_cost", "figures": figures, "ratio": round(worst, 3), "goal": GOAL}))
 
