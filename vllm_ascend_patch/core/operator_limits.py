@@ -39,8 +39,6 @@ QUANT_MATMUL_MAX_DIM = 65535
 MAX_EXPERTS = 10240
 # npu_moe_token_unpermute (op-plugin reference).
 UNPERMUTE_MAX_TOP_K = 512
-# npu_moe_re_routing takes rows narrower than this (op-plugin reference).
-RE_ROUTING_WIDTH = 16384
 # npu_dequant_swiglu_quant with group_index: intermediate size at most this and a multiple of 64 (op-plugin reference).
 FUSED_QUANT_MAX_INTERMEDIATE = 10496
 FUSED_QUANT_ALIGNMENT = 64
@@ -288,14 +286,6 @@ ROWS: tuple[Row, ...] = (
         f"{UNPERMUTE_MAX_TOP_K}",
         "W, D",
         f"{_REFUSED}",
-    ),
-    Row(
-        "npu_moe_re_routing",
-        "width of a row",
-        "hidden size",
-        f"below {RE_ROUTING_WIDTH}",
-        "D",
-        "core/moe/comm/all_to_all.py sorts wider rows with torch",
     ),
     Row(
         "npu_moe_gating_top_k_softmax",
