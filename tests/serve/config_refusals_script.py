@@ -18,9 +18,9 @@ from transformers import (
     DeepseekV3Config,
     Glm4MoeConfig,
     GptOssConfig,
+    JambaConfig,
     MixtralConfig,
     PretrainedConfig,
-    Qwen3NextConfig,
 )
 from vllm.engine.arg_utils import EngineArgs
 
@@ -39,13 +39,15 @@ _EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
 _LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "q_lora_rank": 48}
 
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "truncate": False}
+
 MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     "mixtral": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32)),
     "wide": ("MixtralForCausalLM", MixtralConfig(**{**_SIZES, "hidden_size": 1024}, **_EXPERTS, head_dim=32)),
     "window": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, sliding_window=256)),
     "head size 24": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=24)),
-    "gpt-oss": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, sliding_window=64)),
-    "hybrid": ("Qwen3NextForCausalLM", Qwen3NextConfig(**{**_SIZES, "num_hidden_layers": 4}, head_dim=32)),
+    "gpt-oss": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, rope_scaling=_YARN)),
+    "hybrid": ("JambaForCausalLM", JambaConfig(**_SIZES, num_experts=8, attn_layer_period=2, attn_layer_offset=1)),
     "latent": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT)),
     "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
 }
