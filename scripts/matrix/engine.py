@@ -2,7 +2,7 @@
 """One engine of the matrix, run as a subprocess: stock vLLM after one import, driven through the situations that tell.
 
 Reads a job as JSON from standard input and reports the tokens; the workers write files of their own (``worker.py``). With
-data parallelism one request comes first, so that ranks without work have to keep step.
+data parallelism single requests come first, so that ranks without work have to keep step.
 Imports nothing at its head that takes time: every process that the engine spawns imports this module again.
 """
 
@@ -29,7 +29,7 @@ def run_offline(job: dict[str, Any]) -> dict[str, Any]:
     def generate(some: list[list[int]]) -> list[list[int]]:
         return tokens_of(generate_offline(llm, some, job["max_tokens"]))
 
-    result = {"alone": generate(job["prompts"][:1]), "together": generate(job["prompts"])}
+    result = {"alone": [generate([job["prompts"][i]])[0] for i in job["alone"]], "together": generate(job["prompts"])}
     llm.collective_rpc("matrix_report", args=(job["folder"],))
     return result
 
@@ -49,8 +49,8 @@ async def run_async(job: dict[str, Any]) -> dict[str, Any]:
 
         await quiet()
         await ask("matrix_begin")
-        alone = await engine.generate(job["prompts"][0], job["max_tokens"])
-        result = {"alone": [alone], "together": await all_at_once()}
+        alone = [await engine.generate(job["prompts"][i], job["max_tokens"]) for i in job["alone"]]
+        result = {"alone": alone, "together": await all_at_once()}
         for method in job["force"]:
             await quiet()
             await ask("matrix_force", method)

@@ -104,7 +104,9 @@ class DecidingRunner(GPUModelRunner):
         def upstream(
             runner: DecidingRunner, num_tokens: int, cudagraph_runtime_mode: CUDAGraphMode = CUDAGraphMode.NONE
         ) -> list[Any]:
+            rows = num_tokens  # that an eager step runs in 0.11.0, which pads the counts only
             num_tokens, across = runner._pad(num_tokens)
+            assert cudagraph_runtime_mode != CUDAGraphMode.NONE or rows == num_tokens
             if cudagraph_runtime_mode != CUDAGraphMode.NONE:
                 mode, _ = runner.cudagraph_dispatcher.dispatch(BatchDescriptor(num_tokens=num_tokens))
                 assert mode == cudagraph_runtime_mode

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from scripts.matrix import runner, table
-from scripts.matrix.configurations import CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
+from scripts.matrix.configurations import ALONE, CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
 from scripts.matrix.releases import RELEASES, packages
 from scripts.matrix.runner import last_error
 from tests.support.environment import ROOT
 from vllm_ascend_patch.releases import records
 
 TWO = CONFIGURATIONS["dp2"]
-ANSWERS = [[1] * MAX_TOKENS, [2] * MAX_TOKENS]
+ANSWERS = [[i] * MAX_TOKENS for i in range(8)]
 
 
 def worker(**changes: Any) -> dict[str, Any]:
@@ -69,9 +69,15 @@ def test_a_worker_that_says_nothing_is_missed(tmp_path: Path) -> None:
 
 
 def test_a_wrong_token_names_its_prompt() -> None:
-    result = {"alone": [ANSWERS[0]], "together": [ANSWERS[0], ANSWERS[0]]}
-    assert judge(TWO, result, ANSWERS) == ["together: prompts [1] of 2 differ from transformers"]
-    assert judge(TWO, result | {"together": ANSWERS}, ANSWERS) == []
+    alone = [ANSWERS[i] for i in ALONE]
+    wrong = [*ANSWERS[:1], ANSWERS[0], *ANSWERS[2:]]
+    assert judge(TWO, {"alone": alone, "together": wrong}, ANSWERS) == [
+        "together: prompts [1] of 8 differ from transformers"
+    ]
+    assert judge(TWO, {"alone": alone[:1] * 2, "together": ANSWERS}, ANSWERS) == [
+        "alone: prompts [1] of 2 differ from transformers"
+    ]
+    assert judge(TWO, {"alone": alone, "together": ANSWERS}, ANSWERS) == []
 
 
 def test_a_method_that_was_never_taken_is_named(tmp_path: Path) -> None:

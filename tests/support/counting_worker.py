@@ -11,31 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from .collectives import CollectiveCounter
+from .counted_forwards import FORWARDS, ForwardsWorker
 
 COUNTER = CollectiveCounter()
 COUNTER.__enter__()  # for the life of the worker's main thread
-FORWARDS: dict[str, int] = {"model": 0, "drafter": 0}
 
 
-class CountingWorker:
+class CountingWorker(ForwardsWorker):
     """Methods that ``collective_rpc`` reaches."""
 
-    model_runner: Any
     parallel_config: Any
-
-    def count_forwards(self) -> None:
-        """Count forwards of the model and of its drafter from now on."""
-
-        def count(name: str, model: Any) -> None:
-            def counted(*_: Any) -> None:
-                FORWARDS[name] += 1
-
-            model.register_forward_pre_hook(counted)
-
-        count("model", self.model_runner.get_model())
-        drafter = getattr(getattr(self.model_runner, "drafter", None), "model", None)
-        if drafter is not None:
-            count("drafter", drafter)
 
     def write_counts(self, folder: str) -> None:
         """Collectives since the process began, forwards since ``count_forwards``, vectors sent: into this rank's file, since

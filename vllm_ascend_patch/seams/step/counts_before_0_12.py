@@ -62,7 +62,8 @@ def dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: A
     """A dummy forward (up to 0.11.0).
 
     Upstream's idle ranks would run eager whatever the others do, or find out by themselves. Here an idle rank learns first
-    what the ranks agreed on, and replays the graph that upstream's dispatcher has for that many tokens, as they will.
+    what the ranks agreed on, and replays the graph that upstream's dispatcher has for that many tokens, as they will. Where
+    it has none, the idle rank runs as many rows as they: 0.11.0 pads the counts of a dummy step, but not its rows.
     """
 
     def prepare(idle: bool, bound: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +73,9 @@ def dummy_run(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: A
         if not idle or state.session is None or not _has_graphs(runner):
             return {}
         agreement = state.step.agreed = state.session.resolve(vote)
-        return {"cudagraph_runtime_mode": _dispatched_mode(runner, agreement.max_tokens)}
+        mode = _dispatched_mode(runner, agreement.max_tokens)
+        rows = {"num_tokens": agreement.max_tokens} if mode.name == "NONE" else {}
+        return {"cudagraph_runtime_mode": mode, **rows}
 
     return run_dummy(original, runner, args, kwargs, prepare)
 

@@ -33,7 +33,7 @@ def run_dummy(
         args: upstream's arguments after the runner.
         kwargs: those by name.
         prepare: called before upstream's code with whether this is an idle step, and with the arguments by name; returns
-            keyword arguments to add.
+            those to add or to change.
     """
     state = serving.entering(runner)
     session = state.session
@@ -47,7 +47,7 @@ def run_dummy(
     session.channel.progress.enter(_phase(idle, bound), blocking=True)
     try:
         with trace.span("dummy", {"tokens": num_tokens, "idle": idle} if trace.enabled() else None):
-            return original(runner, *args, **(kwargs | prepare(idle, bound)))
+            return original(runner, **(bound | prepare(idle, bound)))
     except Exception as error:
         session.abandon(error)
         raise
