@@ -19,7 +19,7 @@ from vllm_ascend_patch.core.dp.roster import Member, enrol, explain
 GLOO = "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [{}]:21022"
 
 
-def _exchange_twice(group: dist.ProcessGroup) -> None:
+def _exchange_twice(group: dist.ProcessGroupGloo) -> None:
     """A rank need not notice at once that another has gone that had nothing to send."""
     for _ in range(2):
         group.allreduce([torch.ones(1)]).wait()

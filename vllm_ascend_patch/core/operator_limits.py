@@ -288,6 +288,14 @@ ROWS: tuple[Row, ...] = (
         f"{_REFUSED}",
     ),
     Row(
+        "npu_moe_finalize_routing",
+        "rows, entries of expanded_src_to_dst_row",
+        "rows that a rank gets x top-k",
+        _UNLIMITED,
+        "W, D",
+        "positions are int32",
+    ),
+    Row(
         "npu_moe_gating_top_k_softmax",
         "k",
         "top-k",
