@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .arithmetic import ceil_div
 from .comm import ALLGATHER, ALLTOALL, MC2
 from .limits import MoEFacts
 from .soc import Soc
@@ -38,7 +39,10 @@ LINKS: dict[Soc, Links] = {
     Soc.A3: Links(inside=196_000, between=196_000),
 }
 
-LAUNCHES = {ALLGATHER: 18, MC2: 5, ALLTOALL: 17}
+DEVICES_PER_HOST = {Soc.A2: 8, Soc.A3: 16}
+"""Of the servers that are sold as Atlas 800 A2 and A3, as torch counts devices."""
+
+LAUNCHES = {ALLGATHER: 18, MC2: 5, ALLTOALL: 18}
 """Operators and collectives of a layer with its expert MLP, as ``benchmarks/moe_host_cost.py`` counts them (even steps)."""
 
 LAUNCH_US = 8.0
@@ -76,7 +80,7 @@ def estimate(facts: MoEFacts, method: str, tokens: int) -> Cost:
     """The cost of a layer when every DP rank has ``tokens`` tokens."""
     traffic, links = method_traffic(facts, method, tokens), LINKS[facts.soc]
     gathers_over_dp = method == ALLGATHER and not facts.sequence_parallel
-    across = _across_hosts(facts.dp_size if gathers_over_dp else facts.ep_size, facts.num_nodes)
+    across = _across_hosts(facts, facts.dp_size if gathers_over_dp else facts.ep_size)
     wire = traffic.over_ep * (across / links.between + (1 - across) / links.inside) + traffic.tp / links.inside
     fixed = LAUNCHES[method] * LAUNCH_US + HOST_READS.get(method, 0) * HOST_READ_US
     return Cost(method, fixed, traffic.total, wire)
@@ -90,8 +94,14 @@ def describe(facts: MoEFacts, method: str) -> str:
     return f"{method} {some.fixed_us:.0f} us + {us:.3f} us ({kib:.1f} KiB) per token"
 
 
-def _across_hosts(ranks: int, hosts: int) -> float:
-    """The share of a rank's peers, among ``ranks``, that are on other hosts."""
-    if ranks == 1:
+def _across_hosts(facts: MoEFacts, ranks: int) -> float:
+    """The share of a rank's peers that are on other hosts, among the ``ranks`` of the DP or of the EP group.
+
+    Ranks count hosts by what they are told of their own, which differs where hosts have unequal parts of the ranks; that
+    there are several is what all of them see. So the ranks of a host are as many as a server has devices.
+    """
+    if ranks == 1 or facts.num_nodes == 1:
         return 0.0
+    apart = facts.tp_size if ranks == facts.dp_size else 1
+    hosts = max(2, ceil_div(ranks * apart, DEVICES_PER_HOST[facts.soc]))
     return (ranks - max(ranks / hosts, 1)) / (ranks - 1)

@@ -54,18 +54,17 @@ class RowLayout:
     ) -> torch.Tensor:
         """``[N, H]``, int32 ``[N, K]``, fp32 ``[N, K]`` and, for int8 tokens, fp32 ``[N]`` -> ``[N, width]``.
 
-        Weights are rounded to the output dtype, as the operator that applies them demands.
+        Weights are rounded to the output dtype, as the operator that applies them demands, and before the parts are joined:
+        of one dtype, they are moved as they are; a conversion on the way might not keep the bits of ids.
         """
         padding = self._widths[3]
         parts = [ids.view(self.dtype)]
         if scales is not None:
-            parts += [scales.unsqueeze(1).view(torch.int8), weights.to(self.output_dtype).view(torch.int8)]
-        else:
-            parts.append(weights)
+            parts.append(scales.unsqueeze(1).view(self.dtype))
+        parts.append(weights.to(self.output_dtype).view(self.dtype))
         if padding:
             parts.append(zero_rows(hidden.shape[0], hidden[:, :padding]))
-        rows = hidden.new_empty((hidden.shape[0], self.width))
-        return torch.cat([*parts, hidden], dim=1, out=rows)
+        return torch.cat([*parts, hidden], dim=1)
 
     def hidden(self, rows: torch.Tensor) -> torch.Tensor:
         """``[N, H]``, a view."""
