@@ -269,5 +269,5 @@ def test_each_choice_and_reason_is_logged_once_however_often_steps_alternate(
             selector.choose(tokens, captured=False)
             selector.choose(16, captured=True)
     lines = [record.getMessage() for record in caplog.records]
-    assert [line.split()[2] for line in lines] == ["mc2", "mc2", "alltoall"]
+    assert [line.split()[2] for line in lines] == ["mc2", "mc2", "allgather", "alltoall"]
     assert all("cheapest of" in line for line in lines)
