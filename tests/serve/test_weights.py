@@ -28,7 +28,14 @@ EXPERTS = {"dense": "model.layers.1.mlp.experts", "int8": "model.layers.1.block_
 # What a start lacks, then what a reload lacks.
 LACKING = {
     "dense": (
-        ["model.layers.1.mlp.experts.7.down_proj.weight"],
+        [
+            "model.layers.1.mlp.experts.7.down_proj.weight",
+            "model.layers.1.self_attn.q_proj.weight",
+            "model.layers.0.self_attn.o_proj.weight",
+            "model.layers.0.mlp.gate.weight",
+            "model.embed_tokens.weight",
+            "lm_head.weight",
+        ],
         ["model.layers.1.mlp.experts.5.up_proj.weight"],
     ),
     "int8": (
@@ -37,6 +44,8 @@ LACKING = {
             "model.layers.1.block_sparse_moe.experts.3.w2.weight",
             "model.layers.1.self_attn.v_proj.weight_scale",
             "model.layers.0.self_attn.q_proj.weight",
+            "model.layers.0.block_sparse_moe.gate.weight",
+            "model.layers.1.input_layernorm.weight",
         ],
         ["model.layers.1.block_sparse_moe.experts.5.w3.weight_scale", "model.layers.1.self_attn.k_proj.weight_scale"],
     ),

@@ -64,7 +64,7 @@ def refuse_unwritten(layer: Any, owner: Owner) -> None:
         missing += [(name, *place) for place in weights.unwritten(_by_expert(parameter), rows)]
     missing += _left_out_of_reload(layer, owner)
     if missing:
-        raise _lacks([owner.tensor_name(layer, *place) for place in missing])
+        raise lacks([owner.tensor_name(layer, *place) for place in missing])
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def whole_reload(model: Any) -> Iterator[None]:
         if layer.__dict__.pop(_AWAITED, False):
             missing += [owner.tensor_name(layer, *place) for place in _places(layer, owner)]
     if missing:
-        raise _lacks(missing)
+        raise lacks(missing)
 
 
 def put_back(model: Any) -> None:
@@ -145,7 +145,8 @@ def _places(layer: Any, owner: Owner) -> list[tuple[str, int, int]]:
     return found
 
 
-def _lacks(names: list[str]) -> ValueError:
+def lacks(names: list[str]) -> ValueError:
+    """The error that names tensors that no file of the checkpoint has."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ValueError(
         f"the checkpoint lacks {', '.join(names[:_NAMED])}{more}: what is served would be noise there. Use a complete "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declares the patches that the device port needs in releases without a hook for it. Imports neither torch nor vLLM.
+"""Declares the patches that the device port needs where vLLM has no hook for it. Imports neither torch nor vLLM.
 
 What they do is in ``seams/port/``.
 """
@@ -20,5 +20,16 @@ PATCHES: tuple[Patch, ...] = (
         how="The same mapping in torch operators.",
         upstream="vllm.triton_utils.dispatcher, from 0.31 on",
         remove_when="the releases without the kernel registry are no longer supported",
+    ),
+    Patch(
+        id="loaded-weights",
+        target="vllm.model_executor.model_loader.default_loader:DefaultModelLoader.load_weights",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.port.loading:load_weights",
+        reads=("model", "model_config"),
+        why="vLLM's check of what was loaded leaves out linear layers and embeddings: noise is served where one is missing.",
+        how="Marks the first row of each tensor before the checkpoint is read, and refuses it where a mark is left.",
+        upstream="none: the check spares every layer whose method processes weights after loading, which these do on CPUs",
+        remove_when="vLLM checks the parameters of layers without quantisation",
     ),
 )
