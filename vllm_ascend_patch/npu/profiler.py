@@ -91,31 +91,64 @@ class _Profile:
         return NPUProfile(cpu=torch.profiler.ProfilerActivity.CPU in recorded, **arguments)
 
 
-class NPUProfile(torch_npu.profiler.profile):
-    """torch_npu's profiler with the interface of torch's, as far as upstream uses it."""
+class NPUProfile:
+    """torch_npu's profiler with the interface of torch's, as far as upstream uses it.
 
-    def __init__(self, *, cpu: bool, schedule: Callable[[int], Any] | None = None, **arguments: Any) -> None:
+    A recording is made when it starts: older releases make the profiler before a worker has its device, and torch_npu would
+    take the first one.
+    """
+
+    def __init__(
+        self,
+        *,
+        cpu: bool,
+        schedule: Callable[[int], Any] | None = None,
+        on_trace_ready: Callable[[Any], None] | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._cpu = cpu
+        self._schedule = None if schedule is None else lambda step: ProfilerAction[schedule(step).name]
+        self._on_trace_ready = on_trace_ready
+        self._arguments = arguments
+        self._recording: Any = None
+
+    @property
+    def profiler(self) -> Any:
+        """Upstream asks whether metadata can be added yet: None when not."""
+        return self._recording
+
+    def start(self) -> None:
+        """torch_npu keeps one folder and name per process, which a handler sets when it is made: here, when it is used."""
+        if isinstance(self._on_trace_ready, _Handler):
+            self._on_trace_ready.choose_folder()
         activity = torch_npu.profiler.ProfilerActivity
-        super().__init__(
-            activities=[activity.CPU, activity.NPU] if cpu else [activity.NPU],
-            schedule=None if schedule is None else lambda step: ProfilerAction[schedule(step).name],
+        self._recording = torch_npu.profiler.profile(
+            activities=[activity.CPU, activity.NPU] if self._cpu else [activity.NPU],
+            schedule=self._schedule,
+            on_trace_ready=self._on_trace_ready,
             experimental_config=torch_npu.profiler._ExperimentalConfig(
                 profiler_level=torch_npu.profiler.ProfilerLevel.Level1,
                 aic_metrics=torch_npu.profiler.AiCMetrics.AiCoreNone,
             ),
-            **arguments,
+            **self._arguments,
         )
+        self._recording.start()
 
-    @property
-    def profiler(self) -> NPUProfile:
-        """Upstream asks it whether metadata can be added yet, which torch_npu's always can."""
+    def step(self) -> None:
+        self._recording.step()
+
+    def stop(self) -> None:
+        self._recording.stop()
+
+    def __enter__(self) -> NPUProfile:
+        self.start()
         return self
 
-    def start(self) -> None:
-        """torch_npu keeps one folder and name per process, which a handler sets when it is made: here, when it is used."""
-        if isinstance(self.on_trace_ready, _Handler):
-            self.on_trace_ready.choose_folder()
-        super().start()
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def add_metadata_json(self, key: str, value: str) -> None:
+        self._recording.add_metadata_json(key, value)
 
     def key_averages(self, *_: Any, **__: Any) -> NPUProfile:
         """torch_npu has no table of averages; see ``table``."""
@@ -123,7 +156,7 @@ class NPUProfile(torch_npu.profiler.profile):
 
     def table(self, *_: Any, **__: Any) -> str:
         """What upstream prints and writes in place of one."""
-        return f"torch_npu writes times per operator to files: {self.prof_if.prof_path}"
+        return f"torch_npu writes times per operator to files: {self._recording.prof_if.prof_path}"
 
 
 def _handler_maker(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,7 +181,7 @@ class _Handler:
         torch_npu.profiler.tensorboard_trace_handler(self._folder, self._worker_name, analyse_flag=False)
 
     def __call__(self, profile: Any) -> None:
-        if not isinstance(profile, NPUProfile):
+        if not isinstance(profile, torch_npu.profiler.profile):
             self._original(profile)
             return
         recorded = Path(profile.prof_if.prof_path)
