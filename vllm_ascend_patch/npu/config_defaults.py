@@ -42,15 +42,6 @@ def apply_defaults(vllm_config: VllmConfig) -> None:
     _async_scheduling(vllm_config)
 
 
-def no_batched_dispatch() -> None:
-    """Tell upstream that no backend here wants experts' tokens in fixed batches, for which it would cut a step to 256 tokens
-    before the platform sees the configuration. Idempotent; earlier releases do not ask."""
-    from vllm.config import ParallelConfig
-
-    if hasattr(ParallelConfig, "use_batched_dp_moe"):
-        ParallelConfig.use_batched_dp_moe = property(lambda _: False)
-
-
 def _moe_backends(vllm_config: VllmConfig) -> None:
     """Experts and how tokens reach them are this port's, whatever a start script written for other devices asks for."""
     parallel = vllm_config.parallel_config

@@ -143,13 +143,6 @@ class NPUPlatform(Platform):
     # -- configuration -------------------------------------------------------------------------------------------
 
     @classmethod
-    def pre_register_and_update(cls, parser: Any = None) -> None:
-        """Called before vLLM works out its defaults."""
-        from .config_defaults import no_batched_dispatch
-
-        no_batched_dispatch()
-
-    @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check what the port can serve, then fill in what upstream leaves to the platform. Raises ``NotServable``."""
         from vllm_ascend_patch.seams.moe.eplb import apply_eplb_option

@@ -29,6 +29,14 @@ WATCHED: tuple[str, ...] = (
     "vllm.forward_context:DPMetadata.make",
     "vllm.forward_context:set_forward_context",
     "vllm.forward_context:create_forward_context",
+    # what is asked to foresee this rank's vote, and those of its drafter
+    f"{_RUNNER}._allow_microbatching",
+    f"{_RUNNER}._input_fits_in_drafter",
+    "vllm.v1.spec_decode.eagle:EagleProposer.__init__",
+    "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer._determine_batch_execution_and_padding",
+    "vllm.v1.cudagraph_dispatcher:CudagraphDispatcher.dispatch",
+    "vllm.config:VllmConfig.pad_for_cudagraph",
+    "vllm.config.vllm:VllmConfig.pad_for_cudagraph",
     # MoE
     f"{_FUSED_MOE}.layer:FusedMoE.forward_impl",
     f"{_FUSED_MOE}.layer:FusedMoE.maybe_all_reduce_tensor_model_parallel",

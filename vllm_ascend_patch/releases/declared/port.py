@@ -22,6 +22,17 @@ PATCHES: tuple[Patch, ...] = (
         remove_when="the releases without the kernel registry are no longer supported",
     ),
     Patch(
+        id="expert-batches",
+        target="vllm.config.parallel:ParallelConfig.use_batched_dp_moe",
+        kind=Kind.REPLACE,
+        implementation="vllm_ascend_patch.seams.port.expert_batches:use_batched_dp_moe",
+        releases=">=0.20",
+        why="For some values of --all2all-backend, which is not used here, vLLM cuts a step to 256 tokens.",
+        how="Answers no: vLLM asks while it works out its defaults, before a platform sees the configuration.",
+        upstream="none: the answer depends on the option alone",
+        remove_when="vLLM asks the platform for the tokens of a step",
+    ),
+    Patch(
         id="loaded-weights",
         target="vllm.model_executor.model_loader.default_loader:DefaultModelLoader.load_weights",
         kind=Kind.WRAP,
