@@ -178,7 +178,8 @@ def test_experts_that_are_sliced_have_to_be_divided_by_all_ranks() -> None:
         ((128, 257, 257), "at most 256 query heads"),
         ((128, 65, 1), "at most 64"),
         ((128, 5, 2), "whole number"),
-        ((512, 128, 128), "at most 65535"),
+        ((512, 128, 128), "KV heads x head size must be at most 65535"),
+        ((512, 128, 8), "query heads x head size must be at most 65534 with this head size"),
     ],
 )
 def test_heads_that_the_operator_does_not_take(heads: tuple[int, int, int], limit: str) -> None:

@@ -11,6 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .model_traits import FLOAT_DTYPES, ModelTraits
+from .operator_limits import (
+    HEAD_SIZE_MULTIPLE,
+    MAX_GROUP,
+    MAX_HEAD_SIZE,
+    MAX_KV_ROW,
+    MAX_QUERY_HEADS,
+    MAX_QUERY_ROW,
+    TND_HEAD_SIZE,
+)
 
 _HERE = "on Ascend NPUs by this port"
 
@@ -34,13 +43,6 @@ _OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
 _MLA_SERVED_PLAIN = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
 _VOCABULARY_PADDING = 64  # vLLM rounds the vocabulary up to a multiple of it before it is divided
-
-# Limits of npu_fused_infer_attention_score (torch_npu operator documentation, A2 and A3).
-_MAX_HEAD_SIZE = 512
-_HEAD_SIZE_MULTIPLE = 16
-_MAX_HEADS = 256
-_MAX_GROUP = 64
-_MAX_KV_ROW = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +103,16 @@ def dtype_problem(dtype: str) -> str | None:
 def heads_problem(head_size: int, num_heads: int, num_kv_heads: int) -> str | None:
     """The limit of the attention operator that these heads break (counts are per rank); None where they are served."""
     problem = None
-    if head_size % _HEAD_SIZE_MULTIPLE or not 0 < head_size <= _MAX_HEAD_SIZE:
-        problem = f"the head size must be a multiple of {_HEAD_SIZE_MULTIPLE} and at most {_MAX_HEAD_SIZE}"
-    elif num_heads > _MAX_HEADS:
-        problem = f"at most {_MAX_HEADS} query heads per rank are supported"
-    elif num_heads % num_kv_heads or num_heads // num_kv_heads > _MAX_GROUP:
-        problem = f"query heads per KV head must be a whole number of at most {_MAX_GROUP}"
-    elif num_kv_heads * head_size > _MAX_KV_ROW:
-        problem = f"KV heads x head size must be at most {_MAX_KV_ROW}"
+    if head_size % HEAD_SIZE_MULTIPLE or not 0 < head_size <= MAX_HEAD_SIZE:
+        problem = f"the head size must be a multiple of {HEAD_SIZE_MULTIPLE} and at most {MAX_HEAD_SIZE}"
+    elif num_heads > MAX_QUERY_HEADS:
+        problem = f"at most {MAX_QUERY_HEADS} query heads per rank are supported"
+    elif num_heads % num_kv_heads or num_heads // num_kv_heads > MAX_GROUP:
+        problem = f"query heads per KV head must be a whole number of at most {MAX_GROUP}"
+    elif num_kv_heads * head_size > MAX_KV_ROW:
+        problem = f"KV heads x head size must be at most {MAX_KV_ROW}"
+    elif head_size != TND_HEAD_SIZE and num_heads * head_size > MAX_QUERY_ROW:
+        problem = f"query heads x head size must be at most {MAX_QUERY_ROW} with this head size"
     if problem is None:
         return None
     return (

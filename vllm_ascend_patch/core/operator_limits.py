@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the operators' arguments may grow to with a deployment: the limits, where they are from, and what keeps them.
 
-Pure arithmetic on sizes, without torch. Head sizes are ``npu/attention/layout.py``'s, the dispatch and combine operators
+Pure arithmetic on sizes, without torch. Heads are ``model_support.py``'s, the dispatch and combine operators
 ``core/moe/limits.py``'s; the table has a row for each of them all the same. Who reads sizes out of vLLM is elsewhere.
 """
 
@@ -234,7 +234,7 @@ ROWS: tuple[Row, ...] = (
         f"{HEAD_SIZE_MULTIPLE}; KV heads x head size {MAX_KV_ROW}; query heads x head size {MAX_QUERY_ROW} unless the head "
         f"size is {TND_HEAD_SIZE}",
         "W, D",
-        f"npu/attention/layout.py: {_REFUSED}",
+        f"core/model_support.py: {_REFUSED}",
     ),
     Row(
         _ATTENTION,

@@ -10,16 +10,8 @@ import enum
 
 import torch
 
-from vllm_ascend_patch.core.operator_limits import (
-    HEAD_SIZE_MULTIPLE,
-    KERNEL_BLOCK,
-    MAX_GROUP,
-    MAX_HEAD_SIZE,
-    MAX_KV_ROW,
-    MAX_QUERY_HEADS,
-    MAX_QUERY_ROW,
-    TND_HEAD_SIZE,
-)
+from vllm_ascend_patch.core.model_support import heads_problem
+from vllm_ascend_patch.core.operator_limits import KERNEL_BLOCK, TND_HEAD_SIZE
 
 # Paged attention with more than one query token per request needs a block size in 128..512 that is a multiple of 128;
 # 128 also satisfies the single-token and TND rules (torch_npu operator documentation).
@@ -43,23 +35,9 @@ def query_layout(head_size: int) -> QueryLayout:
 
 def check_head_size(head_size: int, num_heads: int, num_kv_heads: int) -> None:
     """Raise ``ValueError`` naming the limit unless the operator serves these heads (counts are per rank)."""
-    problem = None
-    if head_size % HEAD_SIZE_MULTIPLE or not 0 < head_size <= MAX_HEAD_SIZE:
-        problem = f"the head size must be a multiple of {HEAD_SIZE_MULTIPLE} and at most {MAX_HEAD_SIZE}"
-    elif num_heads > MAX_QUERY_HEADS:
-        problem = f"at most {MAX_QUERY_HEADS} query heads per rank are supported"
-    elif num_heads % num_kv_heads or num_heads // num_kv_heads > MAX_GROUP:
-        problem = f"query heads per KV head must be a whole number of at most {MAX_GROUP}"
-    elif num_kv_heads * head_size > MAX_KV_ROW:
-        problem = f"KV heads x head size must be at most {MAX_KV_ROW}"
-    elif query_layout(head_size) is QueryLayout.BSND and num_heads * head_size > MAX_QUERY_ROW:
-        problem = f"query heads x head size must be at most {MAX_QUERY_ROW} with this head size"
-    if problem:
-        raise ValueError(
-            f"attention with head size {head_size}, {num_heads} query heads and {num_kv_heads} KV heads per rank cannot "
-            f"be served on Ascend NPUs: {problem} (npu_fused_infer_attention_score). Choose another model or "
-            "tensor-parallel size."
-        )
+    problem = heads_problem(head_size, num_heads, num_kv_heads)
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def split_pages(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
