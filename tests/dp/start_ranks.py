@@ -34,6 +34,7 @@ DIFFERENCES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "the time limit": ({"VLLM_ASCEND_PATCH_DP_TIMEOUT": "7"}, {}),
     "the transport": ({"VLLM_ASCEND_PATCH_DP_SYNC": "cpu"}, {}),
     "the communication window": ({"HCCL_BUFFSIZE": "512"}, {}),
+    "the hosts": ({}, {}),
     "load balancing": ({}, {"enforce_eager": True, "additional_config": {"eplb_config": {}}}),
 }
 
@@ -53,6 +54,8 @@ def run_rank(rank: int, size: int, model: str, difference: str) -> tuple[str, fl
         enable_expert_parallel=True,
         **settings,
     ).create_engine_config()
+    if rank == 1 and difference == "the hosts":
+        config.parallel_config.data_parallel_size_local = size  # as where a host has more ranks than another
     local_rank = rank - (config.parallel_config.data_parallel_rank_local or 0)
     dist.barrier()
     begin = time.monotonic()

@@ -14,6 +14,7 @@ DIFFERENCES = {
     "the time limit": "timeout: '7 s' instead of '60 s'",
     "the transport": "VLLM_ASCEND_PATCH_DP_SYNC: 'cpu' instead of 'device'",  # which makes one group fewer
     "load balancing": 'expert load balancing: "EPLBConfig(',  # for which vLLM makes one group more
+    "the hosts": "hosts: '1' instead of '2'",
     "the communication window": "HCCL_BUFFSIZE: '512' instead of 'None'",
 }
 

@@ -13,7 +13,8 @@ import torch
 
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
-from vllm_ascend_patch.core.moe.soc import detect_soc
+from vllm_ascend_patch.core.moe.soc import Soc, detect_soc
+from vllm_ascend_patch.seams.config import num_nodes
 
 
 def fingerprint(vllm_config: Any, device: torch.device, patches: Sequence[str]) -> dict[str, str]:
@@ -51,6 +52,7 @@ def fingerprint(vllm_config: Any, device: torch.device, patches: Sequence[str]) 
         "graph sizes": hashlib.sha256(capture_sizes.encode()).hexdigest()[:12],
         "speculation": f"{speculative.method} {speculative.num_speculative_tokens}" if speculative else None,
         "SoC": _soc(device),
+        "hosts": _hosts(parallel, device),
         "VLLM_ASCEND_PATCH_MOE_COMM": envs.VLLM_ASCEND_PATCH_MOE_COMM,
         # Decides MC2's capacity, and the vendor wants one value on all ranks.
         "HCCL_BUFFSIZE": os.environ.get("HCCL_BUFFSIZE"),
@@ -68,6 +70,11 @@ def _soc(device: torch.device) -> str:
         return detect_soc().value
     except MoEConfigError as error:
         return str(error)
+
+
+def _hosts(parallel: Any, device: torch.device) -> int | None:
+    """On A2 MC2 depends on it. It is counted from this host's part of the ranks, and hosts may have unequal parts."""
+    return num_nodes(parallel) if _soc(device) == Soc.A2.value else None
 
 
 def _eplb(parallel: Any) -> Any:
