@@ -120,7 +120,12 @@ get_torch() {
   fi
 }
 
-get_dependencies() { say "dependencies ($(grep -c '==' "$lock") pinned packages)"; install -r "$lock"; }
+# uv takes a pinned version from the first place that has it, and pip's extra ones come first: where these have no wheel for
+# this machine, it is not what pip would take. So they are asked for what the index has not.
+get_dependencies() {
+  say "dependencies ($(grep -c '==' "$lock") pinned packages)"
+  (unset UV_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS; install -r "$lock") 2>"$venv/.setup-errors" || install -r "$lock"
+}
 
 get_vllm() {
   say "torch_npu $torch_npu and stock vLLM $vllm, without CUDA dependencies"

@@ -53,10 +53,13 @@ echo "pip $*" >> "{log}"
 """
 UV = """#!{bash}
 echo "uv $*" >> "{log}"
-for name in SSL_CERT_FILE UV_DEFAULT_INDEX UV_FIND_LINKS XDG_CACHE_HOME; do echo "$name=${{!name:-}}" >> "{log}"; done
+for name in SSL_CERT_FILE UV_DEFAULT_INDEX UV_FIND_LINKS UV_INDEX XDG_CACHE_HOME; do
+  echo "$name=${{!name:-}}" >> "{log}"
+done
 if [ -n "${{FAKE_DIES_AT:-}}" ]; then case "$*" in *"$FAKE_DIES_AT"*) kill -9 $PPID; exit 1 ;; esac; fi
 case "$*" in
   "pip compile"*) [ -n "$FAKE_RESOLVED" ] && echo "$FAKE_RESOLVED" ;;
+  *"-r "*"vllm-"*) [ -z "${{FAKE_INDEX_LACKS:-}}" ] || [ -n "${{UV_INDEX:-}}" ] || exit 1 ;;
   *"--torch-backend cpu"*) [ -n "${{FAKE_CPU_INDEX:-}}" ] || {{ echo "error: no such host" >&2; exit 1; }} ;;
 esac
 """
@@ -167,8 +170,25 @@ def test_uv_is_told_what_pip_was_told(machine: Machine) -> None:
         PIP_FIND_LINKS="/wheels /more",
     )
     assert done.returncode == 0, done.stderr
-    for word in ("SSL_CERT_FILE=/etc/own.crt", "UV_DEFAULT_INDEX=https://mirror/simple", "UV_FIND_LINKS=/wheels,/more"):
+    for word in ("SSL_CERT_FILE=/etc/own.crt", "UV_DEFAULT_INDEX=https://mirror/simple"):
         assert len(machine.asked(word)) == len(machine.asked("uv pip"))
+    assert len(machine.asked("UV_FIND_LINKS=/wheels,/more")) == len(machine.asked("uv pip")) - 1  # see below
+
+
+def test_pinned_packages_come_from_the_index_and_from_extra_ones_what_it_lacks(machine: Machine) -> None:
+    """uv would prefer an extra index's pure wheel of a version to the index's own wheel for this machine."""
+
+    def asked_for_pins() -> list[tuple[str, str]]:
+        lines = machine.log.read_text().splitlines()
+        at = [number for number, line in enumerate(lines) if line.endswith("vllm-0.32.0.txt")]
+        return [(lines[number + 3], lines[number + 4]) for number in at]
+
+    extra = {"FAKE_CPU_INDEX": "1", "FAKE_PIP_extra_index_url": "file:///extra", "FAKE_PIP_find_links": "/wheels"}
+    machine.set_up("--vllm", "0.32.0", **extra)
+    assert asked_for_pins() == [("UV_FIND_LINKS=", "UV_INDEX=")]
+    shutil.rmtree(machine.tree / ".venv")
+    machine.set_up("--vllm", "0.32.0", FAKE_INDEX_LACKS="1", **extra)
+    assert asked_for_pins() == [("UV_FIND_LINKS=", "UV_INDEX="), ("UV_FIND_LINKS=/wheels", "UV_INDEX=file:///extra")]
 
 
 def test_what_uv_was_told_itself_stays(machine: Machine) -> None:
