@@ -80,9 +80,11 @@ class DecidingRunner(GPUModelRunner):
         """One entry for the step's forward: [graph mode, tokens of this rank, tokens of all ranks, no split]."""
         time.sleep(step.delay)
         if step.dummy:
-            return dummy.execute_dummy_batch(lambda worker: self._dummy_step(1), SimpleNamespace(model_runner=self))
+            return dummy.execute_dummy_batch(
+                lambda worker: self._dummy_step(1, idle=True), SimpleNamespace(model_runner=self)
+            )
         if step.profile:
-            return self._dummy_step(step.profile)
+            return self._dummy_step(step.profile, idle=False)
         return phases.execute_model(type(self)._real_step, self, step)
 
     def _real_step(self, step: RankStep) -> list[Any]:
@@ -100,13 +102,13 @@ class DecidingRunner(GPUModelRunner):
         mode, _ = self.cudagraph_dispatcher.dispatch(BatchDescriptor(num_tokens=num_tokens))
         return [self._forward(num_tokens, across, mode)]
 
-    def _dummy_step(self, num_tokens: int) -> list[Any]:
+    def _dummy_step(self, num_tokens: int, idle: bool) -> list[Any]:
         def upstream(
             runner: DecidingRunner, num_tokens: int, cudagraph_runtime_mode: CUDAGraphMode = CUDAGraphMode.NONE
         ) -> list[Any]:
             rows = num_tokens  # that an eager step runs in 0.11.0, which pads the counts only
             num_tokens, across = runner._pad(num_tokens)
-            assert cudagraph_runtime_mode != CUDAGraphMode.NONE or rows == num_tokens
+            assert not idle or cudagraph_runtime_mode != CUDAGraphMode.NONE or rows == num_tokens
             if cudagraph_runtime_mode != CUDAGraphMode.NONE:
                 mode, _ = runner.cudagraph_dispatcher.dispatch(BatchDescriptor(num_tokens=num_tokens))
                 assert mode == cudagraph_runtime_mode

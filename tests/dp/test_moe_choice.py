@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -24,13 +25,14 @@ RANKS = 8
 
 
 class _Session(DPSession):
-    """A session that has agreed."""
+    """A session that has agreed, and exchanges nothing."""
 
     def __init__(self, vectors: list[StepVector]) -> None:
         self.current = agree(matrix(vectors))
+        self.channel: Any = SimpleNamespace(counters=None)
 
     def close(self) -> None:
-        """It has no channel."""
+        """Nothing is open."""
 
 
 def _choices(vectors: list[StepVector]) -> list[tuple[str, int]]:
