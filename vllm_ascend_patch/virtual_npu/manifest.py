@@ -75,18 +75,23 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("npu::npu_fused_infer_attention_score", "npu::npu_fused_infer_attention_score.out"),
-        "BSH, BSND, BNSD, BNSD_BSND, TND; dense or paged (both cache layouts); sparse modes 0-4; GQA; log-sum-exp",
-        "rope inputs (MLA), quantised keys and values, pse, shared prefix, left padding, NTD and other layouts, sparse "
-        "mode 9",
+        "BSH, BSND, BNSD, BNSD_BSND, TND; dense or paged (both cache layouts); sparse modes 0-4; GQA; log-sum-exp; "
+        "absorbed latent attention: rope inputs on two paged caches (BSND, TND; sparse modes 0 and 3)",
+        "rope inputs in other layouts, with head size 128, dense, int8 or with sparse mode 4; quantised keys and values, "
+        "pse, shared prefix, left padding, NTD and other layouts, sparse mode 9",
         "fp16, bf16; contiguous; mask exactly 2048x2048, 1 above the diagonal, for modes 2-4; TND: cumulative query "
         "lengths that end with T, key lengths per request when paged, head sizes 128/128, 192/128, 192/192 (no GQA, no "
-        "pages), 64/64 (no GQA), mode 0 without or 3, 4 with mask, queries <= keys in mode 3, at most 4096 requests; "
-        "otherwise head size <= 512 and % 16; block size % 16 up to 1024 (TND), 128-512 in steps of 128 (prefill), % 16 "
-        "up to 512 (decode); BSH and BSND queries want [blocks, block_size, width] pages; width <= 65535; heads <= 256; "
-        "group <= 64; block ids in range",
-        "W, D. W: TND only bf16, without pages; newest D: fp16, pages, head size 64; D followed. W asks queries < keys in "
-        "mode 3: read as <=. W: at least as many blocks as all requests need together; not enforced, prefix caching "
-        "shares blocks",
+        "pages), 64/64 (no GQA), 256/256 (no GQA, no pages), mode 0 without or 3, 4 with mask, queries <= keys in mode 3, "
+        "at most 4096 requests; otherwise head size <= 512 and % 16; block size % 16 up to 1024 (TND), 128-512 in steps "
+        "of 128 (prefill), % 16 up to 512 (decode); BSH and BSND queries want [blocks, block_size, width] pages; width <= "
+        "65535; heads <= 256; group <= 64; block ids in range. With rope inputs: head size 512 + 64, 1, 2, 4 ... 128 "
+        "heads, one key/value head, all contiguous and of one dtype, caches [blocks, block, D] or [blocks, 1, block, D], "
+        "block size % 16 up to 1024, fewer than 2**31 elements, mode 3 with mask for 2-16 queries per request, no "
+        "log-sum-exp",
+        "W, D. W: TND only bf16, without pages; newest D: fp16, pages, head size 64; D followed. 256/256: C (CANN 9.1) "
+        "admits equal head sizes up to 256 here, D does not name them. Rope inputs: D, C; at most 16 queries and no "
+        "log-sum-exp are CANN 8.x. W asks queries < keys in mode 3: read as <=. W: at least as many blocks as all "
+        "requests need together; not enforced, prefix caching shares blocks",
     ),
     Row(
         ("npu::npu_fused_infer_attention_score_v2", "npu::npu_fused_infer_attention_score_v2.out"),
@@ -103,16 +108,31 @@ ROWS: tuple[Row, ...] = (
             "npu::_npu_fused_infer_attention_score_v2_infer_output",
         ),
         "layouts of version 1; allocate only",
-        "NTD layouts, rope inputs",
+        "NTD layouts",
         "-",
         "W (signature). The workspace is nominal: the reference kernel uses none",
     ),
     Row(
         ("npu::npu_scatter_pa_kv_cache",),
-        "ND and FRACTAL_NZ caches",
+        "ND and FRACTAL_NZ caches; keys and values of different head sizes",
         "compressed caches (4-D keys)",
         "contiguous; one dtype; slots int32 or int64, in range (no -1), distinct; cache_mode must fit the cache's shape",
         "W",
+    ),
+    Row(
+        ("npu::npu_gather_pa_kv_cache",),
+        "ND caches of different head sizes; lengths or sums; offsets",
+        "FRACTAL_NZ caches",
+        "contiguous; one dtype; int32 or int64 tables and lengths; offsets are multiples of the block size; rows equal the "
+        "sum of the lengths; a token at most 148 KiB; block ids in range",
+        "W (signature), C. That offsets are whole blocks: read from its predecessor in ATB",
+    ),
+    Row(
+        ("npu::npu_attention_update",),
+        "update_type 0 and 1",
+        "other update types",
+        "1-16 parts; lse float32 [rows]; float32, fp16 or bf16 [rows, D], D % 8 from 8 to 512; contiguous",
+        "W, D",
     ),
     Row(
         ("npu::npu_scatter_nd_update_",),

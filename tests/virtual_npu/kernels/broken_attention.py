@@ -73,7 +73,7 @@ def _tnd() -> Iterator[Table]:
             input_layout="TND",
         ),
         [
-            (qkv((3, 2, 512), (4, 2, 512)), "head size 512"),
+            (qkv((3, 2, 512), (4, 2, 512)), "head size 512 without query_rope"),
             (qkv((3, 2, 192), (4, 1, 192)) | {"num_key_value_heads": 1}, "value head size 192 excludes GQA"),
             ({"value": half(5, 2, 64)}, "key and value must have the same tokens"),
             (

@@ -302,6 +302,29 @@ def attention(d: Draw) -> dict[str, Any]:
     return {"query": query, "key": key, "value": key.clone(), "softmax_lse_flag": d.of(True, False), **common}
 
 
+def latent(d: Draw) -> Call:
+    heads, dtype = d.of(1, 16, 128), d.half()
+    tnd = d.of(True, False)
+    lead = (2, heads) if tnd else (2, 1, heads)
+    cache, rope = (torch.randn(3, 128, width).to(dtype) for width in (512, 64))
+    return (torch.randn(*lead, 512).to(dtype), cache, cache), {
+        "query_rope": torch.randn(*lead, 64).to(dtype),
+        "key_rope": rope,
+        "block_table": torch.tensor([[0], [2]], dtype=torch.int32),
+        "block_size": 128,
+        "actual_seq_lengths": [1, 2] if tnd else None,
+        "actual_seq_lengths_kv": [5, 6],
+        "num_heads": heads,
+        "num_key_value_heads": 1,
+        "input_layout": "TND" if tnd else "BSND",
+    }
+
+
+def attention_update(d: Draw) -> Call:
+    parts, rows, dtype = d.int(1, 3), d.int(0, 4), d.float()
+    return ([torch.randn(rows) for _ in range(parts)], [torch.randn(rows, 16).to(dtype) for _ in range(parts)], 1), {}
+
+
 def attention_v1(d: Draw) -> Call:
     return (), attention(d)
 
@@ -331,9 +354,11 @@ def scatter_nd(d: Draw) -> Call:
 CALLS: dict[str, Callable[[Draw], Call]] = {
     "npu_add_rms_norm": add_rms_norm,
     "npu_apply_rotary_pos_emb": apply_rotary_pos_emb,
+    "npu_attention_update": attention_update,
     "npu_dequant_swiglu_quant": dequant_swiglu,
     "npu_dynamic_quant": dynamic_quant,
     "npu_fused_infer_attention_score": attention_v1,
+    "npu_fused_infer_attention_score (latent)": latent,
     "npu_fused_infer_attention_score_v2": attention_v2,
     "npu_grouped_matmul": grouped,
     "npu_grouped_matmul (separate)": grouped_separate,

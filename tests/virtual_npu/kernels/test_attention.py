@@ -458,8 +458,8 @@ def test_the_calls_that_the_limits_start_from_are_legal() -> None:
 
 
 def test_unmodelled_features_name_themselves() -> None:
-    with pytest.raises(NotImplementedError, match="argument query_rope"):
-        fused_infer_attention_score(**tnd(), query_rope=zeros(1))
+    with pytest.raises(NotImplementedError, match="argument pse_shift"):
+        fused_infer_attention_score(**tnd(), pse_shift=zeros(1))
     with pytest.raises(NotImplementedError, match="tree mask"):
         fused_infer_attention_score(**bsnd(sparse_mode=9))
 

@@ -13,11 +13,13 @@ from vllm_ascend_patch.virtual_npu.kernels import (
     expert_balance,
     finalize_routing,
     fused_infer_attention,
+    fused_infer_latent_rules,
     fused_infer_rules,
     gating,
     grouped_matmul,
     init_routing,
     kv_cache,
+    latent_context,
     norm,
     paged_attention,
     permute,
@@ -26,7 +28,17 @@ from vllm_ascend_patch.virtual_npu.kernels import (
     rope,
 )
 
-from . import broken_attention, broken_dense, broken_moe, test_attention, test_dense, test_matmul, test_routing
+from . import (
+    broken_attention,
+    broken_dense,
+    broken_latent,
+    broken_moe,
+    test_attention,
+    test_dense,
+    test_latent,
+    test_matmul,
+    test_routing,
+)
 from .audit import Recorder, never_tripped
 
 MODULES = (
@@ -35,11 +47,13 @@ MODULES = (
     expert_balance,
     finalize_routing,
     fused_infer_attention,
+    fused_infer_latent_rules,
     fused_infer_rules,
     gating,
     grouped_matmul,
     init_routing,
     kv_cache,
+    latent_context,
     norm,
     paged_attention,
     permute,
@@ -50,7 +64,7 @@ MODULES = (
 
 
 def test_the_remaining_limits() -> None:
-    for source in (broken_attention, broken_dense, broken_moe):
+    for source in (broken_attention, broken_dense, broken_latent, broken_moe):
         for legal, table in source.tables():
             for changes, message in table:
                 with pytest.raises(RuntimeError, match=message):
@@ -63,6 +77,7 @@ def test_every_check_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in test_attention.BROKEN:
         test_attention.test_limit(name)
     test_attention.test_unmodelled_features_name_themselves()
+    test_latent.test_what_is_not_modelled_names_itself()
     for module in (test_attention, test_dense, test_matmul, test_routing):
         for name, function in list(vars(module).items()):
             if name.startswith("test_") and name.endswith("_limits"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``npu_fused_infer_attention_score`` (v1 and v2): layouts and the walk over requests.
 
-The rules about arguments live in fused_infer_rules.py, the arithmetic in attention_math.py, the ``.out`` forms in
-fused_infer_out.py.
+The rules about arguments live in fused_infer_rules.py and fused_infer_latent_rules.py (rope inputs), the arithmetic in
+attention_math.py, the ``.out`` forms in fused_infer_out.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from .attention_math import NO_BAND, attend, band, gather_pages
+from .fused_infer_latent_rules import check_latent
 from .fused_infer_rules import Call, Request, check, requests
 from .limits import poison, require, require_absent, require_dtype, require_shape
 
@@ -52,7 +53,10 @@ def _mask(call: Call, request: Request, queries: int, keys: int) -> torch.Tensor
 
 def _run(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """Check, then attend request by request. Rows that belong to no request hold NaN."""
-    check(call)
+    if call.query_rope is None and call.key_rope is None:
+        check(call)
+    else:
+        check_latent(call)
     tnd = call.layout == "TND"
     query = call.query if tnd else _by_token(call.query, call.layout, call.heads)
     if call.block_table is not None:
@@ -61,6 +65,9 @@ def _run(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
         key, value = call.key, call.value
     else:
         key, value = (_by_token(tensor, call.layout, call.kv_heads) for tensor in (call.key, call.value))
+    if call.query_rope is not None and call.key_rope is not None:
+        query = torch.cat((query, call.query_rope), -1)  # BSND or TND
+        key = torch.cat((key, _pages(call.key_rope, 1)), -1)
     out = poison((*query.shape[:-1], value.shape[-1]), torch.float32)
     lse = poison(query.shape[:-1], torch.float32)
     for request in requests(call):
@@ -120,6 +127,8 @@ def fused_infer_attention_score(
     key_antiquant_mode: int = 0,
     value_antiquant_mode: int = 0,
     softmax_lse_flag: bool = False,
+    query_rope: torch.Tensor | None = None,
+    key_rope: torch.Tensor | None = None,
     **unmodelled: torch.Tensor | Sequence[int] | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention for prefill and decode over dense or paged keys and values.
@@ -133,6 +142,8 @@ def fused_infer_attention_score(
         actual_seq_lengths: TND: cumulative, the last one is T. Otherwise lengths per request.
         actual_seq_lengths_kv: with ``block_table`` lengths per request; dense TND: cumulative.
         block_table: int32 ``[B, blocks per request]``.
+        query_rope: latent attention (MLA): ``[T, N, 64]`` or ``[B, S, N, 64]`` beside a query of head size 512.
+        key_rope: paged like key, which then has one head of 512 and is the value too; 64 elements per token.
         sparse_mode: 0 none or full mask, 1 full mask, 2 causal from the upper left, 3 causal from the lower right,
             4 band.
 
@@ -171,6 +182,8 @@ def fused_infer_attention_score(
             inner_precise=inner_precise,
             return_lse=softmax_lse_flag,
             sink=None,
+            query_rope=query_rope,
+            key_rope=key_rope,
         )
     )
 
@@ -195,6 +208,8 @@ def fused_infer_attention_score_v2(
     block_size: int = 0,
     inner_precise: int = 0,
     return_softmax_lse: bool = False,
+    query_rope: torch.Tensor | None = None,
+    key_rope: torch.Tensor | None = None,
     **unmodelled: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Version 2: renamed arguments, and ``learnable_sink`` (bf16 ``[N]``, TND, value head size at most 128)."""
@@ -222,6 +237,8 @@ def fused_infer_attention_score_v2(
         inner_precise=inner_precise,
         return_lse=return_softmax_lse,
         sink=None,
+        query_rope=query_rope,
+        key_rope=key_rope,
     )
     if learnable_sink is not None:
         require(op, call.layout == "TND", "learnable_sink needs layout TND", input_layout)

@@ -2,7 +2,8 @@
 """The rules of ``npu_fused_infer_attention_score``: what the vendor documents about its arguments on A2 and A3.
 
 Numbers come from the docstring in the torch_npu 2.13.0 wheel; where the newest op-plugin page is wider (TND with fp16,
-paged TND, head size 64 for MHA, block sizes to 1024), the page is followed.
+paged TND, head size 64 for MHA, block sizes to 1024), the page is followed. Calls with rope inputs have rules of their own
+(fused_infer_latent_rules.py), which share what is public here.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ class Call:
     inner_precise: int
     return_lse: bool
     sink: torch.Tensor | None
+    query_rope: torch.Tensor | None = None
+    key_rope: torch.Tensor | None = None
 
     @property
     def queries(self) -> int:
@@ -152,9 +155,9 @@ def check(call: Call) -> None:
     else:
         _check_paged(call)
     if call.layout == "TND":
-        _check_tnd(call)
+        check_tnd(call)
     else:
-        _check_batched(call)
+        check_batched(call)
     _check_mask(call)
 
 
@@ -186,12 +189,13 @@ def _check_heads(call: Call) -> None:
         return
     pair = (size, call.value_head_size)
     if size == 512:
-        raise unsupported(op, "head size 512 (MLA with query_rope)")
+        raise unsupported(op, "head size 512 without query_rope")
+    plain = heads == kv_heads and call.block_table is None
     allowed = [(128, 128), (192, 128), (192, 192)] + ([(64, 64)] if heads == kv_heads else [])
+    allowed += [(256, 256)] if plain else []
     shown = ", ".join(f"{qk}/{v}" for qk, v in allowed)
     require(op, pair in allowed, f"TND head sizes (query-key/value) must be one of {shown}", f"{pair[0]}/{pair[1]}")
     if pair == (192, 192):
-        plain = heads == kv_heads and call.block_table is None
         require(op, plain, "TND value head size 192 excludes GQA and paging", f"{heads}/{kv_heads} heads")
 
 
@@ -219,8 +223,7 @@ def _check_dense(call: Call) -> None:
 def _check_paged(call: Call) -> None:
     op, key, value, table = call.op, call.key, call.value, call.block_table
     assert table is not None
-    require_dtype(op, "block_table", table, (torch.int32,))
-    require_dim(op, "block_table", table, 2)
+    check_table(call)
     require_dim(op, "a paged key", key, 3, 4)
     require_dim(op, "a paged value", value, key.dim())
     if call.layout in ("BSH", "BSND"):
@@ -241,7 +244,6 @@ def _check_paged(call: Call) -> None:
         block = key.shape[2]
         require_shape(op, "key", key, (key.shape[0], call.kv_heads, block, call.head_size))
         require_shape(op, "value", value, (*key.shape[:3], value.shape[3]))
-    require(op, call.block_size == block, f"block_size must be that of the cache, {block}", call.block_size)
     if call.layout == "TND":
         legal, rule = 0 < block <= 1024 and block % 16 == 0, "a multiple of 16 up to 1024 (TND)"
     elif call.queries > 1:
@@ -249,6 +251,21 @@ def _check_paged(call: Call) -> None:
     else:
         legal, rule = 0 < block <= 512 and block % 16 == 0, "a multiple of 16 up to 512 (one query per request)"
     require(op, legal, f"block_size must be {rule}", block)
+    check_pages(call, block)
+
+
+def check_table(call: Call) -> None:
+    """dtype and dimensions of the block table."""
+    assert call.block_table is not None
+    require_dtype(call.op, "block_table", call.block_table, (torch.int32,))
+    require_dim(call.op, "block_table", call.block_table, 2)
+
+
+def check_pages(call: Call, block: int) -> None:
+    """Cache sizes, lengths and block table of a paged call, whatever form its pages have."""
+    op, key, value, table = call.op, call.key, call.value, call.block_table
+    assert table is not None
+    require(op, call.block_size == block, f"block_size must be that of the cache, {block}", call.block_size)
     for name, tensor in (("key", key), ("value", value)):
         require(op, tensor.numel() <= INT32_MAX, f"elements of a paged {name} must fit int32", tensor.numel())
     require(op, call.kv_lengths is not None, "a paged call needs the key/value lengths", None)
@@ -268,7 +285,8 @@ def _check_paged(call: Call) -> None:
         require_ids(op, f"block ids of request {index}", used, key.shape[0])
 
 
-def _check_tnd(call: Call) -> None:
+def check_tnd(call: Call) -> None:
+    """Lengths of a TND call."""
     op = call.op
     assert call.q_lengths is not None
     assert call.kv_lengths is not None
@@ -295,7 +313,8 @@ def _require_cumulative(call: Call, name: str, sums: Sequence[int], total: int) 
     require(call.op, sums[-1] == total, f"the last of the cumulative TND {name} must be the {total} tokens", sums[-1])
 
 
-def _check_batched(call: Call) -> None:
+def check_batched(call: Call) -> None:
+    """Batch and lengths of a call in another layout."""
     op, batch = call.op, call.batch
     require(op, batch <= MAX_BATCH, f"batch must be at most {MAX_BATCH}", batch)
     if call.out_layout != call.layout:
@@ -349,17 +368,22 @@ def _check_mask(call: Call) -> None:
     if call.single_query and mode in (2, 3, 4):
         return  # documented as ignored
     if mode in (2, 3, 4):
-        side = COMPRESSED_MASK
-        shapes = ((side, side), (1, side, side), (1, 1, side, side))
-        found = None if mask is None else list(mask.shape)
-        if mask is None or tuple(mask.shape) not in shapes:
-            raise RuntimeError(f"{op}: sparse_mode {mode} needs an atten_mask of exactly {side}x{side}, got {found}")
-        lower = _is_causal(mask.reshape(side, side).view(torch.uint8))
-        require(op, lower, "atten_mask must be 1 above the diagonal and 0 elsewhere", "other values")
+        check_compressed_mask(call)
     elif mask is not None:
         _check_full_mask(call, mask)
     elif mode == 1:
         raise RuntimeError(f"{op}: sparse_mode 1 needs the full atten_mask, got None")
+
+
+def check_compressed_mask(call: Call) -> None:
+    """The mask of sparse modes 2 to 4."""
+    op, mode, mask, side = call.op, call.sparse_mode, call.atten_mask, COMPRESSED_MASK
+    shapes = ((side, side), (1, side, side), (1, 1, side, side))
+    found = None if mask is None else list(mask.shape)
+    if mask is None or tuple(mask.shape) not in shapes:
+        raise RuntimeError(f"{op}: sparse_mode {mode} needs an atten_mask of exactly {side}x{side}, got {found}")
+    lower = _is_causal(mask.reshape(side, side).view(torch.uint8))
+    require(op, lower, "atten_mask must be 1 above the diagonal and 0 elsewhere", "other values")
 
 
 def _check_full_mask(call: Call, mask: torch.Tensor) -> None:
