@@ -145,8 +145,8 @@ def test_plan_without_expert_parallelism_gathers_and_slices_every_expert(model: 
 
 SERVED_NOT = {
     "latent attention": (
-        {**DEEPSEEK_V3, "architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 512, "num_attention_heads": 128},
-        "multi-head latent attention (MLA) is not supported",
+        {**DEEPSEEK_V3, "architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 256, "num_attention_heads": 128},
+        "multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256",
     ),
     "sinks": (
         {**QWEN3_30B, "architectures": ["GptOssForCausalLM"], "sliding_window": 128, "max_position_embeddings": 131072},

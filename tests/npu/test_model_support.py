@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vllm_ascend_patch.core.latent_support import padded_heads
 from vllm_ascend_patch.core.model_support import Parallelism, heads_problem, latent_attention, problems
 from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
 
@@ -32,6 +33,7 @@ LATENT: dict[str, Any] = {
     "kv_lora_rank": 512,
     "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
 }
 FACTOR: dict[str, Any] = {"n_shared_experts": 1, "routed_scaling_factor": 2.5}
 
@@ -106,22 +108,57 @@ def test_not_served(architecture: str, config: dict[str, Any], message: str) -> 
     assert "\n" not in problem
 
 
+LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+
+
+@pytest.mark.parametrize("architecture", LATENT_SERVED)
+def test_latent_attention_is_served(architecture: str) -> None:
+    for tp in (1, 2, 8):
+        assert problems(read(architecture, LATENT), Parallelism(tp_size=tp)) == []
+    flash = {**LATENT, "num_attention_heads": 20, "qk_nope_head_dim": 192, "v_head_dim": 256}
+    assert problems(read(architecture, flash), Parallelism(tp_size=2)) == []
+
+
 @pytest.mark.parametrize(
-    ("architecture", "remedy"),
+    ("changes", "limit"),
     [
-        ("DeepseekV2ForCausalLM", "Set VLLM_MLA_DISABLE=1"),
-        ("DeepseekV3ForCausalLM", "Set VLLM_MLA_DISABLE=1"),
-        ("Glm4MoeLiteForCausalLM", "Set VLLM_MLA_DISABLE=1"),
-        ("LongcatFlashForCausalLM", "Choose another model"),
-        ("PanguUltraMoEForCausalLM", "Choose another model"),
+        ({"kv_lora_rank": 256}, "a latent (kv_lora_rank) of 256: only 512 is supported"),
+        ({"qk_rope_head_dim": 32}, "a rotary part (qk_rope_head_dim) of 32: only 64 is supported"),
+        ({"v_head_dim": 192}, "keys of 128 + 64 elements and values of 192: only 192/128 and 256/256 are supported"),
     ],
 )
-def test_latent_attention_is_refused_with_the_way_around_where_there_is_one(architecture: str, remedy: str) -> None:
+def test_latent_attention_of_other_sizes_is_refused_with_the_way_around(changes: dict[str, Any], limit: str) -> None:
+    model = read("DeepseekV3ForCausalLM", LATENT | changes)
+    problem = latent_attention(model) or ""
+    assert limit in problem
+    assert "Set VLLM_MLA_DISABLE=1" in problem
+    assert problems(model)[0] == problem
+
+
+def test_more_query_heads_than_a_decode_call_takes_are_refused() -> None:
+    model = read("DeepseekV3ForCausalLM", LATENT | {"num_attention_heads": 256, "num_key_value_heads": 256})
+    (problem,) = problems(model, Parallelism(tp_size=1))
+    assert "256 query heads per rank: at most 128 are supported" in problem
+    assert "Raise --tensor-parallel-size" in problem
+    assert problems(model, Parallelism(tp_size=2)) == []
+
+
+@pytest.mark.parametrize("architecture", ["LongcatFlashForCausalLM", "PanguUltraMoEForCausalLM"])
+def test_latent_attention_of_other_models_is_refused(architecture: str) -> None:
     model = read(architecture, LATENT)
-    assert remedy in (latent_attention(model) or "")
+    assert "Choose another model" in (latent_attention(model) or "")
     assert problems(model, Parallelism(tp_size=4)) == [latent_attention(model)]
+
+
+@pytest.mark.parametrize("architecture", LATENT_SERVED)
+def test_latent_attention_that_is_switched_off_is_plain_attention(architecture: str) -> None:
     plain = traits_of("m", {**LATENT, "architectures": [architecture]}, mla_disabled=True)
     assert (plain.head_size, plain.num_kv_heads, problems(plain, Parallelism(tp_size=4))) == (192, 32, [])
+
+
+@pytest.mark.parametrize(("heads", "padded"), [(1, 1), (3, 4), (16, 16), (20, 32), (128, 128)])
+def test_heads_are_padded_to_a_count_that_the_operator_takes(heads: int, padded: int) -> None:
+    assert padded_heads(heads) == padded
 
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"routed_scale": 1.0}, {"shared_experts": False}])

@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     "head size 24": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=24)),
     "gpt-oss": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, rope_scaling=_YARN)),
     "hybrid": ("JambaForCausalLM", JambaConfig(**_SIZES, num_experts=8, attn_layer_period=2, attn_layer_offset=1)),
-    "latent": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT)),
+    "latent": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **{**_LATENT, "kv_lora_rank": 256})),
     "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
 }
 WINDOW_OF_ALL = {"hf_overrides": {"sliding_window": 512}}

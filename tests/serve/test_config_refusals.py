@@ -29,7 +29,7 @@ REFUSED = {
     "head size 24": ("attention with head size 24, 6 query heads and 6 KV heads per rank", "multiple of 16"),
     "sinks": (f"gpt-oss: attention sinks are {HERE}", "Choose another model"),
     "hybrid": (f"in place of keys and values (mamba) are {HERE}", "Choose another model"),
-    "latent": (f"multi-head latent attention (MLA) is {HERE}", "Set VLLM_MLA_DISABLE=1"),
+    "latent": ("multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256", "Set VLLM_MLA_DISABLE=1"),
     "scaled in float16": ("float16 gives wrong results with routed_scaling_factor 1.5", "start with --dtype bfloat16"),
     "lora": (f"--enable-lora is {HERE}", "Merge the adapter into the checkpoint"),
     "offload": (f"--cpu-offload-gb 1 is {HERE}", "Start without it"),

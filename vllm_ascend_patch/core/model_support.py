@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import latent_support
 from .model_traits import FLOAT_DTYPES, ModelTraits
 from .operator_limits import (
     HEAD_SIZE_MULTIPLE,
@@ -40,7 +41,7 @@ _OWN_KERNELS = {
     ),
 }
 _OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
-_MLA_SERVED_PLAIN = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
 _VOCABULARY_PADDING = 64  # vLLM rounds the vocabulary up to a multiple of it before it is divided
 
@@ -77,17 +78,26 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
 
 
 def latent_attention(model: ModelTraits) -> str | None:
-    """Multi-head latent attention, and how to do without where vLLM has a plain form of the model's attention."""
+    """Multi-head latent attention that is not served, and how to do without where vLLM has a plain form of it."""
     if not model.latent:
         return None
-    return (
-        f"{model.name}: multi-head latent attention (MLA) is not supported {_HERE}. Models with plain multi-head or "
-        "grouped-query attention are. "
-    ) + (
-        "Set VLLM_MLA_DISABLE=1 to serve this model with plain attention, for a KV cache many times as large."
-        if model.architecture in _MLA_SERVED_PLAIN
-        else "Choose another model."
-    )
+    if model.architecture not in _LATENT_SERVED:
+        what = f"multi-head latent attention (MLA) of {model.architecture or 'this model'} is not supported {_HERE}"
+    elif model.latent_sizes is None:
+        return None
+    else:
+        limit = latent_support.problem(model.latent_sizes, 1)
+        if limit is None:
+            return None
+        what = f"multi-head latent attention (MLA) with {limit} on Ascend NPUs (npu_fused_infer_attention_score)"
+    return f"{model.name}: {what}. " + mla_remedy(model)
+
+
+def mla_remedy(model: ModelTraits) -> str:
+    """What to do with a model whose latent attention is not served."""
+    if model.architecture in _LATENT_SERVED:
+        return "Set VLLM_MLA_DISABLE=1 to serve this model with plain attention, for a KV cache many times as large."
+    return f"Models of {', '.join(_LATENT_SERVED)} are. Choose another model."
 
 
 def dtype_problem(dtype: str) -> str | None:
@@ -254,6 +264,18 @@ def _expert_slices(model: ModelTraits, parallel: Parallelism) -> str | None:
 
 def _heads(model: ModelTraits, parallel: Parallelism) -> str | None:
     tp = parallel.tp_size
+    if model.latent and model.latent_sizes is not None:
+        return _latent_heads(model, model.latent_sizes, parallel)
     if not (model.head_size and model.num_heads and model.num_kv_heads) or model.latent:
         return None
     return heads_problem(model.head_size, max(model.num_heads // tp, 1), max(model.num_kv_heads // tp, 1))
+
+
+def _latent_heads(model: ModelTraits, sizes: latent_support.LatentSizes, parallel: Parallelism) -> str | None:
+    limit = latent_support.problem(sizes, max(model.num_heads // parallel.tp_size, 1))
+    if limit is None:
+        return None
+    return (
+        f"{model.name}: multi-head latent attention (MLA) with {limit} on Ascend NPUs (npu_fused_infer_attention_score). "
+        "Raise --tensor-parallel-size."
+    )

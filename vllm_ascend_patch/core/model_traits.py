@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .latent_support import LatentSizes
 from .moe.model_facts import has_experts
 
 FLOAT_DTYPES = ("bfloat16", "float16")
@@ -64,7 +65,8 @@ class ModelTraits:
         activation: of the MLPs.
         routed_scale: the factor on the routed experts' sum.
         shared_experts: whether there are shared experts.
-        latent: multi-head latent attention (MLA).
+        latent: multi-head latent attention (MLA) is computed as such.
+        latent_sizes: of MLA, where the configuration has it.
         index_top_k: tokens that sparse attention looks at.
         windows: sizes of sliding windows, smallest first.
         states: kinds of layers that keep a state in place of keys and values.
@@ -88,6 +90,7 @@ class ModelTraits:
     routed_scale: float = 1.0
     shared_experts: bool = False
     latent: bool = False
+    latent_sizes: LatentSizes | None = None
     index_top_k: int | None = None
     windows: tuple[int, ...] = ()
     states: tuple[str, ...] = ()
@@ -142,6 +145,7 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
         routed_scale=float(text.get("routed_scaling_factor") or text.get("moe_routed_scaling_factor") or 1.0),
         shared_experts=_size(text, *_SHARED) > 0,
         latent=latent and not mla_disabled,
+        latent_sizes=_latent_sizes(text) if latent else None,
         index_top_k=_size(text, "index_topk") or None,
         windows=() if kinds and "sliding_attention" not in kinds else _windows(text),
         states=_states(text),
@@ -154,6 +158,15 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
 def _size(config: Mapping[str, Any], *keys: str) -> int:
     found = (config.get(key) for key in keys)
     return next((value for value in found if isinstance(value, int) and value > 0), 0)
+
+
+def _latent_sizes(config: Mapping[str, Any]) -> LatentSizes:
+    return LatentSizes(
+        rank=_size(config, "kv_lora_rank"),
+        rope=_size(config, "qk_rope_head_dim"),
+        nope=_size(config, "qk_nope_head_dim"),
+        value=_size(config, "v_head_dim"),
+    )
 
 
 def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:

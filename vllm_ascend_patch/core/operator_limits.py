@@ -199,7 +199,7 @@ class Row:
         argument: what grows.
         grows_with: the settings and model sizes that it grows with.
         limit: what the vendor documents.
-        source: W (torch_npu wheel), D (op-plugin pages), as in ``docs/virtual-npu.md``.
+        source: W (torch_npu wheel), D (op-plugin pages), C (CANN), as in ``docs/virtual-npu.md``.
         kept_by: what keeps the limit, and where the user meets it.
     """
 
@@ -276,6 +276,30 @@ ROWS: tuple[Row, ...] = (
         "int64",
         "W",
         "fit because the elements of a key do",
+    ),
+    Row(
+        _ATTENTION,
+        "heads and widths of latent attention",
+        "the model's heads / TP; kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim",
+        "decode: 512 + 64 elements, 1, 2, 4 ... 128 heads; prefill: 192/128 and 256/256",
+        "D, C",
+        f"core/latent_support.py: other heads are padded, up to 128; what else does not fit is {_REFUSED}",
+    ),
+    Row(
+        "npu_gather_pa_kv_cache",
+        "bytes of a token",
+        "constant: 512 and 64 elements",
+        "148 KiB",
+        "C",
+        "constant",
+    ),
+    Row(
+        "npu_attention_update",
+        "parts, width",
+        "constant: two parts; v_head_dim",
+        "16 parts; 8 to 512 elements in steps of 8",
+        "W, D",
+        "core/latent_support.py: widths of 128 and 256",
     ),
     Row("npu_moe_init_routing_v2", "rows, copies", "tokens of a step x top-k", _UNLIMITED, "W, D", ""),
     Row("npu_moe_init_routing_v2", "expert_num", "experts", f"{MAX_EXPERTS}", "D", _REFUSED),

@@ -17,6 +17,7 @@ from vllm_ascend_patch.core.model_support import Parallelism, dtype_problem, pro
 from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
 
 from .flag_check import check_flags
+from .latent_check import check_latent
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -88,6 +89,7 @@ def _check_model(vllm_config: VllmConfig) -> None:
     )
     for problem in problems(traits, layout):
         raise ValueError(problem)  # the first is the one that no later one's remedy would mend
+    check_latent(vllm_config, traits)
 
 
 def _runner_applies_factor() -> bool:

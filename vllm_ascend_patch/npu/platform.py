@@ -135,6 +135,12 @@ class NPUPlatform(Platform):
         return backend_class_path(selected_backend, *args, **kwargs)
 
     @classmethod
+    def get_mla_prefill_backend_cls(cls, mla_selector_config: Any) -> type[Any]:
+        from vllm_ascend_patch.npu.attention.mla.prefill import NPUMLAPrefillBackend
+
+        return NPUMLAPrefillBackend
+
+    @classmethod
     def register_triton_kernel_overrides(cls) -> None:
         from .kernel_overrides import register
 

@@ -156,10 +156,11 @@ def test_prefill_of_head_size_256() -> None:
 @settings(max_examples=20, deadline=None)
 def test_gather_reads_a_stretch_of_both_caches(spans: list[tuple[int, int]], sums: bool, seed: int) -> None:
     lengths = [length for _, length in spans]
-    latent, rope, caches, (table,) = latent_case(seed, [16 * s + n + 3 for s, n in spans], 16, torch.bfloat16)
+    latent, rope, (latents, ropes), (table,) = latent_case(seed, [16 * s + n + 3 for s, n in spans], 16, torch.bfloat16)
     key, value = (torch.full((sum(lengths), 1, width), float("nan")).bfloat16() for width in (512, 64))
     gather_pa_kv_cache(
-        *caches,
+        latents,
+        ropes,
         table,
         torch.tensor([0, *np.cumsum(lengths)] if sums else lengths, dtype=torch.int32),
         key,

@@ -7,17 +7,15 @@ single-token requests and one for each longer request, because BSND would otherw
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, ClassVar
 
 import torch
 import torch_npu
 
 from .interface import AttentionBackend, AttentionImpl, AttentionType
-from .layout import BLOCK_SIZE, MASK_SIZE, QueryLayout, check_head_size, query_layout, split_pages
+from .layout import BLOCK_SIZE, QueryLayout, check_head_size, query_layout, split_pages
 from .metadata import NPUAttentionMetadata, NPUAttentionMetadataBuilder
-
-_CAUSAL_RIGHT_DOWN = 3  # sparse_mode: causal, aligned to the last query and the last key
+from .operator_arguments import CAUSAL_RIGHT_DOWN, causal_mask, nd_cache_mode
 
 
 class NPUAttentionBackend(AttentionBackend):
@@ -49,12 +47,6 @@ class NPUAttentionBackend(AttentionBackend):
     @staticmethod
     def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[Any]:
         return [BLOCK_SIZE]
-
-
-@cache
-def _causal_mask(device: torch.device) -> torch.Tensor:
-    """int8 ``[2048, 2048]``, 1 above the diagonal: 1 means masked."""
-    return torch.triu(torch.ones(MASK_SIZE, MASK_SIZE, dtype=torch.int8, device=device), diagonal=1)
 
 
 class NPUAttentionImpl(AttentionImpl):
@@ -113,7 +105,7 @@ class NPUAttentionImpl(AttentionImpl):
         if output_scale is not None or output_block_scale is not None:
             raise NotImplementedError("fused output quantisation is not supported on Ascend NPUs by this port")
         if attn_metadata is None:
-            _causal_mask(query.device)  # kept for good: memory profiling has to see it
+            causal_mask(query.device)  # kept for good: memory profiling has to see it
             return output.zero_()
         tokens = attn_metadata.num_tokens
         key_cache, value_cache = split_pages(kv_cache)
@@ -124,7 +116,7 @@ class NPUAttentionImpl(AttentionImpl):
                 key_cache,
                 value_cache,
                 attn_metadata.slots,
-                **_nd_cache_mode(),
+                **nd_cache_mode(),
             )
         # Without rotary embedding or norm the query is still a slice of the fused projection, like keys and values.
         query = query[:tokens].view(tokens, self.num_heads, self.head_size).contiguous()
@@ -148,8 +140,8 @@ class NPUAttentionImpl(AttentionImpl):
             meta.block_table,
             meta.context_lens,
             query_ends=meta.query_ends,
-            sparse_mode=_CAUSAL_RIGHT_DOWN,
-            atten_mask=_causal_mask(query.device),
+            sparse_mode=CAUSAL_RIGHT_DOWN,
+            atten_mask=causal_mask(query.device),
         )
 
     def _attend_bsnd(
@@ -175,8 +167,8 @@ class NPUAttentionImpl(AttentionImpl):
                     "BSND",
                     meta.block_table[request : request + 1],
                     meta.context_lens[request : request + 1],
-                    sparse_mode=_CAUSAL_RIGHT_DOWN,
-                    atten_mask=_causal_mask(query.device),
+                    sparse_mode=CAUSAL_RIGHT_DOWN,
+                    atten_mask=causal_mask(query.device),
                 ).squeeze(0)
             start = end
 
@@ -209,10 +201,3 @@ def _refuse(features: dict[str, Any]) -> None:
     for name, value in features.items():
         if value is not None and value is not False:
             raise NotImplementedError(f"attention with {name} is not supported on Ascend NPUs by this port")
-
-
-@cache
-def _nd_cache_mode() -> dict[str, str]:
-    """torch_npu 2.13 added ``cache_mode`` with a default that means another memory layout; 2.7 has no such argument."""
-    schema = torch.ops.npu.npu_scatter_pa_kv_cache.default._schema
-    return {"cache_mode": "Norm"} if any(a.name == "cache_mode" for a in schema.arguments) else {}

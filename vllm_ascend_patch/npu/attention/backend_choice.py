@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 _BACKEND = "vllm_ascend_patch.npu.attention.backend.NPUAttentionBackend"
+_LATENT_BACKEND = "vllm_ascend_patch.npu.attention.mla.backend.NPUMLABackend"
 
 _REFUSED = {
-    "use_mla": "multi-head latent attention",
     "has_sink": "attention sinks",
     "use_sparse": "sparse attention",
     "use_mm_prefix": "bidirectional multimodal prefixes",
@@ -34,4 +34,4 @@ def backend_class_path(selected_backend: Any, *args: Any, **kwargs: Any) -> str:
             f"attention backend {selected_backend.name} does not run on Ascend NPUs; leave the option out: the port "
             "brings its own."
         )
-    return _BACKEND
+    return _LATENT_BACKEND if wanted.get("use_mla") else _BACKEND

@@ -65,13 +65,13 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
             num_tokens=num_tokens,
             num_decodes=num_decodes,
             query_ends=query_ends,
-            context_lens=_host_context_lens(common, num_reqs),
+            context_lens=host_context_lens(common, num_reqs),
             block_table=common.block_table_tensor[:num_reqs] * 2,
             slots=half_page_slots(common.slot_mapping[:num_tokens], self.block_size),
         )
 
 
-def _host_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[int]:
+def host_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[int]:
     """Key lengths on the host; exact, since async scheduling is off with drafts (``config_defaults.py``)."""
     for name in ("seq_lens_cpu_upper_bound", "seq_lens_cpu"):  # the second name in older releases
         lens = getattr(common, name, None)

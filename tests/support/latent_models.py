@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny models with multi-head latent attention of the real sizes: everything else is small.
+
+Each is the shape of a family: DeepSeek-V2-Lite, DeepSeek-V3, GLM-4.7-Flash, Kimi-K2. The router's correction bias, which
+transformers initialises with zeros, is drawn here, so that selection and weights differ.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import DeepseekV2Config, DeepseekV3Config, Glm4MoeLiteConfig, PretrainedConfig
+
+from . import tiny_models
+
+_COMMON = tiny_models._COMMON | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 256,
+}
+# In the files of the real checkpoints: vLLM goes by it, transformers does not write it.
+_AS_PUBLISHED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+
+CONFIGS: dict[str, PretrainedConfig] = {
+    # q LoRA, sigmoid with bias, groups, YaRN with mscale
+    "deepseek_v3": DeepseekV3Config(
+        **_COMMON,
+        q_lora_rank=48,
+        n_shared_experts=1,
+        n_group=2,
+        topk_group=1,
+        routed_scaling_factor=2.5,
+        first_k_dense_replace=1,
+        norm_topk_prob=True,
+        **_AS_PUBLISHED,
+        num_mtp_layers=0,
+        rope_parameters=_YARN,
+    ),
+    # no q LoRA, softmax, greedy
+    "deepseek_v2_lite": DeepseekV2Config(
+        **_COMMON,
+        q_lora_rank=None,
+        n_shared_experts=2,
+        n_group=1,
+        topk_group=1,
+        topk_method="greedy",
+        first_k_dense_replace=1,
+    ),
+    # 20 heads, keys and values of 256
+    "glm4_moe_lite": Glm4MoeLiteConfig(
+        **_COMMON | {"num_attention_heads": 20, "num_key_value_heads": 20, "qk_nope_head_dim": 192, "v_head_dim": 256},
+        q_lora_rank=48,
+        n_shared_experts=1,
+        routed_scaling_factor=1.0,  # any other is wrong in float16 in vLLM's model of this family, on every device
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    # one group, many experts
+    "kimi_k2": DeepseekV3Config(
+        **_COMMON | {"n_routed_experts": 32, "num_experts_per_tok": 8},
+        q_lora_rank=48,
+        n_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        routed_scaling_factor=2.827,
+        first_k_dense_replace=1,
+        norm_topk_prob=True,
+        **_AS_PUBLISHED,
+        num_mtp_layers=0,
+    ),
+}
+
+
+def make(family: str, folder: Path) -> Path:
+    """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path."""
+    path = folder / family
+    if (path / "config.json").exists():
+        return path
+    tiny_models.CONFIGS[family] = CONFIGS[family]
+    tiny_models.make(family, folder)
+    file = path / "model.safetensors"
+    weights = load_file(file)
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in weights.items():
+        if name.endswith("e_score_correction_bias"):
+            weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    save_file(weights, file, metadata={"format": "pt"})
+    return path

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-head latent attention on ``npu_fused_infer_attention_score``, absorbed in decoding.
+
+Upstream's layer projects, splits decodes from prefills, absorbs weights and plans chunks of context. Here is what touches
+the cache: its write, decode attention over it, and attention of new tokens to context in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch_npu
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention.mla_attention import MLACommonBackend, MLACommonImpl, MLACommonMetadata
+
+from vllm_ascend_patch.core.latent_support import padded_heads
+from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
+from vllm_ascend_patch.npu.attention.operator_arguments import CAUSAL_RIGHT_DOWN, causal_mask, nd_cache_mode
+
+from .layout import split_cache, split_rows
+from .metadata import NPUMLADecodeMetadata, NPUMLAMetadataBuilder
+
+
+class NPUMLABackend(MLACommonBackend):
+    """What vLLM asks of a backend of latent attention."""
+
+    supported_dtypes: ClassVar[list[torch.dtype]] = [torch.float16, torch.bfloat16]
+    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "float16", "bfloat16"]
+
+    @staticmethod
+    def get_name() -> str:
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type[NPUMLAImpl]:
+        return NPUMLAImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[NPUMLAMetadataBuilder]:
+        return NPUMLAMetadataBuilder
+
+    @classmethod
+    def get_supported_head_sizes(cls) -> list[int]:
+        return [576]
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[Any]:
+        return [BLOCK_SIZE]
+
+
+class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
+    """One layer's latent attention."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        causal_mask(
+            torch.device("npu", torch_npu.npu.current_device())
+        )  # kept for good: memory profiling has to see it
+
+    def do_kv_cache_update(
+        self,
+        kv_c_normed: torch.Tensor,
+        k_pe: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        """Write the real tokens' latents ``[T, 512]`` and rope parts ``[T, 1, 64]``; a padded row has slot -1, which the
+        operator does not take."""
+        tokens = _real_tokens()
+        if kv_cache.numel() == 0 or tokens == 0:
+            return
+        torch_npu.npu_scatter_pa_kv_cache(
+            kv_c_normed[:tokens].unsqueeze(1).contiguous(),
+            k_pe[:tokens].contiguous(),
+            *split_cache(kv_cache),
+            slot_mapping.flatten()[:tokens],
+            **nd_cache_mode(),
+        )
+
+    def forward_mqa(
+        self,
+        q: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
+        kv_c_and_k_pe_cache: torch.Tensor,
+        attn_metadata: MLACommonMetadata,
+        layer: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Decode: absorbed queries ``[T, heads, 512]`` and ``[T, heads, 64]`` over the cache; ``[T, heads, 512]``."""
+        assert isinstance(q, tuple)
+        decode = attn_metadata.decode
+        assert isinstance(decode, NPUMLADecodeMetadata)
+        heads = q[0].shape[1]
+        missing = padded_heads(heads) - heads
+        query, rope = (
+            torch.nn.functional.pad(part, (0, 0, 0, missing)) if missing else part.contiguous() for part in q
+        )
+        latents, ropes = (cache.transpose(1, 2) for cache in split_cache(kv_c_and_k_pe_cache))
+        single = decode.query_ends[-1] == len(decode.query_ends)
+        form: dict[str, Any] = {"input_layout": "BSND"}
+        if single:
+            query, rope = query.unsqueeze(1), rope.unsqueeze(1)
+        else:
+            form = {
+                "input_layout": "TND",
+                "actual_seq_lengths": decode.query_ends,
+                "sparse_mode": CAUSAL_RIGHT_DOWN,
+                "atten_mask": causal_mask(query.device),
+            }
+        out = torch_npu.npu_fused_infer_attention_score(
+            query,
+            latents,
+            latents,
+            query_rope=rope,
+            key_rope=ropes,
+            num_heads=heads + missing,
+            num_key_value_heads=1,
+            scale=self.scale,
+            actual_seq_lengths_kv=decode.context_lens,
+            block_table=decode.block_table,
+            block_size=latents.shape[2],
+            **form,
+        )[0]
+        return (out.squeeze(1) if single else out)[:, :heads], None
+
+    def forward_mha(
+        self,
+        q: torch.Tensor,
+        kv_c_normed: torch.Tensor,
+        k_pe: torch.Tensor,
+        kv_c_and_k_pe_cache: torch.Tensor,
+        attn_metadata: MLACommonMetadata,
+        k_scale: torch.Tensor,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+    ) -> None:
+        """Prefill. Upstream's without context; with some, partial results are merged as they come, so that nothing has to
+        stand for requests without any."""
+        prefill = attn_metadata.prefill
+        assert prefill is not None
+        context = prefill.chunked_context
+        if context is None:
+            super().forward_mha(q, kv_c_normed, k_pe, kv_c_and_k_pe_cache, attn_metadata, k_scale, output, output_scale)
+            return
+        backend = prefill.prefill_backend
+        assert backend is not None
+        result, sums = backend.run_prefill_new_tokens(
+            q, *self._keys_and_values(kv_c_normed, k_pe), return_softmax_lse=True
+        )
+        for chunk in context.chunks:
+            latents, ropes = split_rows(context.workspace, chunk.num_context_tokens, (chunk.num_context_tokens, 1))
+            torch_npu.npu_gather_pa_kv_cache(
+                *split_cache(kv_c_and_k_pe_cache),
+                prefill.block_table[chunk.request_slice].contiguous(),
+                chunk.cu_seq_lens,
+                latents,
+                ropes,
+                seq_offset=chunk.starts,
+                is_seq_lens_cumsum=True,
+            )
+            keys, values = self._keys_and_values(latents.squeeze(1), ropes)
+            rows = chunk.token_slice
+            part, part_sums = backend.run_prefill_context_chunk(chunk=chunk, q=q[rows], k=keys, v=values)
+            merged, merged_sums = torch_npu.npu_attention_update(
+                [sums[:, rows].t().flatten(), part_sums.t().flatten()],
+                [result[rows].flatten(0, 1), part.flatten(0, 1)],
+                1,  # with the log-sum-exp, for the next chunk
+            )
+            result[rows] = merged.view_as(part)
+            sums[:, rows] = merged_sums.view(-1, self.num_heads).t()
+        output.copy_(result.flatten(1))
+
+    def _keys_and_values(self, latents: torch.Tensor, ropes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per head, from latents ``[rows, 512]`` and rope parts ``[rows, 1, 64]``."""
+        parts = self.kv_b_proj(latents)[0].view(-1, self.num_heads, self.qk_nope_head_dim + self.v_head_dim)
+        nope, values = parts.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
+        return self._concat_k_nope_k_pe(nope, ropes), values
+
+
+def _real_tokens() -> int:
+    """Tokens of the running forward that are not padding; 0 in a forward without requests."""
+    metadata = get_forward_context().attn_metadata
+    if isinstance(metadata, dict):
+        metadata = next(iter(metadata.values()), None)
+    return 0 if metadata is None else metadata.num_actual_tokens
