@@ -71,6 +71,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
         n_shared_experts=1,
         routed_scaling_factor=1.0,  # any other is wrong in float16 in vLLM's model of this family, on every device
         mlp_layer_types=["dense", "sparse"],
+        first_k_dense_replace=1,  # the same to vLLM
     ),
     # one group, many experts
     "kimi_k2": DeepseekV3Config(
