@@ -68,3 +68,26 @@ def serve(
 def test_captured_graphs(folder: Path, run_engine: Callable[..., Any]) -> None:
     """Padded rows of a graph are neither written to the cache nor left to the MoE layers as they were in memory."""
     serve(latent_models.make("deepseek_v3", folder), 1, 1, run_engine, enforce_eager=False)
+
+
+@pytest.mark.slow
+def test_drafts_of_a_prediction_layer(folder: Path, run_engine: Callable[..., Any]) -> None:
+    """Several query tokens per request in decoding, and a drafter whose attention is latent, too."""
+    cases = tiny_models.cases(latent_models.make("deepseek_v3", folder))
+    job = {
+        "model": str(latent_models.make_with_drafter(folder)),
+        "tp": 1,
+        "dp": 1,
+        "ep": False,
+        "prompts": [case.prompt for case in cases],
+        "max_tokens": tiny_models.NEW_TOKENS,
+        "arguments": {
+            "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
+            "disable_log_stats": False,
+        },
+    }
+    result = run_engine(job, devices=1)
+    expected = [case.answer for case in cases]
+    assert result["tokens"] == expected
+    assert result["again"] == expected
+    assert 0 < result["drafts"]["accepted"] < result["drafts"]["draft"]

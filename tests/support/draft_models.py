@@ -48,12 +48,12 @@ def make(folder: Path) -> Path:
     for name, weight in weights.items():
         if name.endswith(_WEAK):
             weight.mul_(0.4)
-    weights |= _prediction_layer(weights)
+    weights |= prediction_layer(weights)
     save_file(weights, file, metadata={"format": "pt"})
     return path
 
 
-def _prediction_layer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prediction_layer(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     last, added = f"model.layers.{LAYERS - 1}.", f"model.layers.{LAYERS}."
     layer = {
         added + name.removeprefix(last): weight.clone() for name, weight in weights.items() if name.startswith(last)

@@ -7,6 +7,7 @@ transformers initialises with zeros, is drawn here, so that selection and weight
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DeepseekV2Config, DeepseekV3Config, Glm4MoeLiteConfig, PretrainedConfig
 
 from . import tiny_models
+from .draft_models import prediction_layer
 
 _COMMON = tiny_models._COMMON | {
     "num_key_value_heads": 4,
@@ -103,4 +105,21 @@ def make(family: str, folder: Path) -> Path:
         if name.endswith("e_score_correction_bias"):
             weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
     save_file(weights, file, metadata={"format": "pt"})
+    return path
+
+
+def make_with_drafter(folder: Path) -> Path:
+    """The DeepSeek-V3 shape with a multi-token-prediction layer, which is one of latent attention, too."""
+    source, path = make("deepseek_v3", folder), folder / "deepseek_v3_mtp"
+    if (path / "config.json").exists():
+        return path
+    path.mkdir()
+    weights = load_file(source / "model.safetensors")
+    weights |= prediction_layer(weights)
+    layer = f"model.layers.{tiny_models._COMMON['num_hidden_layers']}."
+    weights[f"{layer}embed_tokens.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights[f"{layer}shared_head.head.weight"] = weights["lm_head.weight"].clone()
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     return path
