@@ -22,8 +22,8 @@ DEFAULT_LINE = "0.32.0"
 WITHOUT_DEVICES = "tests/dp"
 """The data-parallel core needs no device, and its tests fork: they run without torch_npu's runtime in the process."""
 
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")
-"""Two processes of pytest, one for the engines and one for the rest: tests/conftest.py has the groups."""
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
+"""Two processes of pytest, one for the engines and one for the rest: tests/conftest.py says which runs what."""
 
 BENCHMARKS = ("patch_overhead", "virtual_npu_overhead", "moe_host_cost", "moe_comm", "dp_sync")
 
