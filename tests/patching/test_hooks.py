@@ -186,3 +186,20 @@ def test_a_module_that_another_thread_is_importing_fires_once_and_complete(upstr
     leave.set()
     importer.join(10)
     assert seen == [True]
+
+
+def test_a_module_that_hands_itself_over_is_applied_and_stays_so_when_its_hook_fires(
+    upstream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """
+        import sys
+        def function():
+            return "stock"
+        sys.during(sys.modules[__name__])
+        """
+    name = upstream({"mod": source})
+    patches = PatchSet([patch(f"{name}.mod:function", tagged)])
+    monkeypatch.setattr(sys, "during", patches.take, raising=False)
+    patches.arm()
+    assert importlib.import_module(f"{name}.mod").function() == ("patched", "stock")
+    assert [row.state for row in patches.status()] == [State.APPLIED]

@@ -203,10 +203,12 @@ class PatchSet:
         strict = self._strict if isinstance(self._strict, str) else self._strict()
         verdict = self._examine(entry.patch)
         entry.release, entry.reason = verdict.release, verdict.line
-        entry.state, entry.error = state_of(verdict, strict), None
-        if entry.state is State.NOT_NEEDED:
+        state = state_of(verdict, strict)
+        if state is State.NOT_NEEDED:
+            entry.state, entry.error = state, None
             return False
-        if entry.state is State.REFUSED:
+        if state is State.REFUSED:
+            entry.state = state
             raise PatchRefused(verdict.line)
         if verdict.refuses and strict == "warn":
             logger.warning("%s (applied all the same)", verdict.line)
