@@ -80,5 +80,5 @@ if __name__ == "__main__":
         model.architectures = ["Qwen3MoeForCausalLM"]
         model.save_pretrained(folder)
         for difference in DIFFERENCES:
-            found[difference] = values_of(run_ranks(run_rank, SIZE, folder, difference, timeout=60))
+            found[difference] = values_of(run_ranks(run_rank, SIZE, folder, difference, together=True, timeout=60))
     report(found)

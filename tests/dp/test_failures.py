@@ -342,7 +342,7 @@ def _late_start(rank: int, size: int) -> list[str]:
 
 
 def test_whoever_waits_at_start_up_says_for_whom() -> None:
-    first, second, nothing = values_of(run_ranks(_late_start, 3, timeout=60))
+    first, second, nothing = values_of(run_ranks(_late_start, 3, together=True, timeout=60))
     for rank, lines in enumerate((first, second)):
         assert 2 <= len(lines) <= 4, lines
         for line in lines:
@@ -452,7 +452,7 @@ def _slow_start(rank: int, size: int, transport: str) -> str:
 
 @over_both
 def test_while_starting_a_slow_rank_is_waited_for(transport: str) -> None:
-    assert values_of(run_ranks(_slow_start, 2, transport, timeout=60)) == ["ran", "ran"]
+    assert values_of(run_ranks(_slow_start, 2, transport, together=True, timeout=60)) == ["ran", "ran"]
 
 
 def test_a_second_vector_before_the_first_was_used_is_refused() -> None:

@@ -39,7 +39,7 @@ def _lose(rank: int, size: int, lost: int, port: int) -> str:
 
 
 def _told_by(survivor: int, size: int, lost: int, port: int) -> str:
-    outcome = run_ranks(_lose, size, lost, port, group=None)[survivor]
+    outcome = run_ranks(_lose, size, lost, port, group=None, together=True)[survivor]
     assert outcome.error is None, outcome.trace
     return str(outcome.value)
 

@@ -114,7 +114,7 @@ def _restarted(rank: int, size: int) -> list[Any]:
 
 
 def test_a_session_can_be_started_again_in_the_same_processes() -> None:
-    for seen, files in values_of(run_ranks(_restarted, SIZE)):
+    for seen, files in values_of(run_ranks(_restarted, SIZE, together=True)):
         assert seen == [(0, 1, 2), (10, 11, 12), (20, 21, 22)]
         assert files == []
 
@@ -195,4 +195,4 @@ def test_auto_measures_it_against_gloo() -> None:
     def start(rank: int, size: int) -> str:
         return host_session(rank, size, transport="auto").channel.transport.name
 
-    assert len(set(values_of(run_ranks(start, 2)))) == 1
+    assert len(set(values_of(run_ranks(start, 2, together=True)))) == 1
