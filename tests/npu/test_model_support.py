@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from vllm_ascend_patch.core.latent_support import padded_heads
-from vllm_ascend_patch.core.model_support import Parallelism, heads_problem, latent_attention, problems
+from vllm_ascend_patch.core.model_support import (
+    Parallelism,
+    heads_problem,
+    latent_attention,
+    latent_release_problem,
+    problems,
+)
 from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
+from vllm_ascend_patch.releases.latent import first_release, latent_obstacle
 
 DENSE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -92,7 +99,12 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
         ),
         ("NemotronHForCausalLM", {"mlp_hidden_act": "relu2"}, "experts with the activation relu2 are not supported"),
         ("WhisperForConditionalGeneration", {"is_encoder_decoder": True}, "encoder-decoder models are not supported"),
-        ("DeepseekV32ForCausalLM", {"index_topk": 2048}, "sparse attention, whose indexer picks 2048 tokens"),
+        (
+            "DeepseekV32ForCausalLM",
+            {"index_topk": 2048},
+            "sparse attention (sparse MLA, as in DeepSeek V3.2 and GLM-5), whose indexer picks 2048 tokens",
+        ),
+        ("DeepseekV3ForCausalLM", {"quantization_config": {"quant_method": "fp8"}}, "fp8 weights, in blocks"),
         (
             "Glm4MoeForCausalLM",
             {**FACTOR, "torch_dtype": "float16"},
@@ -106,6 +118,33 @@ def test_not_served(architecture: str, config: dict[str, Any], message: str) -> 
     assert message in problem
     assert problem.startswith("m: ")
     assert "\n" not in problem
+
+
+def test_a_checkpoint_in_fp8_is_refused_with_the_way_out() -> None:
+    """As DeepSeek and Kimi publish theirs; W8A8 of the same model is not."""
+    fp8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+    (problem,) = problems(read("DeepseekV3ForCausalLM", LATENT, quantization_config=fp8))
+    assert problem == (
+        "m: fp8 weights, in blocks with a scale each or not, are not supported on Ascend NPUs by this port: bfloat16 "
+        "weights are, and W8A8 (int8) ones. Take a bfloat16 or W8A8 checkpoint of this model, or convert this one."
+    )
+    assert (
+        problems(read("DeepseekV3ForCausalLM", LATENT, quantization_config={"quant_method": "compressed-tensors"}))
+        == []
+    )
+
+
+def test_a_release_that_is_too_old_for_latent_attention_names_the_first_that_serves_it() -> None:
+    model = read("DeepseekV3ForCausalLM", LATENT)
+    assert latent_obstacle(first_release()) is None
+    problem = latent_release_problem(model, latent_obstacle("0.14.1")) or ""
+    assert f"with vLLM 0.14.1: the first release that it is served with is {first_release()}" in problem
+    assert "Install that or a newer one, or do without. Set VLLM_MLA_DISABLE=1" in problem
+    other = read("LongcatFlashForCausalLM", LATENT)
+    assert "VLLM_MLA_DISABLE" not in (latent_release_problem(other, latent_obstacle("0.14.1")) or "")
+    plain = traits_of("m", LATENT, mla_disabled=True)
+    assert latent_release_problem(plain, latent_obstacle("0.14.1")) is None
+    assert latent_release_problem(model, None) is None
 
 
 LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")

@@ -16,8 +16,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
 
 import vllm_ascend_patch
+from vllm_ascend_patch.core.latent_support import MAX_QUERIES, padded_heads
 from vllm_ascend_patch.core.operator_limits import (
     ROWS,
     Deployment,
@@ -26,7 +28,9 @@ from vllm_ascend_patch.core.operator_limits import (
     violations,
 )
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE, QueryLayout, check_head_size, query_layout
+from vllm_ascend_patch.npu.kv_limit import capped
 from vllm_ascend_patch.virtual_npu.kernels import (
+    fused_infer_latent_rules,
     fused_infer_rules,
     gating,
     grouped_matmul,
@@ -52,11 +56,14 @@ COMMON = Deployment(
     top_k=8,
 )
 
+LATENT: dict[str, Any] = {"latent": True, "heads": 16, "kv_heads": 1, "head_size": 576}
+
 
 def refusals(deployment: Deployment) -> list[str]:
     """As the front door has them: heads first, then sizes."""
     try:
-        check_head_size(deployment.head_size, deployment.heads, deployment.kv_heads)
+        if not deployment.latent:  # whose heads are padded to a count that the operator takes
+            check_head_size(deployment.head_size, deployment.heads, deployment.kv_heads)
     except ValueError as error:
         return [str(error)]
     return list(violations(deployment))
@@ -71,7 +78,7 @@ def attention_call(deployment: Deployment, *, decode: bool) -> fused_infer_rules
     if not decode and not tnd:
         requests = 1
     queries = 1 if decode else max(1, min(deployment.max_num_batched_tokens // requests, longest))
-    blocks = most_blocks(deployment.page_elements) if deployment.num_blocks is None else deployment.num_blocks
+    blocks = most_blocks(deployment.key_elements) if deployment.num_blocks is None else deployment.num_blocks
     per_block = deployment.block_size // deployment.kernel_block
     views = 2 * blocks * per_block - 1  # see layout.split_pages
     pages = (views, deployment.kernel_block, deployment.kv_heads * deployment.head_size)
@@ -102,6 +109,67 @@ def attention_call(deployment: Deployment, *, decode: bool) -> fused_infer_rules
         inner_precise=0,
         return_lse=False,
         sink=None,
+    )
+
+
+def latent_decode(deployment: Deployment, queries: int) -> fused_infer_rules.Call:
+    """The largest decode of a step, as ``NPUMLAImpl.forward_mqa`` has it: ``queries`` tokens per request."""
+    requests = most_requests_of_a_call(deployment) // queries
+    blocks = most_blocks(deployment.key_elements) if deployment.num_blocks is None else deployment.num_blocks
+    lead = (requests * queries,) if queries > 1 else (requests, 1)
+    heads, longest = padded_heads(deployment.heads), max(deployment.max_model_len or 1, queries)
+    query, rope = (torch.empty(*lead, heads, size, dtype=torch.bfloat16, device="meta") for size in (512, 64))
+    latents, ropes = (
+        torch.empty(blocks, 1, deployment.kernel_block, size, dtype=torch.bfloat16, device="meta") for size in (512, 64)
+    )
+    return attention(
+        query,
+        latents,
+        latents,
+        kv_heads=1,
+        q_lengths=[queries * (index + 1) for index in range(requests)] if queries > 1 else None,
+        kv_lengths=[longest, *[queries] * (requests - 1)],
+        block_table=torch.full((1, 1), blocks - 1, dtype=torch.int32).expand(requests, -(-longest // 128)),
+        block_size=deployment.kernel_block,
+        causal=queries > 1,
+        query_rope=rope,
+        key_rope=ropes,
+    )
+
+
+def latent_prefill(deployment: Deployment) -> fused_infer_rules.Call:
+    """The prefill of as many requests as a step can have, as ``NPUMLAPrefillBackend`` has it."""
+    requests = most_requests_of_a_call(deployment)
+    tokens = deployment.max_num_batched_tokens
+    query, key, value = (
+        torch.empty(tokens, deployment.heads, size, dtype=torch.bfloat16, device="meta") for size in (192, 192, 128)
+    )
+    ends = [*range(1, requests), tokens]
+    return attention(query, key, value, kv_heads=deployment.heads, q_lengths=ends, kv_lengths=ends, causal=True)
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, causal: bool, **arguments: Any
+) -> fused_infer_rules.Call:
+    layout = "TND" if query.dim() == 3 else "BSND"
+    return fused_infer_rules.Call(
+        op="attention",
+        query=query,
+        key=key,
+        value=value,
+        layout=layout,
+        out_layout=layout,
+        input_layout=layout,
+        heads=query.shape[-2],
+        scale=1.0,
+        atten_mask=fused_infer_rules.causal_mask() if causal else None,
+        sparse_mode=3 if causal else 0,
+        pre_tokens=1 << 31,
+        next_tokens=1 << 31,
+        inner_precise=0,
+        return_lse=False,
+        sink=None,
+        **{"block_table": None, "block_size": 0, **arguments},
     )
 
 
@@ -185,6 +253,25 @@ def test_what_is_not_refused_breaks_no_limit_of_the_kernels(deployment: Deployme
     run_linear(deployment)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    heads=st.sampled_from([1, 5, 16, 20, 128]),
+    max_num_seqs=SIZES,
+    max_num_batched_tokens=SIZES,
+    max_model_len=st.integers(1, 1 << 23),
+    num_blocks=st.one_of(st.none(), st.integers(2, 1 << 16)),
+    block=st.sampled_from([128, 256, 512]),
+)
+def test_what_is_not_refused_of_latent_attention_breaks_no_limit_of_the_kernels(block: int, **sizes: Any) -> None:
+    deployment = replace(COMMON, **LATENT | sizes, block_size=block, kernel_block=block)
+    if refusals(deployment):
+        return
+    fused_infer_latent_rules.check_latent(latent_decode(deployment, queries=1))
+    if most_requests_of_a_call(deployment) >= MAX_QUERIES:
+        fused_infer_latent_rules.check_latent(latent_decode(deployment, queries=MAX_QUERIES))
+    fused_infer_rules.check(latent_prefill(deployment))
+
+
 # One deployment for each refusal, a step inside its limit and a step outside; the words that tell what was found and what
 # to do.
 EDGES = [
@@ -196,6 +283,13 @@ EDGES = [
     ({"max_num_seqs": 4000, "max_num_batched_tokens": 4096, "attention_chunk": 128},
      {"max_num_seqs": 4000, "max_num_batched_tokens": 4097, "attention_chunk": 128},
      "meet 4097 requests in a step .each counts once per chunk of 128 tokens."),
+    (LATENT | {"max_num_seqs": 4096, "max_num_batched_tokens": 8192},
+     LATENT | {"max_num_seqs": 4097, "max_num_batched_tokens": 8192},
+     "meet 4097 requests in a step, at most 4096 are supported on Ascend NPUs with multi-head latent attention"),
+    (LATENT | {"num_blocks": 32767}, LATENT | {"num_blocks": 32768},
+     "--num-gpu-blocks-override 32768: at most 32767.*the latents of a layer are at most 2147483647 elements"),
+    (LATENT | {"max_model_len": 4194048}, LATENT | {"max_model_len": 4194049},
+     "--max-model-len 4194049 needs 32768 KV blocks.*at most 32767.*: lower --max-model-len to 4194048"),
     ({"attention_chunk": 256}, {"attention_chunk": 64}, "chunks of 64 tokens; only chunks of whole KV blocks"),
     ({"block_size": 512, "kernel_block": 512}, {"block_size": 640, "kernel_block": 640}, "--block-size 640: at most 512"),
     ({"experts": 10240, "local_experts": 10}, {"experts": 10241, "local_experts": 11}, "10241 experts per layer"),
@@ -223,6 +317,24 @@ def test_a_layer_has_as_many_blocks_as_its_elements_fit_int32() -> None:
     page = 2 * 128 * 8 * 128  # keys and values, block, KV heads, head size
     assert most_blocks(page) == 8191
     assert most_blocks(page) * page < 2**31 <= (most_blocks(page) + 1) * page
+
+
+def test_a_layer_of_latent_attention_has_as_many_blocks_as_its_latents_fit_int32() -> None:
+    """512 elements a token: rotary parts are a tensor of their own, and there are no values beside the latents."""
+    deployment = replace(COMMON, **LATENT)
+    assert most_blocks(deployment.key_elements) == 32767
+    assert 32767 * 128 * 512 < 2**31 == 32768 * 128 * 512
+
+
+def test_a_cache_of_latents_is_capped_by_them_and_one_of_keys_and_values_by_both() -> None:
+    """Upstream's own specifications of 16-bit layers; memory for more blocks than can be indexed."""
+    plain = FullAttentionSpec(block_size=128, num_kv_heads=8, head_size=128, dtype=torch.bfloat16)
+    latent = MLAAttentionSpec(block_size=128, num_kv_heads=1, head_size=576, dtype=torch.bfloat16)
+    for spec, blocks in ((plain, 8191), (latent, 32767)):
+        specs = {"one": spec, "two": spec}
+        block = 2 * spec.page_size_bytes
+        assert capped(40000 * block, specs) == blocks * block
+        assert capped(1000 * block, specs) == 1000 * block
 
 
 def test_every_operator_that_is_called_has_a_row_and_no_other() -> None:

@@ -39,6 +39,8 @@ _EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
 _LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "q_lora_rank": 48}
 
+_FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "truncate": False}
 
 MODELS: dict[str, tuple[str, PretrainedConfig]] = {
@@ -49,6 +51,11 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     "gpt-oss": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, rope_scaling=_YARN)),
     "hybrid": ("JambaForCausalLM", JambaConfig(**_SIZES, num_experts=8, attn_layer_period=2, attn_layer_offset=1)),
     "latent": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **{**_LATENT, "kv_lora_rank": 256})),
+    "latent served": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT)),
+    "latent fp8": (
+        "DeepseekV3ForCausalLM",
+        DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT, quantization_config=_FP8),
+    ),
     "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
 }
 WINDOW_OF_ALL = {"hf_overrides": {"sliding_window": 512}}
@@ -65,6 +72,22 @@ CASES: dict[str, dict[str, Any]] = {
     "sinks": {"model": "gpt-oss"},
     "hybrid": {"model": "hybrid"},
     "latent": {"model": "latent"},
+    "latent served": {"model": "latent served"},
+    "latent fp8": {"model": "latent fp8", "dtype": "bfloat16"},
+    "latent float32": {"model": "latent served", "dtype": "float32"},
+    "latent block": {"model": "latent served", "block_size": 192},
+    "latent layout": {"model": "latent served", "environment": {"VLLM_KV_CACHE_LAYOUT": "BLHNC"}},
+    "latent requests": {"model": "latent served", "max_num_seqs": 4097, "max_num_batched_tokens": 8192},
+    "latent blocks": {"model": "latent served", "num_gpu_blocks_override": 32768},
+    "latent connector": {
+        "model": "latent served",
+        "kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"},
+    },
+    "latent prefill": {"model": "latent served", "attention_config": {"mla_prefill_backend": "FLASH_ATTN"}},
+    "latent drafts": {
+        "model": "latent served",
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 16, "prompt_lookup_max": 2},
+    },
     "plain": {"model": "latent", "environment": {"VLLM_MLA_DISABLE": "1"}},
     "scaled in float16": {"model": "scaled"},
     "scaled in bfloat16": {"model": "scaled", "dtype": "bfloat16"},

@@ -63,6 +63,7 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
         _state_layers,
         _sparse_attention,
         latent_attention,
+        lambda model: fp8_problem(model.name, model.quantization),
         _sinks,
         _soft_cap,
         _prefix,
@@ -93,11 +94,31 @@ def latent_attention(model: ModelTraits) -> str | None:
     return f"{model.name}: {what}. " + mla_remedy(model)
 
 
+def latent_release_problem(model: ModelTraits, obstacle: str | None) -> str | None:
+    """Latent attention with a release that does not serve it; ``obstacle`` says why, and which does."""
+    if not model.latent or obstacle is None:
+        return None
+    return (
+        f"{model.name}: multi-head latent attention (MLA) is not supported on Ascend NPUs by this port {obstacle}. Install "
+        f"that or a newer one, or do without. {mla_remedy(model)}"
+    )
+
+
 def mla_remedy(model: ModelTraits) -> str:
     """What to do with a model whose latent attention is not served."""
     if model.architecture in _LATENT_SERVED:
         return "Set VLLM_MLA_DISABLE=1 to serve this model with plain attention, for a KV cache many times as large."
     return f"Models of {', '.join(_LATENT_SERVED)} are. Choose another model."
+
+
+def fp8_problem(name: str, quantization: str) -> str | None:
+    """What to do with a checkpoint in fp8, which is how DeepSeek and Kimi publish theirs; None for any other."""
+    if quantization != "fp8":
+        return None
+    return (
+        f"{name}: fp8 weights, in blocks with a scale each or not, are not supported {_HERE}: bfloat16 weights are, and "
+        "W8A8 (int8) ones. Take a bfloat16 or W8A8 checkpoint of this model, or convert this one."
+    )
 
 
 def dtype_problem(dtype: str) -> str | None:
@@ -164,8 +185,9 @@ def _sparse_attention(model: ModelTraits) -> str | None:
     if model.index_top_k is None:
         return None
     return (
-        f"{model.name}: sparse attention, whose indexer picks {model.index_top_k} tokens, is not supported {_HERE}. Models "
-        "with plain multi-head or grouped-query attention are. Choose another model."
+        f"{model.name}: sparse attention (sparse MLA, as in DeepSeek V3.2 and GLM-5), whose indexer picks "
+        f"{model.index_top_k} tokens, is not supported {_HERE}: multi-head latent attention over all tokens is, as in "
+        "DeepSeek V3.1, and so are multi-head and grouped-query attention. Choose such a model."
     )
 
 

@@ -74,6 +74,7 @@ class ModelTraits:
         soft_cap: the bound that attention logits are capped to.
         encoder_decoder: an encoder beside the decoder.
         prefix_lm: prompts of which a part attends in both directions.
+        quantization: the method that the checkpoint names, empty for none.
     """
 
     name: str
@@ -98,6 +99,7 @@ class ModelTraits:
     soft_cap: float | None = None
     encoder_decoder: bool = False
     prefix_lm: bool = False
+    quantization: str = ""
 
     @property
     def windows_bind(self) -> bool:
@@ -152,6 +154,7 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
         sinks=architectures[0] in _SINKS and bool(text.get("attention_sinks", True)),
         soft_cap=text.get("attn_logit_softcapping"),
         encoder_decoder=bool(config.get("is_encoder_decoder")),
+        quantization=str((text.get("quantization_config") or {}).get("quant_method") or ""),
     )
 
 

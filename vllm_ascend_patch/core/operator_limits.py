@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .latent_support import LATENT_RANK, ROPE_WIDTH
+
 INT32_MAX = 2**31 - 1
 
 # npu_fused_infer_attention_score (torch_npu operator documentation; "W" and "D" in docs/virtual-npu.md).
@@ -65,6 +67,7 @@ class Deployment:
         intermediate_size: of one expert, on this rank.
         top_k: experts per token.
         int8_widths: inputs and outputs of this rank's int8 linear layers.
+        latent: multi-head latent attention (MLA), whose head size is that of a cached token.
     """
 
     heads: int
@@ -83,20 +86,27 @@ class Deployment:
     intermediate_size: int = 0
     top_k: int = 0
     int8_widths: tuple[int, ...] = ()
+    latent: bool = False
 
     @property
-    def page_elements(self) -> int:
-        """Elements of a block in one layer, keys and values."""
+    def key_elements(self) -> int:
+        """Elements that a block of one layer adds to what the operator takes as its paged key."""
+        if self.latent:
+            return latent_key_elements(self.block_size)
         return 2 * self.block_size * self.kv_heads * self.head_size
 
 
-def most_blocks(page_elements: int) -> int:
-    """Blocks of a layer's cache that attention can index.
+def latent_key_elements(block_size: int) -> int:
+    """Of a block of latent attention: the latents are the key, the rotary parts a tensor of their own."""
+    return block_size * LATENT_RANK
 
-    Keys and values are one view of half pages (``npu/attention/layout.py``), so both count against the operator's limit
-    on the elements of a paged key, int32.
+
+def most_blocks(key_elements: int) -> int:
+    """Blocks of a layer's cache that attention can index: the elements of a paged key are counted in int32.
+
+    Plain keys and values are one view of half pages (``npu/attention/layout.py``), so both count.
     """
-    return INT32_MAX // page_elements
+    return INT32_MAX // key_elements
 
 
 def most_requests_of_a_call(deployment: Deployment) -> int:
@@ -122,11 +132,15 @@ def violations(deployment: Deployment) -> Iterator[str]:
 
 def _attention(deployment: Deployment) -> Iterator[str]:
     block, chunk = deployment.block_size, deployment.attention_chunk
-    most = most_blocks(deployment.page_elements)
+    most = most_blocks(deployment.key_elements)
+    if deployment.latent:
+        cached, holds = "latents", f"{block} tokens with latents of {LATENT_RANK}"
+    else:
+        cached = "keys and values"
+        holds = f"{block} tokens with {deployment.kv_heads} KV heads of size {deployment.head_size} per rank"
     why = (
-        f"at most {most} can be indexed on Ascend NPUs (npu_fused_infer_attention_score: the keys and values of a layer are "
-        f"at most {INT32_MAX} elements; a block of {block} tokens with {deployment.kv_heads} KV heads of size "
-        f"{deployment.head_size} per rank has {deployment.page_elements})"
+        f"at most {most} can be indexed on Ascend NPUs (npu_fused_infer_attention_score: the {cached} of a layer are "
+        f"at most {INT32_MAX} elements; a block of {holds} has {deployment.key_elements})"
     )
     if deployment.num_blocks is not None and deployment.num_blocks > most:
         yield f"--num-gpu-blocks-override {deployment.num_blocks}: {why}. Lower it, or leave it out"
@@ -142,13 +156,15 @@ def _attention(deployment: Deployment) -> Iterator[str]:
                 f"--max-model-len {deployment.max_model_len} needs {needed} KV blocks, and {why}: {fewer}lower "
                 f"--max-model-len to {(most - 1) * block}"
             )
-    limit = MAX_TND_REQUESTS if deployment.head_size == TND_HEAD_SIZE else MAX_BSND_REQUESTS
+    # Prefill of latent attention, and its decoding with drafts, are TND calls whatever the sizes.
+    tnd = deployment.latent or deployment.head_size == TND_HEAD_SIZE
+    limit = MAX_TND_REQUESTS if tnd else MAX_BSND_REQUESTS
     requests = most_requests_of_a_call(deployment)
     if requests > limit:
         chunks = "" if chunk is None else f" (each counts once per chunk of {chunk} tokens)"
         yield (
             f"--max-num-seqs {deployment.max_num_seqs} lets attention meet {requests} requests in a step{chunks}, at most "
-            f"{limit} are supported on Ascend NPUs with head size {deployment.head_size} "
+            f"{limit} are supported on Ascend NPUs with {_of(deployment)} "
             "(npu_fused_infer_attention_score): lower --max-num-seqs"
         )
     kernel_block = deployment.kernel_block
@@ -163,6 +179,10 @@ def _attention(deployment: Deployment) -> Iterator[str]:
             f"Ascend NPUs, which have {kernel_block} tokens here"
             + (": leave --block-size out" if kernel_block != KERNEL_BLOCK and chunk % KERNEL_BLOCK == 0 else "")
         )
+
+
+def _of(deployment: Deployment) -> str:
+    return "multi-head latent attention" if deployment.latent else f"head size {deployment.head_size}"
 
 
 def _experts(deployment: Deployment) -> Iterator[str]:
@@ -228,6 +248,14 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         _ATTENTION,
+        "elements of key, latent attention",
+        f"KV blocks x block size x {LATENT_RANK}; the rotary parts ({ROPE_WIDTH} per token) are a tensor of their own",
+        f"{INT32_MAX}",
+        "D",
+        f"as above: {INT32_MAX // LATENT_RANK} tokens of a layer, whatever the number of heads",
+    ),
+    Row(
+        _ATTENTION,
         "heads and head size",
         "the model's heads / TP",
         f"{MAX_QUERY_HEADS} query heads, {MAX_GROUP} per KV head; head size {MAX_HEAD_SIZE}, in steps of "
@@ -240,7 +268,7 @@ ROWS: tuple[Row, ...] = (
         _ATTENTION,
         "requests of a call",
         "--max-num-seqs; for chunked attention --max-num-batched-tokens, too",
-        f"{MAX_TND_REQUESTS} with head size {TND_HEAD_SIZE}, else {MAX_BSND_REQUESTS}",
+        f"{MAX_TND_REQUESTS} with head size {TND_HEAD_SIZE} and with latent attention, else {MAX_BSND_REQUESTS}",
         "W, D",
         f"{_REFUSED}",
     ),

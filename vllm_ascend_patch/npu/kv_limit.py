@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm.logger import init_logger
+from vllm.v1 import kv_cache_interface
 
-from vllm_ascend_patch.core.operator_limits import INT32_MAX, most_blocks
+from vllm_ascend_patch.core.operator_limits import INT32_MAX, latent_key_elements, most_blocks
 
 logger = init_logger(__name__)
+
+_LATENT = getattr(kv_cache_interface, "MLAAttentionSpec", ())  # absent from the oldest releases, which do not serve MLA
 
 
 def capped(available: int, specs: Mapping[str, Any]) -> int:
@@ -27,17 +30,28 @@ def capped(available: int, specs: Mapping[str, Any]) -> int:
     pages = [spec for spec in specs.values() if hasattr(spec, "num_kv_heads")]
     if not pages:
         return available
-    most = min(most_blocks(spec.page_size_bytes // spec.dtype.itemsize) for spec in pages)
+    most = min(most_blocks(_key_elements(spec)) for spec in pages)
     block = sum(spec.page_size_bytes for spec in specs.values())
     if available // block <= most:
         return available
     logger.info(
-        "KV cache: memory was found for %d blocks, %d blocks are used: the keys and values of a layer may be %d elements "
-        "(npu_fused_infer_attention_score). %.1f GiB stay free; fewer KV heads per rank (--tensor-parallel-size) would use "
-        "more",
+        "KV cache: memory was found for %d blocks, %d blocks are used: the keys and values of a layer, or its latents, may "
+        "be %d elements (npu_fused_infer_attention_score). %.1f GiB stay free%s",
         available // block,
         most,
         INT32_MAX,
         (available - most * block) / 2**30,
+        "" if _heads(pages) == 1 else "; fewer KV heads per rank (--tensor-parallel-size) would use more",
     )
     return most * block
+
+
+def _key_elements(spec: Any) -> int:
+    """Elements that a block adds to the operator's paged key."""
+    if isinstance(spec, _LATENT):
+        return latent_key_elements(spec.block_size)
+    return int(spec.page_size_bytes // spec.dtype.itemsize)
+
+
+def _heads(pages: list[Any]) -> int:
+    return max(spec.num_kv_heads for spec in pages)

@@ -4,14 +4,20 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from vllm_ascend_patch.core.model_support import mla_remedy
+from vllm_ascend_patch.core.latent_support import MAX_QUERIES
+from vllm_ascend_patch.core.model_support import latent_release_problem, mla_remedy
 from vllm_ascend_patch.core.model_traits import ModelTraits
-from vllm_ascend_patch.releases import declarations, guard, records
+from vllm_ascend_patch.releases.guard import installed_release
+from vllm_ascend_patch.releases.latent import latent_obstacle
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+_LAYOUT = "VLLM_KV_CACHE_LAYOUT"
+"""Names axes from the outermost on: B blocks, L layers, H heads, N tokens, C elements."""
 
 
 def check_latent(vllm_config: VllmConfig, model: ModelTraits) -> None:
@@ -19,13 +25,10 @@ def check_latent(vllm_config: VllmConfig, model: ModelTraits) -> None:
     if not model.latent:
         return
     what = f"{model.name}: multi-head latent attention (MLA)"
-    release = guard.installed_release()
-    layer = next(patch for patch in declarations.patches() if patch.id == "latent-padding")
-    if release is not None and not records.covers(layer, release):
-        raise ValueError(
-            f"{what} is not supported on Ascend NPUs with vLLM {release}: this port needs vLLM {layer.releases} for it, "
-            f"which asks platforms for its prefill. Install such a release, or do without. {mla_remedy(model)}"
-        )
+    release = installed_release()
+    problem = None if release is None else latent_release_problem(model, latent_obstacle(release))
+    if problem is not None:
+        raise ValueError(problem)
     if vllm_config.model_config.quantization is not None:
         raise ValueError(
             f"{what} with quantisation {vllm_config.model_config.quantization!r} is not supported on Ascend NPUs by this "
@@ -35,6 +38,20 @@ def check_latent(vllm_config: VllmConfig, model: ModelTraits) -> None:
         raise ValueError(
             f"{what} with --kv-transfer-config is not supported on Ascend NPUs by this port: the cache of a layer is cut "
             "into two parts, which connectors do not know. Start without it."
+        )
+    speculative = vllm_config.speculative_config
+    drafts = 0 if speculative is None else speculative.num_speculative_tokens or 0
+    if drafts >= MAX_QUERIES:
+        raise ValueError(
+            f"{what} with {drafts} speculative tokens is not supported on Ascend NPUs: a request decodes at most "
+            f"{MAX_QUERIES} tokens at a time (npu_fused_infer_attention_score). Lower num_speculative_tokens to "
+            f"{MAX_QUERIES - 1}."
+        )
+    layout = os.environ.get(_LAYOUT, "").strip().upper()
+    if layout.startswith("B"):
+        raise ValueError(
+            f"{what} with {_LAYOUT}={layout} is not supported on Ascend NPUs by this port: in such a layout the blocks of a "
+            "layer are not next to each other, and operators want them so. Unset it."
         )
     prefill = getattr(vllm_config.attention_config, "mla_prefill_backend", None)
     if prefill is not None:

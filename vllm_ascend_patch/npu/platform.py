@@ -78,6 +78,18 @@ class NPUPlatform(Platform):
         return True
 
     @classmethod
+    def verify_quantization(cls, quant: str) -> None:
+        """Asked before a configuration is checked as a whole: what upstream would answer in words of its own."""
+        from vllm_ascend_patch.core.model_support import fp8_problem
+
+        from .config_check import NotServable
+
+        problem = fp8_problem("this checkpoint", quant)
+        if problem is not None:
+            raise NotServable(problem)
+        super().verify_quantization(quant)
+
+    @classmethod
     def check_if_supports_dtype(cls, dtype: torch.dtype) -> None:
         from .config_check import check_dtype
 

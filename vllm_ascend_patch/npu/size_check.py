@@ -47,6 +47,7 @@ def deployment_of(vllm_config: VllmConfig) -> Deployment:
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         num_blocks=cache.num_gpu_blocks_override,
         attention_chunk=_attention_chunk(model.hf_text_config),
+        latent=bool(getattr(model, "use_mla", False)),
         **_expert_sizes(vllm_config),
     )
 

@@ -43,21 +43,4 @@ PATCHES: tuple[Patch, ...] = (
         upstream="none: the check spares every layer whose method processes weights after loading, which these do on CPUs",
         remove_when="vLLM checks the parameters of layers without quantisation",
     ),
-    Patch(
-        id="latent-padding",
-        target="vllm.model_executor.layers.attention.mla_attention:MLAAttention.forward_impl",
-        kind=Kind.WRAP,
-        implementation="vllm_ascend_patch.seams.port.latent_attention:forward_impl",
-        reads=("attn_metadata", "output"),
-        releases=">=0.32",
-        why=(
-            "Upstream leaves rows of a padded batch unwritten, which MoE layers then route; and its profiling run sees one "
-            "of the tensors that prefill takes."
-        ),
-        how="Zeroes rows past the real tokens; a profiling run allocates what the largest chunk of context takes.",
-        upstream="none: its own kernels tolerate what is in memory",
-        remove_when="vLLM zeroes padded rows of latent attention on every device",
-    ),
 )
-"""The releases of ``latent-padding`` are those in which multi-head latent attention is served: from then on a platform is
-asked for the class that does its prefill."""

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Declares the patches that multi-head latent attention (MLA) needs. Imports neither torch nor vLLM.
+
+What they do is in ``seams/port/``.
+"""
+
+from __future__ import annotations
+
+from vllm_ascend_patch.patching import Kind, Patch
+
+LATENT_LAYER = Patch(
+    id="latent-padding",
+    target="vllm.model_executor.layers.attention.mla_attention:MLAAttention.forward_impl",
+    kind=Kind.WRAP,
+    implementation="vllm_ascend_patch.seams.port.latent_attention:forward_impl",
+    reads=("attn_metadata", "output"),
+    releases=">=0.32",
+    why=(
+        "Upstream leaves rows of a padded batch unwritten, which MoE layers then route; and its profiling run sees one "
+        "of the tensors that prefill takes."
+    ),
+    how="Zeroes rows past the real tokens; a profiling run allocates what the largest chunk of context takes.",
+    upstream="none: its own kernels tolerate what is in memory",
+    remove_when="vLLM zeroes padded rows of latent attention on every device",
+)
+"""Releases for which it is not declared refuse these models (``releases/latent.py``): before 0.32 no platform is asked for
+the class that does prefill."""
+
+PATCHES: tuple[Patch, ...] = (LATENT_LAYER,)
