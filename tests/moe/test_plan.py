@@ -21,6 +21,7 @@ from vllm_ascend_patch.core.moe.limits import MoEFacts
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts
 from vllm_ascend_patch.core.moe.soc import Soc
 from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, method_traffic
+from vllm_ascend_patch.releases.latent import first_release
 
 QWEN3_30B: dict[str, Any] = {
     "hidden_size": 2048,
@@ -44,6 +45,8 @@ DEEPSEEK_V3: dict[str, Any] = {
     "moe_layer_freq": 1,
     "torch_dtype": "bfloat16",
 }
+CONFIGURATIONS = Path(__file__).parent / "configurations"
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 W8A8 = {
     "quant_method": "compressed-tensors",
     "config_groups": {
@@ -190,6 +193,75 @@ def test_plan_of_a_window_depends_on_the_longest_request(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "with requests of up to 32768 tokens" in run(tmp_path).stdout
     assert planned(tmp_path, "--max-model-len", 4096)["not_served"] == []
+
+
+def latent_config(name: str, folder: Path, **changes: Any) -> Path:
+    """A published configuration, changed, in a folder of its own."""
+    config = json.loads((CONFIGURATIONS / f"{name}.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "plainly"),
+    [("deepseek_v3", 671.0, 85.33), ("kimi_k2", 1026.4, 42.67)],
+)
+def test_plan_of_latent_attention_knows_its_cache(tmp_path: Path, name: str, billions: float, plainly: float) -> None:
+    """61 layers x 576 elements x 2 bytes, whatever the number of heads; on one rank all published parameters."""
+    memory = planned(latent_config(name, tmp_path), "--vllm", "0.32.0")["memory"]
+    assert memory["cache_per_token"] == 61 * 576 * 2
+    assert memory["plain_cache_per_token"] / memory["cache_per_token"] == pytest.approx(plainly, abs=0.01)
+    assert memory["weights"] / 2 / 1e9 == pytest.approx(billions, abs=0.1)
+    assert memory["tokens"] == 0
+
+
+def test_plan_of_latent_attention_says_what_fits(tmp_path: Path) -> None:
+    """DeepSeek-V3 on 16 NPUs of 64 GiB: not in bfloat16; in W8A8, with 140,000 tokens per rank of data parallelism."""
+    cluster = ("--tp", 1, "--dp", 16, "--vllm", "0.32.0")
+    floats = run(latent_config("deepseek_v3", tmp_path), *cluster)
+    assert floats.exit_code == 0
+    assert "of 58.9 GiB: they do not fit" in floats.output
+    model = latent_config("deepseek_v3", tmp_path, quantization_config=W8A8)
+    memory = planned(model, *cluster)["memory"]
+    # 58 x 16 experts and shared ones; attention but the latents' up-projection, dense layers: int8; embeddings, routers
+    experts = 58 * 16 * 3 * 7168 * 2048
+    attention = 61 * (1536 * (7168 + 24576) + 7168 * 576 + 16384 * 7168 + 2 * 512 * 32768)
+    others = 3 * 3 * 7168 * 18432 + 58 * 3 * 7168 * 2048 + 2 * (2 * 129280 + 58 * 256) * 7168
+    assert memory["weights"] == experts + attention + others
+    assert memory["tokens"] == (int(64 * 2**30 * 0.92) - memory["weights"]) // (61 * 576 * 2)
+    assert "68.6 KiB per token and rank, whatever the number of heads; VLLM_MLA_DISABLE=1: 5,856.0 KiB" in (
+        run(model, *cluster).output.replace("\n", " ")
+    )
+    wider = planned(model, "--tp", 4, "--dp", 4, "--vllm", "0.32.0")["memory"]
+    assert wider["cache_per_token"] == memory["cache_per_token"], "every tensor parallel rank has all of it"
+    assert wider["weights"] < memory["weights"]
+
+
+def test_plan_of_grouped_query_attention_divides_its_cache(model: Path) -> None:
+    config = {**QWEN3_30B, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128}
+    (model / "config.json").write_text(json.dumps(config))
+    for tp, heads in ((1, 4), (2, 2), (8, 1)):
+        memory = planned(model, "--tp", tp, "--dp", 8)["memory"]
+        assert memory["cache_per_token"] == 2 * heads * 128 * 48 * 2
+        assert memory["plain_cache_per_token"] is None
+
+
+def test_plan_asks_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a start does; the published checkpoint is fp8, which is said before."""
+    model = latent_config("kimi_k2", tmp_path)
+    assert planned(model, "--vllm", first_release())["served_from"] == first_release()
+    result = run(model, "--vllm", "0.14.1")
+    assert result.exit_code == 1
+    assert f"vLLM 0.14.1 is older than {first_release()}, the first release that serves it" in result.stdout
+    monkeypatch.setenv("VLLM_MLA_DISABLE", "1")
+    plain = planned(model, "--vllm", "0.14.1")
+    assert (plain["served_from"], plain["memory"]["plain_cache_per_token"]) == (None, None)
+    assert plain["memory"]["cache_per_token"] == 64 * 2 * 192 * 61 * 2
+    monkeypatch.delenv("VLLM_MLA_DISABLE")
+    published = run(latent_config("kimi_k2", tmp_path, quantization_config=FP8), "--vllm", "0.32.0")
+    assert published.exit_code == 1
+    assert "Take a bfloat16 or W8A8 checkpoint" in published.stdout
+    assert run(model, "--vllm", "new").exit_code == 2
 
 
 def test_plan_draws(model: Path, tmp_path: Path) -> None:

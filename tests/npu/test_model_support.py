@@ -138,7 +138,7 @@ def test_a_release_that_is_too_old_for_latent_attention_names_the_first_that_ser
     model = read("DeepseekV3ForCausalLM", LATENT)
     assert latent_obstacle(first_release()) is None
     problem = latent_release_problem(model, latent_obstacle("0.14.1")) or ""
-    assert f"with vLLM 0.14.1: the first release that it is served with is {first_release()}" in problem
+    assert f"vLLM 0.14.1 is older than {first_release()}, the first release that serves it" in problem
     assert "Install that or a newer one, or do without. Set VLLM_MLA_DISABLE=1" in problem
     other = read("LongcatFlashForCausalLM", LATENT)
     assert "VLLM_MLA_DISABLE" not in (latent_release_problem(other, latent_obstacle("0.14.1")) or "")

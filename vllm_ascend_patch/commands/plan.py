@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``plan`` command: whether a model would be served, and what a deployment will do in its MoE layers and why, from the
-model's configuration and a cluster's sizes. Needs no device and no torch; all numbers come from ``core/moe``."""
+"""The ``plan`` command: whether a model would be served, what fits, and what a deployment will do in its MoE layers and why,
+from the model's configuration and a cluster's sizes. Needs no device and no torch; all numbers come from ``core``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 
-from vllm_ascend_patch.core.model_support import Parallelism, problems
+from vllm_ascend_patch.core.memory_plan import MemoryPlan, memory_plan
+from vllm_ascend_patch.core.model_support import Parallelism, latent_release_problem, problems
 from vllm_ascend_patch.core.model_traits import traits_of
 from vllm_ascend_patch.core.moe.capacity import Capacity, SchedulerFacts
 from vllm_ascend_patch.core.moe.comm import METHODS
@@ -23,10 +24,13 @@ from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
 from vllm_ascend_patch.core.moe.selection import AUTO, check_start_up, regimes, select
 from vllm_ascend_patch.core.moe.soc import Soc
 from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, method_traffic
+from vllm_ascend_patch.releases.guard import installed_release
+from vllm_ascend_patch.releases.latent import first_release, latent_obstacle
 
-from .calling import ImageFile, call
+from .calling import ImageFile, call, version_number
 
 MIB = 1 << 20
+GIB = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,7 @@ class Plan:
     """Everything that the command prints.
 
     ``not_served`` has the messages with which a start would refuse the model; the rest is what would be done if it did not.
+    ``served_from`` is the oldest vLLM that serves the model's kind of attention, None where all do.
     """
 
     not_served: tuple[str, ...]
@@ -81,6 +86,13 @@ class Plan:
     ranks_per_token: float
     traffic: tuple[TrafficRow, ...]
     expert_mib_per_rank: float
+    served_from: str | None = None
+    memory: MemoryPlan | None = None
+
+
+def expert_share(facts: MoEFacts) -> float:
+    """Experts of a layer that a rank holds; without expert parallelism every rank has a slice of every one."""
+    return facts.local_experts if facts.ep_size > 1 else facts.num_experts / (facts.tp_size * facts.dp_size)
 
 
 def make_plan(
@@ -89,8 +101,6 @@ def make_plan(
     """Work a plan out; ``MoELimitError`` when the deployment would be refused at start-up."""
     capacity = check_start_up(facts, scheduler, forced)
     any_release = forced == "auto" and not facts.newest_limits
-    # Without expert parallelism every rank holds a slice of every expert.
-    share = facts.local_experts if facts.ep_size > 1 else facts.num_experts / (facts.tp_size * facts.dp_size)
     return Plan(
         not_served=tuple(not_served),
         model=model,
@@ -101,7 +111,7 @@ def make_plan(
         regimes=tuple(_regimes(facts, scheduler, capacity, forced)),
         ranks_per_token=distinct_ranks(facts),
         traffic=tuple(_traffic(facts, scheduler, capacity, forced)),
-        expert_mib_per_rank=share * model.expert_bytes * model.moe_layers / MIB,
+        expert_mib_per_rank=expert_share(facts) * model.expert_bytes * model.moe_layers / MIB,
     )
 
 
@@ -165,6 +175,7 @@ def show(plan: Plan) -> None:
             + ("W8A8" if model.quantized else model.dtype),
         ),
         ("served", "no, as said above" if plan.not_served else "yes, by what its configuration tells"),
+        *([("vLLM", f"{plan.served_from} or newer, for latent attention (MLA)")] if plan.served_from else []),
         ("cluster", f"{facts.soc.value}, {facts.num_nodes} node(s), {layout}"),
         (
             "experts per rank",
@@ -173,6 +184,7 @@ def show(plan: Plan) -> None:
             else f"a slice of all {facts.num_experts}",
         ),
         ("expert memory per rank", f"{plan.expert_mib_per_rank:,.0f} MiB"),
+        *(_memory_rows(plan.memory) if plan.memory else []),
     ]
     if facts.ep_size > 1:
         summary.append(
@@ -211,6 +223,24 @@ def show(plan: Plan) -> None:
             ],
         )
     )
+
+
+def _memory_rows(memory: MemoryPlan) -> list[tuple[str, str]]:
+    """What a rank's memory holds, in words."""
+    cache = f"{memory.cache_per_token / 1024:,.1f} KiB per token and rank"
+    if memory.plain_cache_per_token is not None:
+        times = memory.plain_cache_per_token / memory.cache_per_token
+        cache += (
+            f", whatever the number of heads; VLLM_MLA_DISABLE=1: {memory.plain_cache_per_token / 1024:,.1f} KiB "
+            f"({times:.1f} times)"
+        )
+    weights, available = memory.weights / GIB, memory.available / GIB
+    fits = f"weights take about {weights:,.1f} of {available:,.1f} GiB"
+    if memory.tokens:
+        fits += f"; a cache of {memory.tokens:,} tokens per DP rank in the rest, before activations and buffers"
+    else:
+        fits += ": they do not fit. More ranks, or int8 weights (W8A8), make the share smaller"
+    return [("KV cache", cache), ("fits", fits)]
 
 
 def _figures(row: TrafficRow, method: str) -> str:
@@ -268,6 +298,9 @@ MAX_NUM_BATCHED_TOKENS = 2048
 MAX_NUM_SEQS = 256
 """Likewise."""
 
+_UTILIZATION = 0.92
+"""``--gpu-memory-utilization`` of the newest releases."""
+
 _LARGEST_GRAPH = 512
 """vLLM captures no larger graph unless it is told to."""
 
@@ -313,6 +346,19 @@ def default_captured_tokens(max_num_batched_tokens: int, max_num_seqs: int) -> i
     "--captured-tokens", type=_MAYBE, help="Largest captured graph; 0 for eager.  [default: that of a default serve]"
 )
 @click.option("--enforce-eager", is_flag=True, help="As in vLLM: no graphs.")
+@click.option(
+    "--device-memory",
+    type=_COUNT,
+    default=64,
+    show_default=True,
+    help="GiB of a device; a default serve takes 92 % of it.",
+)
+@click.option(
+    "--vllm",
+    "release",
+    callback=version_number,
+    help="The vLLM that is to serve.  [default: the installed one, if any]",
+)
 @click.option("--hccl-buffsize", type=_COUNT, help="HCCL_BUFFSIZE in MiB.  [default: from the environment]")
 @click.option("--moe-comm", type=click.Choice([AUTO, *METHODS]), default=AUTO, show_default=True)
 @click.option("--operators", type=click.IntRange(1, 2), default=2, show_default=True, help="Dispatch/combine version.")
@@ -333,6 +379,8 @@ def plan(
     speculative_tokens: int,
     captured_tokens: int | None,
     enforce_eager: bool,
+    device_memory: int,
+    release: str | None,
     hccl_buffsize: int | None,
     moe_comm: str,
     operators: int,
@@ -391,7 +439,15 @@ def plan(
         if max_model_len is not None:
             traits = replace(traits, max_model_len=max_model_len)
         refused = problems(traits, Parallelism(tp_size=tp, dp_size=dp, expert_parallel=expert_parallel))
-        made = make_plan(facts_of_model, facts, scheduler, moe_comm, refused)
+        release = release or installed_release()
+        too_old = latent_release_problem(traits, latent_obstacle(release)) if release is not None else None
+        made = replace(
+            make_plan(facts_of_model, facts, scheduler, moe_comm, [*refused, *([too_old] if too_old else [])]),
+            served_from=first_release() if traits.latent else None,
+            memory=memory_plan(
+                config, traits, facts_of_model, tp, expert_share(facts), int(device_memory * GIB * _UTILIZATION)
+            ),
+        )
     except MoEConfigError as error:
         raise click.ClickException(str(error)) from error
     if as_json:

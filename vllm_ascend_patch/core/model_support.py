@@ -99,8 +99,8 @@ def latent_release_problem(model: ModelTraits, obstacle: str | None) -> str | No
     if not model.latent or obstacle is None:
         return None
     return (
-        f"{model.name}: multi-head latent attention (MLA) is not supported on Ascend NPUs by this port {obstacle}. Install "
-        f"that or a newer one, or do without. {mla_remedy(model)}"
+        f"{model.name}: multi-head latent attention (MLA) is not supported {_HERE}: {obstacle}. Install that or a newer "
+        f"one, or do without. {mla_remedy(model)}"
     )
 
 

@@ -17,7 +17,7 @@ def first_release() -> str:
 
 
 def latent_obstacle(release: str) -> str | None:
-    """Why ``release`` does not serve it, and the first that does, in words; None if it does."""
+    """Why ``release`` does not serve it, in words that name the first that does; None if it does."""
     if records.covers(LATENT_LAYER, release):
         return None
-    return f"with vLLM {release}: the first release that it is served with is {first_release()}"
+    return f"vLLM {release} is older than {first_release()}, the first release that serves it"
