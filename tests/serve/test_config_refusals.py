@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models
-from tests.support.installed import vllm_file
+from tests.support.installed import HAS_LATENT_ATTENTION, vllm_file
 from tests.support.processes import result_of
 
 from .scripts import job_for, run_script
@@ -66,6 +66,12 @@ SERVED: dict[str, dict[str, Any]] = {
     "moe backend": OURS,
     "small window": OURS | {"tokens": 256},
 }
+if not HAS_LATENT_ATTENTION:
+    too_old = ("the first release that serves it", "Set VLLM_MLA_DISABLE=1")
+    said_before = ("latent fp8", "latent float32")
+    REFUSED |= {case: too_old for case in REFUSED if case.startswith("latent ") and case not in said_before}
+    REFUSED["latent served"] = too_old
+    del SERVED["latent served"]
 _RUNNER = vllm_file("model_executor", "layers", "fused_moe", "runner", "moe_runner.py")
 if not (_RUNNER.exists() and "_maybe_apply_routed_scale_to_output" in _RUNNER.read_text()):
     del REFUSED["scaled in float16"]

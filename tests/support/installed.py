@@ -35,9 +35,9 @@ needs_int8_experts = pytest.mark.skipif(
     ).exists(),
     reason="this vLLM has no int8 experts of its own to take the place of: such checkpoints are refused at start-up",
 )
-_PLATFORM = vllm_file("platforms", "interface.py")
-HAS_LATENT_ATTENTION = _PLATFORM.exists() and "def get_mla_prefill_backend_cls" in _PLATFORM.read_text()
+_LATENT = vllm_file("model_executor", "layers", "attention", "mla_attention.py")
+HAS_LATENT_ATTENTION = _LATENT.exists() and "def unified_mla_kv_cache_update" in _LATENT.read_text()
 needs_latent_attention = pytest.mark.skipif(
     not HAS_LATENT_ATTENTION,
-    reason="this vLLM asks no platform for the prefill of latent attention: refused, as test_config_refusals.py shows",
+    reason="this vLLM's layer of latent attention writes the cache itself: refused, as test_config_refusals.py shows",
 )

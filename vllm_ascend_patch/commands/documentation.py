@@ -57,7 +57,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("The same in the oldest releases, whose ranks exchange token counts only", ("step_before_0_12",)),
     ("The engines' own exchange", ("engines",)),
     ("MoE forward", ("moe",)),
-    ("Device port", ("port", "graphs")),
+    ("Device port", ("port", "latent", "graphs")),
 )
 
 

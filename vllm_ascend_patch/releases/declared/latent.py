@@ -14,7 +14,7 @@ LATENT_LAYER = Patch(
     kind=Kind.WRAP,
     implementation="vllm_ascend_patch.seams.port.latent_attention:forward_impl",
     reads=("attn_metadata", "output"),
-    releases=">=0.32",
+    releases=">=0.17",
     why=(
         "Upstream leaves rows of a padded batch unwritten, which MoE layers then route; and its profiling run sees one "
         "of the tensors that prefill takes."
@@ -23,7 +23,28 @@ LATENT_LAYER = Patch(
     upstream="none: its own kernels tolerate what is in memory",
     remove_when="vLLM zeroes padded rows of latent attention on every device",
 )
-"""Releases for which it is not declared refuse these models (``releases/latent.py``): before 0.32 no platform is asked for
-the class that does prefill."""
+"""Releases for which it is not declared refuse these models (``releases/latent.py``): before 0.17 the layer itself calls
+CUDA's kernel to write its cache."""
 
-PATCHES: tuple[Patch, ...] = (LATENT_LAYER,)
+_PREFILL = "vllm.v1.attention.backends.mla.prefill"
+
+PATCHES: tuple[Patch, ...] = (
+    LATENT_LAYER,
+    Patch(
+        id="latent-prefill",
+        target=f"{_PREFILL}.selector:get_mla_prefill_backend",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.port.latent_prefill:get_mla_prefill_backend",
+        aliases=(
+            f"{_PREFILL}:get_mla_prefill_backend",
+            "vllm.model_executor.layers.attention.mla_attention:get_mla_prefill_backend",
+            "vllm.models.kimi_k3.nvidia.mla:get_mla_prefill_backend",
+            "vllm.model_executor.warmup.fa4_cutedsl_warmup:get_mla_prefill_backend",
+        ),
+        releases=">=0.21,<0.32",
+        why="Which class does the prefill of latent attention is chosen among CUDA's kernels; no platform is asked.",
+        how="Asks the platform.",
+        upstream="Platform.get_mla_prefill_backend_cls, from 0.32 on",
+        remove_when="the releases without that question are no longer supported",
+    ),
+)

@@ -17,7 +17,7 @@ def forward_impl(original: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
     if metadata is None:
         _allocate_like_prefill(layer, output)
     result = original(layer, *args, **kwargs)
-    if metadata is not None:
+    if metadata is not None and len(output) > metadata.num_actual_tokens:
         output[metadata.num_actual_tokens :].zero_()
     return result
 

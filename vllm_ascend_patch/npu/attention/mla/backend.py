@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import torch
 import torch_npu
 from vllm.forward_context import get_forward_context
-from vllm.model_executor.layers.attention.mla_attention import MLACommonBackend, MLACommonImpl, MLACommonMetadata
 
 from vllm_ascend_patch.core.latent_support import padded_heads
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 from vllm_ascend_patch.npu.attention.operator_arguments import CAUSAL_RIGHT_DOWN, causal_mask, nd_cache_mode
 
+from .interface import CHOOSES_KERNELS, MLACommonBackend, MLACommonImpl, MLACommonMetadata
 from .layout import split_cache, split_rows
 from .metadata import NPUMLADecodeMetadata, NPUMLAMetadataBuilder
 
@@ -53,7 +53,10 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
     """One layer's latent attention."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        if CHOOSES_KERNELS:
+            _keep_sizes(self, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
         causal_mask(
             torch.device("npu", torch_npu.npu.current_device())
         )  # kept for good: memory profiling has to see it
@@ -135,19 +138,17 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
     ) -> None:
-        """Prefill. Upstream's without context; with some, partial results are merged as they come, so that nothing has to
-        stand for requests without any."""
+        """Prefill. Partial results over context are merged as they come, so that nothing has to stand for requests without
+        any."""
         prefill = attn_metadata.prefill
         assert prefill is not None
-        context = prefill.chunked_context
-        if context is None:
-            super().forward_mha(q, kv_c_normed, k_pe, kv_c_and_k_pe_cache, attn_metadata, k_scale, output, output_scale)
-            return
-        backend = prefill.prefill_backend
+        context, backend = prefill.chunked_context, prefill.prefill_backend
         assert backend is not None
-        result, sums = backend.run_prefill_new_tokens(
-            q, *self._keys_and_values(kv_c_normed, k_pe), return_softmax_lse=True
-        )
+        keys, values = self._keys_and_values(kv_c_normed, k_pe)
+        if context is None:
+            output.copy_(backend.run_prefill_new_tokens(q, keys, values, return_softmax_lse=False).flatten(1))
+            return
+        result, sums = backend.run_prefill_new_tokens(q, keys, values, return_softmax_lse=True)
         for chunk in context.chunks:
             latents, ropes = split_rows(context.workspace, chunk.num_context_tokens, (chunk.num_context_tokens, 1))
             torch_npu.npu_gather_pa_kv_cache(
@@ -167,8 +168,11 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
                 [result[rows].flatten(0, 1), part.flatten(0, 1)],
                 1,  # with the log-sum-exp, for the next chunk
             )
-            result[rows] = merged.view_as(part)
-            sums[:, rows] = merged_sums.view(-1, self.num_heads).t()
+            merged, merged_sums = merged.view_as(part), merged_sums.view(-1, self.num_heads).t()
+            if len(part) == len(result):  # all requests have context in this chunk, as in most steps
+                result, sums = merged, merged_sums
+            else:
+                result[rows], sums[:, rows] = merged, merged_sums
         output.copy_(result.flatten(1))
 
     def _keys_and_values(self, latents: torch.Tensor, ropes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -176,6 +180,12 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
         parts = self.kv_b_proj(latents)[0].view(-1, self.num_heads, self.qk_nope_head_dim + self.v_head_dim)
         nope, values = parts.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         return self._concat_k_nope_k_pe(nope, ropes), values
+
+
+def _keep_sizes(impl: NPUMLAImpl, **sizes: Any) -> None:
+    """What upstream's constructor keeps, where it also demands a kernel of CUDA's."""
+    impl.__dict__.update(sizes)
+    impl._use_flashinfer_concat_mla_k = False
 
 
 def _real_tokens() -> int:

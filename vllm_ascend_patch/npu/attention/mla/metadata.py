@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adds to upstream's MLA metadata what the operator takes from the host: lengths of the decode requests."""
+"""Adds to upstream's MLA metadata what the operators take from the host: lengths of decode and prefill requests.
+
+Where the installed vLLM plans chunks of context otherwise than the operators want them, or has no class for prefill, it
+adds these, too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
-from vllm.model_executor.layers.attention.mla_attention import (
-    MLACommonDecodeMetadata,
-    MLACommonMetadata,
-    MLACommonMetadataBuilder,
-    QueryLenSupport,
-)
 
 from vllm_ascend_patch.npu.attention.interface import CommonAttentionMetadata
 from vllm_ascend_patch.npu.attention.metadata import host_context_lens
+
+from .chunks import chunked_context
+from .interface import MLACommonDecodeMetadata, MLACommonMetadata, MLACommonMetadataBuilder, QueryLenSupport
+from .prefill import NPUMLAPrefillBackend
 
 
 @dataclass
@@ -30,6 +33,10 @@ class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
     """Upstream's; requests whose drafts are verified decode, too, as long as all have the same number of them."""
 
     query_len_support: ClassVar[QueryLenSupport] = QueryLenSupport.UNIFORM
+
+    def __init__(self, kv_cache_spec: Any, layer_names: list[str], *args: Any, **kwargs: Any) -> None:
+        super().__init__(kv_cache_spec, layer_names, *args, **kwargs)
+        self._layer_name = layer_names[0]
 
     def _build_decode(
         self,
@@ -53,7 +60,27 @@ class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
         if metadata.decode is not None:
             metadata.decode.context_lens = host_context_lens(common_attn_metadata, metadata.num_decodes)
+        if metadata.prefill is not None:
+            self._complete_prefill(metadata.prefill, common_attn_metadata, metadata.num_decodes)
         return metadata
+
+    def _complete_prefill(self, prefill: Any, common: CommonAttentionMetadata, first: int) -> None:
+        """Add to the metadata of the requests from ``first`` on, which prefill."""
+        starts = common.query_start_loc_cpu[first : common.num_reqs + 1].tolist()
+        query_lens = [after - before for before, after in pairwise(starts)]
+        if not hasattr(prefill, "prefill_backend"):
+            layer = self.compilation_config.static_forward_context[self._layer_name]
+            prefill.prefill_backend = NPUMLAPrefillBackend(num_heads=layer.num_heads, scale=layer.scale)
+        prefill.prefill_backend.query_lens = query_lens
+        context = prefill.chunked_context
+        if context is not None and not hasattr(context, "chunks"):
+            lens = host_context_lens(common, common.num_reqs)[first:]
+            prefill.chunked_context = chunked_context(
+                [length - new for length, new in zip(lens, query_lens, strict=True)],
+                list(accumulate(query_lens)),
+                context.workspace,
+                self.kv_cache_spec.block_size,
+            )
 
     def build_for_drafting(self, common_attn_metadata: CommonAttentionMetadata, draft_index: int) -> MLACommonMetadata:
         """Upstream's host lengths still count refused drafts from the second forward of a drafter on."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill of latent attention: dense keys and values per head, in one operator call each for new tokens and for a chunk of
-context. vLLM asks the platform for this class."""
+context. vLLM asks the platform for this class, or is made to; before 0.21 the metadata's builder makes it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 
 import torch
 import torch_npu
-from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
 
 from vllm_ascend_patch.npu.attention.operator_arguments import CAUSAL_RIGHT_DOWN, causal_mask
 
+from .interface import MLAPrefillBackend
+
 
 class NPUMLAPrefillBackend(MLAPrefillBackend):
-    """``npu_fused_infer_attention_score`` in layout TND; head sizes as in ``core/latent_support.py``."""
+    """``npu_fused_infer_attention_score`` in layout TND; head sizes as in ``core/latent_support.py``.
+
+    ``query_lens``: new tokens of each request of the step that prefills, set by the metadata's builder.
+    """
+
+    query_lens: list[int]
 
     @staticmethod
     def get_name() -> str:
         return "ASCEND_NPU"
-
-    def prepare_metadata(self, prefill_metadata: Any) -> None:
-        super().prepare_metadata(prefill_metadata)
-        self._query_lens: list[int] = prefill_metadata.query_lens_cpu.tolist()
 
     def run_prefill_new_tokens(
         self,
@@ -37,7 +39,7 @@ class NPUMLAPrefillBackend(MLAPrefillBackend):
         """The step's new tokens among themselves, causal. Shapes as in ``_attend``; the sums only if asked for."""
         if output_scale is not None:
             raise NotImplementedError("fused output quantisation is not supported on Ascend NPUs by this port")
-        ends = list(accumulate(self._query_lens))
+        ends = list(accumulate(self.query_lens))
         mask = {"sparse_mode": CAUSAL_RIGHT_DOWN, "atten_mask": causal_mask(q.device)}
         result, sums = self._attend(q, k, v, ends, ends, return_softmax_lse, **mask)
         return (result, sums) if return_softmax_lse else result
@@ -46,7 +48,7 @@ class NPUMLAPrefillBackend(MLAPrefillBackend):
         self, chunk: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """New tokens of the chunk's requests against context that all of them see."""
-        query_ends = list(accumulate(self._query_lens[chunk.request_slice]))
+        query_ends = list(accumulate(self.query_lens[chunk.request_slice]))
         return self._attend(q, k, v, query_ends, list(accumulate(chunk.seq_lens.tolist())), True)
 
     def _attend(
