@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.demo.steps import read_events
 from vllm_ascend_patch.releases.graphs import graph_obstacle
+from vllm_ascend_patch.releases.latent import latent_obstacle
 
 MAX_TOKENS = 12
 """Enough to decode over a few steps; the oracle's margins hold for the first tokens as for all."""
@@ -24,12 +25,13 @@ class Configuration:
     """One engine: ``tp`` x ``dp`` NPUs of ``soc``.
 
     Attributes:
-        family: of the tiny model (``tests/support/tiny_models.py``).
+        family: of the tiny model (``tests/support/tiny_models.py``, ``latent_models.py``).
         force: methods that are forced one after the other, once the engine has served with its own choice.
         takes: methods that have to be taken in all.
         arguments: further engine arguments.
         environment: further environment variables.
         graphs: the model is compiled and captured, and every worker has to replay.
+        latent: the model has multi-head latent attention; releases that do not serve it have to refuse it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Configuration:
     arguments: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     graphs: bool = False
+    latent: bool = False
 
     def job(self, model: Path, prompts: list[list[int]], folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         """The job for ``engine.py``; its workers write into ``folder``. ``arguments`` are the release's."""
@@ -76,6 +79,17 @@ CONFIGURATIONS: dict[str, Configuration] = {
         takes=frozenset({"allgather"}),
         environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
     ),
+    # A DeepSeek-V3 shape: prompts in chunks over context, and a shared prefix.
+    "mla": Configuration(
+        name="MLA, one device",
+        tp=1,
+        dp=1,
+        family="deepseek_v3",
+        soc="A2",
+        takes=frozenset({"allgather"}),
+        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+        latent=True,
+    ),
     # Wide enough for MC2 on A3, where decoding then goes through MC2 and long prompts, on so few ranks, through AllGather.
     # The worker shares the process of its engine.
     "dp2": Configuration(
@@ -109,6 +123,11 @@ CONFIGURATIONS["graphs"] = replace(CONFIGURATIONS["dp2"], name="DP 2, EP, graphs
 def obstacle(configuration: Configuration, release: str) -> str | None:
     """Why the configuration cannot be run on this release with the matrix's torch, in words."""
     return graph_obstacle(release) if configuration.graphs else None
+
+
+def expected_refusal(configuration: Configuration, release: str) -> str | None:
+    """The words with which this release has to refuse the configuration; None where it has to serve."""
+    return latent_obstacle(release) if configuration.latent else None
 
 
 def judge(configuration: Configuration, result: dict[str, Any], answers: list[list[int]]) -> list[str]:

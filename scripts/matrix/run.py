@@ -3,7 +3,7 @@
 
     scripts/matrix.sh                      every release, every configuration
     scripts/matrix.sh 0.33.0 0.12.0        some releases
-    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, dp2, tp2dp2 or graphs
+    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, mla, dp2, tp2dp2 or graphs
 
 Results are merged into the result file; the tables of releases and the doctor's words are made from it (``table.py``).
 """
@@ -26,7 +26,7 @@ from vllm_ascend_patch.patching.source import SourceUnavailable
 
 from . import releases, runner, sources, table
 from .cases import cases as make_cases
-from .configurations import CONFIGURATIONS, obstacle
+from .configurations import CONFIGURATIONS, expected_refusal, obstacle
 
 RESULTS = ROOT / "docs" / "matrix.json"
 _INTENDED = ("works", "refused", "eager")
@@ -105,7 +105,8 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
         with _shared:
             model, cases = make_cases(configuration.family, cache / "models")
         log = Path(tempfile.gettempdir()) / f"matrix-{release}-{key}.log"
-        records[key] = runner.run(configuration, paths, model, cases, arguments, seconds, log)
+        refusal = expected_refusal(configuration, release)
+        records[key] = runner.run(configuration, paths, model, cases, arguments, seconds, log, refusal)
         if records[key]["outcome"] in _INTENDED:
             log.unlink()
         else:

@@ -31,6 +31,7 @@ def run(
     arguments: dict[str, Any],
     seconds: float,
     log: Path,
+    refusal: str | None = None,
 ) -> dict[str, Any]:
     """Run the engine and judge it: ``outcome`` is ``works``, ``refused``, ``wrong``, ``fails`` or ``hangs``.
 
@@ -39,6 +40,7 @@ def run(
         cases: prompts with the oracle's answers.
         arguments: engine arguments that the release needs.
         log: file that takes the engine's output.
+        refusal: what has to be said in place of serving, None where the release has to serve.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
@@ -59,11 +61,15 @@ def run(
         return {**record, "outcome": "hangs", "why": f"no result within {seconds:.0f} s"}
     if not has_result(text):
         why = last_error(text)
+        if refusal is not None and refusal in why:
+            return {**record, "outcome": "refused", "why": refusal}
         refused = any(name in why for name in _REFUSALS)
         return {**record, "outcome": "refused" if refused else "fails", "why": why}
     answers = [case["answer"] for case in cases]
     result = result_of(subprocess.CompletedProcess(command, returncode, text))
     problems = judge(configuration, result, answers) + problems
+    if refusal is not None:
+        problems.append(f"served, though {refusal}")
     record |= {"outcome": "wrong" if problems else "works", **summary}
     return {**record, "why": "; ".join(problems)} if problems else record
 

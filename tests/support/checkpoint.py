@@ -11,21 +11,22 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from . import draft_models, tiny_models
+from . import draft_models, latent_models, tiny_models
 from .processes import report
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("family", help="of tiny_models.py, or glm4_moe, which has a drafter")
+    parser.add_argument("family", help="of tiny_models.py or latent_models.py, or glm4_moe, with a drafter")
     parser.add_argument("--tokenizer", action="store_true", help="for releases that ask for one: a word per token id")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    make = (
-        draft_models.make if options.family == "glm4_moe" else lambda folder: tiny_models.make(options.family, folder)
-    )
-    path = make(options.folder)
+    if options.family == "glm4_moe":
+        path = draft_models.make(options.folder)
+    else:
+        module = latent_models if options.family in latent_models.CONFIGS else tiny_models
+        path = module.make(options.family, options.folder)
     cases = [asdict(case) for case in tiny_models.cases(path)]
     if options.tokenizer:
         write_tokenizer(path)
