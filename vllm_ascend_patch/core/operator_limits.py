@@ -356,6 +356,14 @@ ROWS: tuple[Row, ...] = (
         f"the {UNPERMUTE_MAX_TOP_K} of npu_moe_token_unpermute is reached first",
     ),
     Row(
+        "npu_moe_gating_top_k",
+        "experts, groups, k",
+        "the model's experts and groups; top-k",
+        "2048 experts, also with each group rounded up to 32; at least 3 per group; k within the groups that are kept",
+        "W, D",
+        "core/moe/gating.py: torch operators otherwise",
+    ),
+    Row(
         "npu_grouped_matmul",
         "groups",
         "experts / EP",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch_npu
 
+from . import gating
 from .constants import at_least, row_index
 
 _KNUTH_MULTIPLIER = 2654435769  # floor(2**32 / golden ratio): spreads consecutive token indices over replicas
@@ -53,6 +54,8 @@ def top_k_sigmoid(
 
     ``scaling_factor`` multiplies the weights after normalisation. A NaN counts as a score of 0, of its expert alone.
     """
+    if renormalize and gating.takes(logits.shape[1], top_k):
+        return gating.sigmoid_top_k(logits, top_k, selection_bias, scaling_factor)
     weights, ids = _biased_top_k(logits.float().sigmoid().nan_to_num(nan=0.0), top_k, selection_bias)
     if renormalize:
         weights = _normalised(weights)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Supplies the router kernels that an out-of-tree device lacks in stock vLLM: top-k, and the map to expert replicas.
+"""Supplies the router kernels that an out-of-tree device lacks in stock vLLM: top-k, grouped top-k, and the map to expert
+replicas.
 
 Only adapts call signatures; the arithmetic is ``core/moe/router_ops.py``. All arguments are bound by name.
 """
@@ -7,6 +8,8 @@ Only adapts call signatures; the arithmetic is ``core/moe/router_ops.py``. All a
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from vllm_ascend_patch.seams.by_name import parameters_of
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +52,20 @@ def topk_sigmoid(
     )
     topk_weights.copy_(weights)
     topk_ids.copy_(ids)
+
+
+def grouped_topk(original: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and ids of upstream's grouped router: one operator for normalised sigmoids, else upstream's own."""
+    from vllm_ascend_patch.core.moe import gating
+
+    given = dict(zip(parameters_of(original), args, strict=False)) | kwargs
+    logits, top_k = given["gating_output"], given["topk"]
+    groups, kept = given.get("num_expert_group", 0), given.get("topk_group", 0)
+    normalised_sigmoid = given.get("scoring_func") == "sigmoid" and given["renormalize"]
+    if not (normalised_sigmoid and gating.takes(logits.shape[1], top_k, groups, kept)):
+        return original(*args, **kwargs)  # type: ignore[no-any-return]
+    factor = given.get("routed_scaling_factor", 1.0)
+    return gating.sigmoid_top_k(logits, top_k, given.get("e_score_correction_bias"), factor, groups, kept)
 
 
 def map_to_physical(
