@@ -113,6 +113,10 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
         captured = replace(base, name="captured-with-mask", captured=True, tokens=(8,), active=(5, 0))
         yield captured
         yield replace(captured, name="captured-w8a8", quantized=True)
+    if method == "alltoall":
+        older = replace(base, name="older-operators", operator_version=1, tokens=(7, 2, 11, 1), active=(5, 2, 0, 1))
+        yield older
+        yield replace(older, name="older-operators-w8a8", quantized=True)
     yield replace(base, name="w8a8", quantized=True, tokens=(6, 3))
     yield replace(base, name="w8a8-fp16", quantized=True, dtype="float16", tokens=(6, 3))
     yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))
@@ -194,6 +198,10 @@ def by_default(soc: str, case: Case) -> bool:
     both_ways = grid.dp == grid.tp == 2
     if grid.expert_parallel and (grid.world == 2 or (both_ways and (grid.sequence_parallel or soc == "A2"))):
         return True
-    if grid.world == 8 and case.operator_version == 2 and grid not in (Grid(4, 2), Grid(4, 2, sequence_parallel=True)):
+    if (
+        grid.world == 8
+        and not case.name.startswith("v1")
+        and grid not in (Grid(4, 2), Grid(4, 2, sequence_parallel=True))
+    ):
         return False
-    return case.name in _SHORT or case.operator_version == 1
+    return case.name in _SHORT or case.name.startswith("v1")

@@ -19,6 +19,7 @@ import torch_npu  # noqa: F401  (registers the npu device and the hccl backend)
 
 from tests.support.ranks import run_ranks
 from vllm_ascend_patch.core.moe.comm import make_method
+from vllm_ascend_patch.core.moe.comm.all_to_all import AllToAllMethod
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
 from vllm_ascend_patch.core.moe.comm.mc2 import Mc2Method, Mc2Operators
 from vllm_ascend_patch.core.moe.driver import fused_moe
@@ -142,6 +143,8 @@ def _shared(topology: Topology, layer: Layer, hidden: torch.Tensor) -> torch.Ten
 def make(case: Case, topology: Topology, placement: ExpertPlacement) -> MoECommMethod[Any, Any]:
     if case.method == "mc2":
         return Mc2Method(topology, placement, Mc2Operators(detect_soc(), case.operator_version))
+    if case.method == "alltoall":
+        return AllToAllMethod(topology, placement, case.operator_version)
     return make_method(case.method, topology, placement)
 
 

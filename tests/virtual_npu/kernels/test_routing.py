@@ -341,12 +341,22 @@ def test_finalize_routing_after_init_routing_v2(
     assert_close(out, expected, scale=8)
 
 
+def test_finalize_routing_takes_float32_scales_beside_bfloat16_rows_in_the_newer_wheel() -> None:
+    rows, index = torch.randn(6, 4).bfloat16(), torch.arange(6, dtype=torch.int32)
+    scales = torch.rand(3, 2)
+    out = moe_finalize_routing(rows, None, None, None, scales, index, None, 2, 1)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, (rows.float().view(3, 2, 4) * scales.unsqueeze(2)).sum(1).bfloat16())
+
+
 def test_finalize_routing_limits() -> None:
     op = "npu_moe_finalize_routing"
     rows, index, scales = torch.zeros(6, 4), torch.arange(6, dtype=torch.int32), torch.ones(3, 2)
     for arguments, message in (
         ((rows, None, torch.zeros(3, 4), None, scales, index, None, 2), "skip2 needs skip1"),
         ((rows, None, None, None, scales.half(), index, None, 2), "scales must have the dtype of the rows"),
+        ((rows.bfloat16(), None, None, None, scales, index, None, 2), "scales must have the dtype of the rows"),
+        ((rows.half(), None, None, None, scales, index, None, 2, 1), "scales must have the dtype of the rows"),
         ((rows, None, None, None, scales, index.long(), None, 2), "must be int32"),
         ((rows, None, None, None, scales, index + 1, None, 2), r"must lie in \[0, 6\)"),
         ((rows, None, None, None, scales, index, None, 1), "with drop_pad_mode 1 must have 3 dimension"),

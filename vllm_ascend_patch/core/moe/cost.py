@@ -42,7 +42,7 @@ LINKS: dict[Soc, Links] = {
 DEVICES_PER_HOST = {Soc.A2: 8, Soc.A3: 16}
 """Of the servers that are sold as Atlas 800 A2 and A3, as torch counts devices."""
 
-LAUNCHES = {ALLGATHER: 18, MC2: 5, ALLTOALL: 18}
+LAUNCHES = {ALLGATHER: 18, MC2: 5, ALLTOALL: 15}
 """Operators and collectives of a layer with its expert MLP, as ``benchmarks/moe_host_cost.py`` counts them (even steps)."""
 
 LAUNCH_US = 8.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Ascend generation this is and which dispatch/combine operators the installed torch_npu has.
+"""Which Ascend generation this is and which editions of the MoE operators the installed torch_npu has.
 
 The only file of the core that asks the device who it is; everything else is told.
 """
@@ -50,3 +50,18 @@ def dispatch_operator_version() -> int:
 
     names = ("npu_moe_distribute_dispatch_v2", "npu_moe_distribute_combine_v2")
     return 2 if all(hasattr(torch_npu, name) for name in names) else 1
+
+
+@lru_cache(maxsize=1)
+def routing_operator_version() -> int:
+    """2 when ``npu_moe_init_routing_v2`` takes the number of rows that it shall make and ``npu_moe_finalize_routing``
+    float32 weights beside bf16 rows, else 1.
+
+    The first is documented for torch_npu 2.13 and not for 2.7.1; the second from CANN 8.5 on (aclnnMoeFinalizeRoutingV2),
+    with which 2.7.1 need not be installed. An argument that only the newer wheel has tells them apart.
+    """
+    import torch
+    import torch_npu  # noqa: F401  (registers the operators)
+
+    arguments = torch.ops.npu.npu_moe_init_routing_v2.default._schema.arguments
+    return 2 if "x_dtype" in {argument.name for argument in arguments} else 1

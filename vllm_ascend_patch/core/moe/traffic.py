@@ -22,6 +22,7 @@ COUNT_BYTES = 8
 """int64 count of AllToAll's exchange of sizes."""
 
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_WEIGHT_BYTES = {"bfloat16": 4, "float16": 2, "float32": 4}
 _ID_BYTES = 4
 
 
@@ -126,9 +127,12 @@ def method_traffic(facts: MoEFacts, method: str, tokens: int) -> Traffic:
 
 
 def packed_routing_bytes(facts: MoEFacts) -> int:
-    """What AllToAll's rows carry besides the token: ids, weights and padding to four bytes (``comm/packed_rows.py``)."""
+    """What AllToAll's rows carry besides the token: ids, weights and padding to four bytes (``comm/packed_rows.py``).
+
+    Weights as ``soc.routing_operator_version`` 2 takes them.
+    """
     values = facts.hidden_size if facts.quantized else combine_row_bytes(facts)
-    routing = facts.top_k * (_ID_BYTES + _DTYPE_BYTES[facts.dtype])
+    routing = facts.top_k * (_ID_BYTES + _WEIGHT_BYTES[facts.dtype])
     return routing + -(routing + values) % 4
 
 

@@ -34,7 +34,8 @@ def moe_finalize_routing(
 
     Args:
         expanded_permuted_rows: ``[rows, H]`` (modes 0, 2) or ``[E, C, H]`` (1, 3); fp16, bf16 or fp32.
-        skip1: ``[T, H]``; skip2 needs it. Same dtype as the rows, like bias ``[E, H]`` and scales ``[T, K]``.
+        skip1: ``[T, H]``; skip2 needs it. Same dtype as the rows, like bias ``[E, H]`` and scales ``[T, K]``; beside bf16
+            rows scales may be fp32 (from CANN 8.5 on, hence not with torch_npu 2.7.1).
         expanded_src_to_dst_row: int32 ``[T * K]``: where the row of copy (t, k) is. Modes 0 and 1 store it at
             ``k * T + t``, modes 2 and 3 at ``t * K + k`` (what ``npu_moe_init_routing_v2`` returns). -1 adds nothing.
         export_for_source_row: int32 ``[T, K]``, the experts; needed with bias.
@@ -62,8 +63,12 @@ def moe_finalize_routing(
         ("scales", scales, (tokens, copies)),
     ):
         if tensor is not None:
+            mixed = name == "scales" and k is not ABSENT and rows.dtype == torch.bfloat16
             require(
-                op, tensor.dtype == rows.dtype, f"{name} must have the dtype of the rows ({rows.dtype})", tensor.dtype
+                op,
+                tensor.dtype == rows.dtype or (mixed and tensor.dtype == torch.float32),
+                f"{name} must have the dtype of the rows ({rows.dtype})",
+                tensor.dtype,
             )
             require_shape(op, name, tensor, shape)
     flat = rows.reshape(-1, hidden)

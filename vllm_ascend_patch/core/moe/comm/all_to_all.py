@@ -8,8 +8,8 @@ Collectives per layer:
     all-gather(EP) of counts per destination -> [host read] -> all-to-all(EP) of rows, each with its expert ids, weights
     and scale -> all-to-all(EP) of partial sums -> all-gather(TP) unless sequence parallel.
 
-Rounding, besides that of the expert MLP: router weights and the sums that come back are rounded to the model's dtype. Sums
-are made in float32, on the ranks of the experts and at home.
+Rounding, besides that of the expert MLP: the sums that come back are rounded to the model's dtype, and so are router weights
+unless that is bf16 and the operators take float32 beside it. Sums are made in float32, on the experts' ranks and at home.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import torch.distributed as dist
 from vllm_ascend_patch.core.moe.constants import one_rows
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.experts import quantize_rows
+from vllm_ascend_patch.core.moe.soc import routing_operator_version
 from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
 
 from .base import DispatchedRows, MoECommMethod, MoEInput
 from .collectives import all_gather
-from .destinations import Pairs, Sizes, find_pairs, no_pairs, sort_index
-from .local_routing import sum_present
+from .destinations import Pairs, Sizes, Targets, find_pairs, no_pairs, sort_index
+from .local_routing import SortedRows, sort_by_expert, sum_present
 from .packed_rows import RowLayout
 from .token_split import TokenShare, restore_all, take_share
 
@@ -59,12 +60,19 @@ class ExchangedRows(DispatchedRows):
 
 
 class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
-    """See the module docstring."""
+    """See the module docstring.
+
+    Args:
+        topology: with expert parallelism.
+        placement: which rank holds which experts.
+        operator_version: of ``soc.routing_operator_version``; detected when not given.
+    """
 
     name = "alltoall"
 
-    def __init__(self, topology: Topology, placement: ExpertPlacement) -> None:
+    def __init__(self, topology: Topology, placement: ExpertPlacement, operator_version: int | None = None) -> None:
         super().__init__(topology, placement)
+        self.newest_operators = (operator_version or routing_operator_version()) == 2
         if not topology.expert_parallel:
             raise MoEConfigError("AllToAll needs expert parallelism over at least 2 ranks")
 
@@ -86,9 +94,13 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
     def dispatch(self, prepared: Share) -> ExchangedRows:
         """``[n, H]`` -> a row per pair of token and rank -> all-to-all(EP) -> ``[R, H]`` -> by local expert ``[A, H]``."""
         inputs = prepared.inputs
-        layout = RowLayout(inputs.hidden_states.shape[1], inputs.top_k, inputs.hidden_states.dtype, inputs.quantize)
-        pairs = find_pairs(inputs.topk_ids, self.placement) if inputs.hidden_states.shape[0] else None
-        sizes = self._sizes(pairs, inputs)
+        layout = self._layout(inputs)
+        targets = Targets.ranks(self.placement, inputs.top_k)
+        pairs = None
+        if inputs.hidden_states.shape[0]:
+            pairs = find_pairs(inputs.topk_ids, targets, self.placement.num_experts, fused=self.newest_operators)
+        counts = no_pairs(targets, inputs.topk_ids.device) if pairs is None else pairs.counts
+        sizes = self._sizes(counts)
         rows = _pack(inputs, layout)
         if pairs is not None:
             rows = rows.index_select(0, pairs.tokens[: sum(sizes.send)])
@@ -112,11 +124,16 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
         """``[n, H]`` -> pad -> all-gather(TP) unless sequence parallel -> ``[T, H]``, zero past the real tokens."""
         return restore_all(prepared.share, combined, self.topology)
 
-    def _sizes(self, pairs: Pairs | None, inputs: MoEInput) -> Sizes:
+    def _layout(self, inputs: MoEInput) -> RowLayout:
+        dtype = inputs.hidden_states.dtype
+        float32 = dtype == torch.bfloat16 and self.newest_operators
+        weights_dtype = torch.float32 if float32 else dtype
+        return RowLayout(inputs.hidden_states.shape[1], inputs.top_k, dtype, inputs.quantize, weights_dtype)
+
+    def _sizes(self, counts: torch.Tensor) -> Sizes:
         """What this rank sends and receives, from the counts of all ranks: one exchange, and the layer's one host read."""
         ep = self.topology.ep
         assert ep.group is not None
-        counts = pairs.counts if pairs is not None else no_pairs(self.placement, inputs.top_k, inputs.topk_ids.device)
         return Sizes.of(all_gather(counts, ep.group, ep.size).cpu().view(ep.size, ep.size, -1), ep.rank)
 
     def _order_by_expert(
@@ -132,11 +149,18 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
         if received.shape[0] == 0:
             counts = torch.zeros(self.placement.num_local, dtype=torch.int64, device=received.device)
             return ExchangedRows(hidden, counts, scales, pairs, ids.view(-1), weights, sizes)
-        first = self.placement.first_local
-        order = sort_index(ids, self.placement.num_experts, first, first + self.placement.num_local, scales)
-        rows = hidden.index_select(0, order.rows[: sizes.copies])
-        row_scales = None if order.row_scales is None else order.row_scales[: sizes.copies]
-        return ExchangedRows(rows, order.counts, row_scales, pairs, order.positions, weights, sizes)
+        found = self._expand(hidden, ids, scales, sizes.copies)
+        return ExchangedRows(found.rows, found.counts, found.row_scales, pairs, found.positions, weights, sizes)
+
+    def _expand(self, hidden: torch.Tensor, ids: torch.Tensor, scales: torch.Tensor | None, copies: int) -> SortedRows:
+        """``[R, H]`` -> ``[copies, H]``, sorted by local expert."""
+        experts, first = self.placement.num_experts, self.placement.first_local
+        last = first + self.placement.num_local
+        if self.newest_operators:
+            return sort_by_expert(hidden, ids, experts, first, last, scales, copies)
+        order = sort_index(ids, experts, first, last, scales)
+        row_scales = None if order.row_scales is None else order.row_scales[:copies]
+        return SortedRows(hidden.index_select(0, order.rows[:copies]), order.positions, order.counts, row_scales)
 
     def _exchange(self, rows: torch.Tensor, recv_splits: list[int], send_splits: list[int]) -> torch.Tensor:
         received = rows.new_empty((sum(recv_splits), *rows.shape[1:]))

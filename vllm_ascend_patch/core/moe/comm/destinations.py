@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ranks a token has to reach: each (token, rank) pair once, sorted by rank. No communication, no host read.
+"""Which destinations a token has to reach: each (token, destination) pair once, sorted. No communication, no host read.
 
-A pair is sorted under a key that also says how many of the token's experts the rank has. The counts per key, which the sort
-gives anyway, are thus all that sizes can be worked out from: rows to a rank, and copies that its experts will need.
+A pair is sorted under a key that also says how many of the token's experts are behind the destination. The counts per key,
+which the sort gives anyway, are thus all that sizes are worked out from: rows to a rank, and copies that its experts need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -17,15 +17,46 @@ from vllm_ascend_patch.core.moe.topology import ExpertPlacement
 
 from .local_routing import SortedRows, sort_by_expert
 
+_SMALLEST, _LARGEST = 1e-37, 3e38
+"""Positive values that float32 holds with all its digits, sums included."""
+_GAP = 1.0625
+"""What separates the largest sum of a destination from the smallest of the next; sums are exact to float32's 1e-7."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Destinations of one kind.
+
+    Attributes:
+        experts: for each, the first expert behind it and the one after its last.
+        copies: most experts of a token that are told apart behind one destination; 1 counts pairs only.
+    """
+
+    experts: tuple[tuple[int, int], ...]
+    copies: int
+
+    @property
+    def keys(self) -> int:
+        """Keys that pairs are sorted under: those of a destination follow each other, one for each number of copies."""
+        return len(self.experts) * self.copies
+
+    @classmethod
+    def ranks(cls, placement: ExpertPlacement, top_k: int) -> Targets:
+        """Every rank, with copies counted."""
+        ends = [0]
+        for count in placement.counts:
+            ends.append(ends[-1] + count)
+        return cls(tuple(pairwise(ends)), min(top_k, max(placement.counts)))
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The pairs of n tokens.
+    """The pairs of n tokens and T destinations.
 
     Attributes:
-        tokens: int32 ``[n * EP]``: the token of each pair in sorted order; only the first entries, one a pair, are defined.
-        positions: int32 ``[n * EP]``: where pair (t, r) went (entry ``t * EP + r``), -1 when t has no expert on r.
-        counts: int64 ``[EP * most]``: pairs of rank r that need c copies there, at ``r * most + c - 1``.
+        tokens: int32 ``[n * T]``: the token of each pair in sorted order; only the first entries, one a pair, are defined.
+        positions: int32 ``[n * T]``: where pair (t, d) went (entry ``t * T + d``), -1 when t has no expert behind d.
+        counts: int64 ``[keys]``: pairs of destination d that need c copies there, at ``d * copies + c - 1``.
     """
 
     tokens: torch.Tensor
@@ -58,25 +89,26 @@ class Sizes:
         )
 
 
-def most_copies(placement: ExpertPlacement, top_k: int) -> int:
-    """Most copies that any row needs on one rank."""
-    return min(top_k, max(placement.counts))
+def find_pairs(topk_ids: torch.Tensor, targets: Targets, num_experts: int, fused: bool = True) -> Pairs:
+    """The pairs of int32 ``[n, K]`` expert ids, n at least 1.
 
-
-def find_pairs(topk_ids: torch.Tensor, placement: ExpertPlacement) -> Pairs:
-    """The pairs of int32 ``[n, K]`` expert ids, n at least 1."""
-    (tokens, top_k), ranks = topk_ids.shape, len(placement.counts)
-    keys = ranks * most_copies(placement, top_k)
-    ones, key_of = _tables(placement.counts, top_k, topk_ids.device)
-    held = ones.index_select(0, topk_ids.reshape(-1)).view(tokens, top_k, ranks).sum(1, dtype=torch.int32)
-    pair_keys = key_of.index_select(0, held.view(-1)).view(tokens, ranks)
-    found = sort_index(pair_keys, keys + 1, 0, keys)
+    Args:
+        targets: destinations, with disjoint ranges of experts.
+        num_experts: E, all ids are below it.
+        fused: whether the operators that ``_keys_fused`` takes may be used.
+    """
+    values = _values(targets, topk_ids.shape[1]) if fused else None
+    if values is None:
+        keys = _keys_by_table(topk_ids, targets, num_experts)
+    else:
+        keys = _keys_fused(topk_ids, targets, num_experts, values)
+    found = sort_index(keys, targets.keys + 1, 1, targets.keys + 1)
     return Pairs(found.rows, found.positions, found.counts)
 
 
-def no_pairs(placement: ExpertPlacement, top_k: int, device: torch.device) -> torch.Tensor:
+def no_pairs(targets: Targets, device: torch.device) -> torch.Tensor:
     """The counts of a rank without a token."""
-    return torch.zeros(len(placement.counts) * most_copies(placement, top_k), dtype=torch.int64, device=device)
+    return torch.zeros(targets.keys, dtype=torch.int64, device=device)
 
 
 def sort_index(
@@ -93,19 +125,71 @@ def sort_index(
     return SortedRows(found.rows.view(torch.int32).view(-1), found.positions, found.counts, found.row_scales)
 
 
-def _tables(counts: Sequence[int], top_k: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two constants: int32 ``[E, EP]``, whose sum over a token's experts is ``2 * K * r + copies on rank r``; and the key
-    for each such sum, the number of keys where there is no copy."""
-    ranks, most = len(counts), min(top_k, max(counts))
+def _values(targets: Targets, top_k: int) -> list[tuple[float, float]] | None:
+    """For each destination what an expert behind it adds to a token's sum, and the largest such sum.
+
+    The sums of a destination, whatever the number of copies, all lie above those of the destinations before. None when
+    float32 has no room for that.
+    """
+    values, value = [], _SMALLEST
+    for first, last in targets.experts:
+        largest = value * max(min(top_k, last - first), targets.copies)
+        values.append((value, largest))
+        value = largest * _GAP
+    return values if value <= _LARGEST else None
+
+
+def _keys_fused(
+    topk_ids: torch.Tensor, targets: Targets, num_experts: int, values: list[tuple[float, float]]
+) -> torch.Tensor:
+    """int32 ``[n, T]``: 0 where a token has no expert behind a destination, else the pair's key and 1. Two launches.
+
+    The first sums ``values`` over a token's experts, which are 0 for experts elsewhere; the second says between which of the
+    possible sums the result lies.
+    """
+    tokens, top_k = topk_ids.shape
+    device, key = topk_ids.device, (targets, num_experts, top_k, topk_ids.device)
+
+    def summands(_: int) -> torch.Tensor:
+        table = torch.zeros(num_experts, len(values))
+        for target, (first, last) in enumerate(targets.experts):
+            table[first:last, target] = values[target][0]
+        return table.to(device)
+
+    def between(_: int) -> torch.Tensor:
+        edges, below = [], 0.0
+        for value, largest in values:
+            for copies in range(1, targets.copies + 1):
+                edges.append((below + value * copies) / 2)
+                below = value * copies
+            below = largest
+        return torch.tensor(edges).to(device)
+
+    bags = at_least(tokens, ("bags", top_k, device), lambda n: row_index(n, device) * top_k)[:tokens]
+    table, edges = at_least(1, ("summands", *key), summands), at_least(1, ("between", *key), between)
+    sums = torch.embedding_bag(table, topk_ids.reshape(-1), bags, False, 0, False)[0]
+    return torch.bucketize(sums, edges, out_int32=True)
+
+
+def _keys_by_table(topk_ids: torch.Tensor, targets: Targets, num_experts: int) -> torch.Tensor:
+    """As ``_keys_fused``, for any number of destinations, in three launches.
+
+    ``2 * K * d + copies behind d`` is summed over the token's experts, and a table has the key for each such sum.
+    """
+    (tokens, top_k), width, copies = topk_ids.shape, len(targets.experts), targets.copies
+    device, key = topk_ids.device, (targets, num_experts, top_k, topk_ids.device)
 
     def ones(_: int) -> torch.Tensor:
-        owner = torch.repeat_interleave(torch.arange(ranks), torch.tensor(counts))
-        return (2 * torch.arange(ranks) + (owner.unsqueeze(1) == torch.arange(ranks))).int().to(device)
+        table = (2 * torch.arange(width)).repeat(num_experts, 1)
+        for target, (first, last) in enumerate(targets.experts):
+            table[first:last, target] += 1
+        return table.int().to(device)
 
     def key_of(_: int) -> torch.Tensor:
-        copies = torch.arange(2 * top_k)
-        key = most * torch.arange(ranks).unsqueeze(1) + copies - 1
-        return key.where((copies >= 1) & (copies <= most), torch.tensor(ranks * most)).int().view(-1).to(device)
+        held = torch.arange(2 * top_k)
+        keys = copies * torch.arange(width).unsqueeze(1) + held.clamp(max=copies)
+        return keys.where(held > 0, torch.tensor(0)).int().view(-1).to(device)
 
-    key = (tuple(counts), top_k, device)
-    return at_least(1, ("held", *key), ones), at_least(1, ("pair keys", *key), key_of)
+    table, keys = at_least(1, ("held", *key), ones), at_least(1, ("pair keys", *key), key_of)
+    held = table.index_select(0, topk_ids.reshape(-1)).view(tokens, top_k, width).sum(1, dtype=torch.int32)
+    return keys.index_select(0, held.view(-1)).view(tokens, width)

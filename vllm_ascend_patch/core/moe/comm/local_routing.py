@@ -15,11 +15,11 @@ class SortedRows:
     """Rows sorted by expert.
 
     Attributes:
-        rows: ``[N * K, H]``; only the first ``counts.sum()`` rows are defined.
+        rows: ``[N * K, H]``, or as many as were asked for; only the first ``counts.sum()`` rows are defined.
         positions: int32 ``[N * K]``: where the k-th copy of token t went (entry ``t * K + k``), -1 when its expert is
             outside the range that was asked for.
         counts: int64 ``[experts in the range]``.
-        row_scales: fp32 ``[N * K]`` sorted along, or None.
+        row_scales: fp32, one per row, sorted along, or None.
     """
 
     rows: torch.Tensor
@@ -35,6 +35,7 @@ def sort_by_expert(
     first: int,
     last: int,
     scales: torch.Tensor | None = None,
+    copies: int | None = None,
 ) -> SortedRows:
     """Copy each of N rows to each of its K experts in ``[first, last)``, sorted by expert.
 
@@ -43,6 +44,8 @@ def sort_by_expert(
         topk_ids: int32 ``[N, K]``.
         num_experts: E, all expert ids are below it.
         scales: fp32 ``[N]``, one per row.
+        copies: how many of the N * K copies are in the range, where that is known: there is no room for more. torch_npu
+            2.7.1 takes no such number (``soc.routing_operator_version``).
     """
     import torch_npu
 
@@ -51,7 +54,7 @@ def sort_by_expert(
         hidden,
         topk_ids,
         scale=scales,
-        active_num=topk_ids.numel(),
+        active_num=topk_ids.numel() if copies is None else copies,
         expert_num=num_experts,
         drop_pad_mode=0,
         expert_tokens_num_type=1,
@@ -87,7 +90,7 @@ def sum_present(rows: torch.Tensor, positions: torch.Tensor, weights: torch.Tens
 
     Args:
         positions: int32 ``[N * K]``: the row of entry (t, k) at ``t * K + k``, -1 where there is none.
-        weights: ``[N, K]`` of the rows' dtype.
+        weights: ``[N, K]`` of the rows' dtype; beside bf16 rows fp32, too, unless torch_npu is 2.7.1.
 
     Mode 3 of the operator (row by row, with dropped copies) is the one for which the vendor documents -1; it takes rows as
     ``[experts, capacity, H]``, of which one expert with A rows is a case. It sums in float32.
