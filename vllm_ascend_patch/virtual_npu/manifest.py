@@ -288,10 +288,19 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("npu::npu_quant_matmul",),
-        "int8 operands; int8, fp16, bf16, int32 output; per-token scales; 1-D bias; offset",
-        "int64 scales, int4, fp8, group_sizes, y_scale, bias of more dimensions",
-        "dtype table of scale, bias and output; last dimensions <= 65535",
-        "W",
+        "int8 operands; int8, fp16, bf16, int32 output; per-token scales; int64 scales for fp16; 1-D bias; offset",
+        "int64 scales for int8, int4, fp8, group_sizes, y_scale, bias of more dimensions",
+        "dtype table of scale, bias and output; last dimensions <= 65535; an int64 scale is the bits of a float32, of which "
+        "19 count, and goes without per-token scales",
+        "W, C",
+    ),
+    Row(
+        ("npu::npu_quantize",),
+        "int8 by division or multiplication; scales and offsets of a tensor or of an axis",
+        "uint8, int32, int4, fp8; scales of more dimensions; fp16 by division, of which D and C want different scales",
+        "scales of x's dtype, or float32 and bf16 for float32 by division; offsets integral by division (bf16 beside bf16), "
+        "of the scales' dtype by multiplication; 1-D, one element or the axis; 1 to 8 dimensions",
+        "W, D, C",
     ),
     Row(
         ("npu::npu_rms_norm",),

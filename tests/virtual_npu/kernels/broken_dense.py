@@ -17,9 +17,12 @@ from vllm_ascend_patch.virtual_npu.kernels import (
     quant_matmul,
     quantised_activation,
     rope,
+    static_quant,
 )
 
 from .broken_calls import Legal, Table, half, i8, i32, i64, zeros
+
+QINT8 = 12  # c10/core/ScalarType.h
 
 
 def tables() -> Iterator[Table]:
@@ -216,7 +219,9 @@ def tables() -> Iterator[Table]:
             ({"x2": half(8, 4)}, "x2 must be int8"),
             ({"x1": i8(8)}, "x1 must have 2 to 6 dimensions"),
             ({"x1": i8(0, 8)}, "x1 must not be empty"),
-            ({"scale": i64(4)}, "int64 scale"),
+            ({"scale": i64(4), "output_dtype": None}, "int64 scale with int8 output"),
+            ({"scale": i64(4), "pertoken_scale": zeros(3)}, "scale must be float32 with pertoken_scale"),
+            ({"scale": i64(4) + (1 << 32)}, "must have the bits of a float32"),
             ({"scale": zeros(4, 1)}, "scale must have 1 dimension"),
             ({"pertoken_scale": half(3)}, "pertoken_scale must be float32"),
             ({"bias": i32(1, 4)}, "a bias of more than one dimension"),
@@ -224,6 +229,36 @@ def tables() -> Iterator[Table]:
             ({"output_dtype": None, "offset": half(4)}, "offset must be float32"),
             ({"output_dtype": None, "offset": zeros(4, 1)}, "offset must have 1 dimension"),
             ({"output_dtype": None, "offset": zeros(3)}, "offset must have 1 or N = 4 elements"),
+        ],
+    )
+    yield (
+        Legal(static_quant.quantize, input=zeros(3, 4), scales=zeros(4) + 1, zero_points=i32(4), dtype=QINT8),
+        [
+            ({"input": i8(3, 4)}, "input must be float16"),
+            ({"input": zeros(*[1] * 9)}, "input must have 1 to 8 dimensions"),
+            ({"dtype": 3}, "dtype int32 is not modelled"),
+            ({"dtype": 1}, "dtype with div_mode must be qint8"),
+            ({"input": half(3, 4)}, "float16 input with div_mode"),
+            ({"scales": half(4)}, "scales for float32 input must be float32 or bfloat16"),
+            ({"input": half(3, 4).bfloat16()}, "scales for bfloat16 input must be bfloat16"),
+            ({"scales": zeros(1, 4)}, "scales must have 1 dimension"),
+            ({"axis": 2}, "axis must be one of the input's 2"),
+            ({"zero_points": zeros(4)}, "zero_points must be int8"),
+            ({"scales": zeros(3)}, "scales must have 1 or 4 elements"),
+            ({"zero_points": i32(1)}, "zero_points must have shape"),
+        ],
+    )
+    yield (
+        Legal(
+            static_quant.quantize, input=half(3, 4), scales=half(4), zero_points=half(4), dtype=1, axis=-1, div_mode=False
+        ),
+        [
+            ({"dtype": 15}, "dtype must be int8"),
+            ({"scales": zeros(4)}, "scales for float16 input must be float16"),
+            ({"scales": half(1, 4)}, "scales of more than one dimension"),
+            ({"axis": -3}, "axis must be at least -2 and below 2"),
+            ({"input": half(4), "axis": -2}, "axis -2 needs an input of 2 dimensions"),
+            ({"zero_points": i32(4)}, "zero_points must be float16"),
         ],
     )
     yield (

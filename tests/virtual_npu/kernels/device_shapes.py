@@ -260,6 +260,16 @@ def quant_matmul(d: Draw) -> Call:
     return (x1, int8(8, 4), scale), {"output_dtype": output, "pertoken_scale": per_token}
 
 
+def quantize(d: Draw) -> Call:
+    dtype, width = d.float(), d.int(1, 5)
+    x = torch.randn(d.int(0, 3), width).to(dtype)
+    if dtype == torch.float32 and d.of(True, False):
+        scale = torch.rand(d.of(1, width)) + 0.1
+        return (x, scale, d.of(None, torch.zeros(scale.shape, dtype=torch.int32)), torch.qint8, -1, True), {}
+    scale = torch.rand(d.of(1, width)).to(dtype)
+    return (x, scale, d.of(None, scale.clone()), d.of(torch.qint8, torch.int8), d.of(-1, 1), False), {}
+
+
 def swiglu_quant(d: Draw) -> Call:
     x = torch.randn(d.int(1, 4), 2 * d.int(1, 4)).to(d.float())
     return (x,), {"quant_mode": 1, "activate_left": True, "dst_type": torch.int8}
@@ -377,6 +387,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "npu_moe_update_expert": update_expert,
     "npu_mrope": mrope,
     "npu_quant_matmul": quant_matmul,
+    "npu_quantize": quantize,
     "npu_rms_norm": rms_norm,
     "npu_rotary_mul": rotary_mul,
     "npu_scatter_nd_update_": scatter_nd,

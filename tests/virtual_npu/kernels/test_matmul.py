@@ -20,6 +20,8 @@ from vllm_ascend_patch.virtual_npu.kernels.quantised_activation import (
     swiglu_quant,
 )
 
+from vllm_ascend_patch.virtual_npu.kernels.static_quant import quantize
+
 from .reference import assert_close, assert_quantised, f64, is_poison, silu
 
 counts_lists = st.lists(st.integers(0, 4), min_size=1, max_size=4)
@@ -275,6 +277,52 @@ def test_quant_matmul(
         return
     assert out.dtype == output
     assert_close(out, want, scale=2)
+
+
+@given(values=st.lists(st.floats(2.0**-20, 2.0**20, width=32), min_size=1, max_size=6), marked=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_an_int64_scale_counts_with_the_upper_19_bits_of_its_float32(values: list[float], marked: bool) -> None:
+    exact = np.array(values, dtype=np.float32)
+    kept = (exact.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+    bits = torch.from_numpy(exact.view(np.int32).astype(np.int64)) | ((1 << 46) if marked else 0)
+    x1, x2 = torch.ones(2, 1, dtype=torch.int8), torch.ones(1, len(values), dtype=torch.int8)
+    bias = torch.full((len(values),), 2, dtype=torch.int32)
+    out = quant_matmul(x1, x2, bits, bias=bias, output_dtype=torch.float16)
+    want = np.broadcast_to(np.minimum(3 * kept, 1e6), (2, len(values))).astype(np.float16)
+    np.testing.assert_array_equal(out.numpy(), want)
+
+
+@given(
+    rows=st.integers(0, 3),
+    width=st.integers(1, 6),
+    division=st.booleans(),
+    one=st.booleans(),
+    last=st.booleans(),
+    offset=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_quantize(rows: int, width: int, division: bool, one: bool, last: bool, offset: bool) -> None:
+    torch.manual_seed(width)
+    x = torch.randn(rows, 2, width) * 90
+    size = 1 if one else width if last else 2
+    scale = torch.rand(size) + 0.5
+    zeros = torch.randint(-100, 100, (size,)) if offset else None
+    typed = None if zeros is None else zeros.to(torch.int32 if division else torch.float32)
+    y = quantize(x, scale, typed, 12, axis=-1 if last else -2, div_mode=division)
+    factor = f64(scale) if last or one else f64(scale)[:, None]
+    added = 0.0 if zeros is None else (f64(zeros) if last or one else f64(zeros)[:, None])
+    exact = (f64(x) / factor if division else f64(x) * factor) + added
+    assert y.dtype == torch.int8
+    assert y.shape == x.shape
+    np.testing.assert_allclose(f64(y), np.clip(exact, -128, 127), atol=0.5001)
+
+
+def test_quantize_rounds_to_even_and_saturates_both_ways() -> None:
+    x = torch.tensor([[0.5, 1.5, -0.5, -2.5, 126.4, 126.5, 127.6, -128.5, -129.0, 1e9, -1e9]])
+    y = quantize(x, torch.ones(1), torch.zeros(1, dtype=torch.int32), 12, axis=-1)
+    assert y.tolist() == [[0, 2, 0, -2, 126, 126, 127, -128, -128, 127, -128]]
+    shifted = quantize(x, torch.ones(1), torch.tensor([-5], dtype=torch.int8), 12, axis=-1)
+    assert shifted.tolist() == [[-4, -4, -6, -8, 121, 122, 123, -128, -128, 127, -128]]
 
 
 def test_quant_matmul_limits() -> None:

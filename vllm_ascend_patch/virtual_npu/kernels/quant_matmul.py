@@ -22,6 +22,10 @@ from .limits import (
 from .quantise import group_of_rows, quantise_rows
 
 MAX_INNER = 65535
+_MARK = 1 << (46 - 32)
+"""Bit 46, as CANN's page of TransQuantParamV2 has it, in the upper half of an int64 scale."""
+_KEPT_BITS = -(1 << 13)
+"""Sign, exponent and ten bits of mantissa: the page's 0xFFFFE000."""
 
 
 def dynamic_quant(
@@ -108,7 +112,8 @@ def quant_matmul(
     Args:
         x1: int8 ``[..., M, K]``.
         x2: int8 ``[..., K, N]``; batch dimensions broadcast, 2 to 6 dimensions.
-        scale: ``[1]`` or ``[N]``.
+        scale: ``[1]`` or ``[N]``. int64 for fp16 output without ``pertoken_scale``: the bits of a float32, of which the
+            device keeps the upper 19.
         pertoken_scale: float32 ``[M]``; bf16 and fp16 output only.
         bias: ``[N]`` (1-D), added before scaling if int32, after it otherwise.
         output_dtype: None is int8 (with ``offset`` added after scaling), or fp16, bf16, int32 (unscaled).
@@ -132,7 +137,7 @@ def quant_matmul(
     require(op, dtype in _SCALES, "output_dtype must be int8, float16, bfloat16 or int32", short(dtype))
     require_dtype(op, f"scale for {short(dtype)} output", scale, _SCALES[dtype])
     if scale.dtype == torch.int64:
-        raise unsupported(op, "int64 scale (npu_trans_quant_param)")
+        _check_scale_bits(op, scale, dtype, pertoken_scale)
     require_dim(op, "scale", scale, 1)
     require(op, scale.shape[0] in (1, width), f"scale must have 1 or N = {width} elements", scale.shape[0])
     biases = _BIASES[dtype][pertoken_scale is not None]
@@ -157,7 +162,7 @@ def quant_matmul(
         total = total + bias.double()
     if dtype == torch.int32:
         return total.to(torch.int32)
-    total = total * scale.double()
+    total = total * (_of_bits(scale) if scale.dtype == torch.int64 else scale).double()
     if pertoken_scale is not None:
         total = total * pertoken_scale.double().unsqueeze(1)
     if bias is not None and bias.dtype != torch.int32:
@@ -166,3 +171,16 @@ def quant_matmul(
         total = total if offset is None else total + offset.double()
         return total.round().clamp(-128, 127).to(torch.int8)
     return total.to(dtype)
+
+
+def _check_scale_bits(op: str, scale: torch.Tensor, output: torch.dtype, pertoken_scale: torch.Tensor | None) -> None:
+    """An int64 scale has the bits of a float32 in its lower half; ``npu_trans_quant_param`` sets ``_MARK`` besides."""
+    if output == torch.int8:
+        raise unsupported(op, "int64 scale with int8 output")
+    require(op, pertoken_scale is None, "scale must be float32 with pertoken_scale", "int64")
+    high = (scale >> 32) & ~_MARK
+    require(op, not bool(high.any()), "an int64 scale must have the bits of a float32", [hex(int(v)) for v in high[:4]])
+
+
+def _of_bits(scale: torch.Tensor) -> torch.Tensor:
+    return (scale.to(torch.int32) & _KEPT_BITS).view(torch.float32)

@@ -25,6 +25,7 @@ from . import (
     quant_matmul,
     quantised_activation,
     rope,
+    static_quant,
     storage_format,
 )
 
@@ -64,6 +65,7 @@ KERNELS: Mapping[str, Kernel] = {
     "npu::npu_moe_update_expert": expert_balance.moe_update_expert,
     "npu::npu_mrope": rope.mrope,
     "npu::npu_quant_matmul": quant_matmul.quant_matmul,
+    "npu::npu_quantize": static_quant.quantize,
     "npu::npu_rms_norm": norm.rms_norm,
     "npu::npu_rotary_mul": rope.rotary_mul,
     "npu::npu_scatter_nd_update_": kv_cache.scatter_nd_update_,
