@@ -390,6 +390,14 @@ ROWS: tuple[Row, ...] = (
     Row("npu_swiglu", "last dimension", "intermediate size", "even", "W", "gate and up have one size"),
     Row("npu_dynamic_quant", "rows, width", "tokens of a step, hidden size", _UNLIMITED, "W", ""),
     Row(
+        "npu_quantize",
+        "rows, width",
+        "tokens of a step, inputs of W8A8 layers with static activations",
+        _UNLIMITED,
+        "W, D",
+        "",
+    ),
+    Row(
         "npu_quant_matmul",
         "last dimensions of x1 and x2",
         "inputs and outputs of W8A8 linear layers / TP",

@@ -250,7 +250,13 @@ def tables() -> Iterator[Table]:
     )
     yield (
         Legal(
-            static_quant.quantize, input=half(3, 4), scales=half(4), zero_points=half(4), dtype=1, axis=-1, div_mode=False
+            static_quant.quantize,
+            input=half(3, 4),
+            scales=half(4),
+            zero_points=half(4),
+            dtype=1,
+            axis=-1,
+            div_mode=False,
         ),
         [
             ({"dtype": 15}, "dtype must be int8"),

@@ -19,7 +19,6 @@ from vllm_ascend_patch.virtual_npu.kernels.quantised_activation import (
     grouped_matmul_swiglu_quant_v2,
     swiglu_quant,
 )
-
 from vllm_ascend_patch.virtual_npu.kernels.static_quant import quantize
 
 from .reference import assert_close, assert_quantised, f64, is_poison, silu

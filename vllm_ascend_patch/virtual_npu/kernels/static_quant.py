@@ -65,7 +65,9 @@ def quantize(
 
 def _check_division(op: str, x: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, axis: int) -> None:
     if x.dtype == torch.float16:
-        raise unsupported(op, "a float16 input with div_mode, whose scales the vendor's pages want in different dtypes,")
+        raise unsupported(
+            op, "a float16 input with div_mode, whose scales the vendor's pages want in different dtypes,"
+        )
     allowed = (torch.float32, torch.bfloat16) if x.dtype == torch.float32 else (torch.bfloat16,)
     require_dtype(op, f"scales for {short(x.dtype)} input", scales, allowed)
     require_dim(op, "scales", scales, 1)
