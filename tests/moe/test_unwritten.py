@@ -8,10 +8,11 @@ import torch
 
 from vllm_ascend_patch.core.weights import mark, unwritten
 
+SMALLEST = {dtype: torch.iinfo(dtype).min for dtype in (torch.int8, torch.int32, torch.int64)}
 ROWS = (0, 4)  # gate and up projection of four rows each
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, *SMALLEST])
 def test_what_was_not_written_is_named_by_expert_and_part(dtype: torch.dtype) -> None:
     weight = torch.empty(3, 8, 5, dtype=dtype)
     mark(weight, ROWS)
@@ -20,7 +21,7 @@ def test_what_was_not_written_is_named_by_expert_and_part(dtype: torch.dtype) ->
     weight[1, :4] = 0
     weight[2, 4:] = 100
     assert unwritten(weight, ROWS) == [(1, 1), (2, 0)]
-    weight[1, 4:] = -128 if dtype == torch.int8 else 1
+    weight[1, 4:] = SMALLEST.get(dtype, 1)
     weight[1, 4, 3] = 5
     weight[2, :4] = 1
     assert unwritten(weight, ROWS) == []

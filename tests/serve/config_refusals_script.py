@@ -7,6 +7,7 @@ from __future__ import annotations
 import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
 import contextlib
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,15 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     ),
     "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
 }
+# Folders with a ModelSlim description beside the configuration: the types of one layer's tensors.
+_LAYER = "model.layers.0"
+DESCRIPTIONS: dict[str, dict[str, Any]] = {
+    "modelslim": {
+        f"{_LAYER}.self_attn.o_proj.weight": "W8A8",
+        f"{_LAYER}.mlp.experts.0.up_proj.weight": "W8A8_DYNAMIC",
+    },
+    "modelslim of another type": {f"{_LAYER}.self_attn.o_proj.weight": "W4A4_DYNAMIC"},
+}
 WINDOW_OF_ALL = {"hf_overrides": {"sliding_window": 512}}
 RANKS = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
 WIDE_STEP = {**RANKS, "model": "wide", "max_num_batched_tokens": 256, "max_num_seqs": 256}
@@ -102,6 +112,10 @@ CASES: dict[str, dict[str, Any]] = {
     "deepep": {**DP, "all2all_backend": "deepep_low_latency"},
     "deepep with a budget": {**DP, "all2all_backend": "deepep_low_latency", "max_num_batched_tokens": 256},
     "moe backend": {**RANKS, "moe_backend": "triton"},
+    "modelslim": {"model": "modelslim"},
+    "modelslim by option": {"model": "modelslim", "quantization": "ascend"},
+    "modelslim of another type": {"model": "modelslim of another type"},
+    "no modelslim": {"quantization": "ascend"},
     "small window": {**WIDE_STEP, "environment": {"HCCL_BUFFSIZE": "4"}},
 }
 
@@ -136,6 +150,7 @@ def outcome(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
         "experts": getattr(getattr(config, "kernel_config", None), "moe_backend", "auto"),
         "tokens": config.scheduler_config.max_num_batched_tokens,
         "window": config.model_config.get_sliding_window(),
+        "quantization": config.model_config.quantization,
         "cache window": config.cache_config.sliding_window,
     }
 
@@ -145,4 +160,7 @@ if __name__ == "__main__":
     for name, (architecture, model) in MODELS.items():
         model.architectures = [architecture]
         model.save_pretrained(place / name)
+    for name, types in DESCRIPTIONS.items():
+        MODELS["mixtral"][1].save_pretrained(place / name)
+        (place / name / "quant_model_description.json").write_text(json.dumps({"version": "1.0.0", **types}))
     report({name: outcome(place, case) for name, case in CASES.items()})

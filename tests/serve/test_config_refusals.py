@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models
-from tests.support.installed import HAS_LATENT_ATTENTION, vllm_file
+from tests.support.installed import HAS_LATENT_ATTENTION, HAS_MODELSLIM, vllm_file
 from tests.support.processes import result_of
 
 from .scripts import job_for, run_script
@@ -52,7 +52,14 @@ REFUSED = {
     "attention backend": (f"--attention-backend FLASH_ATTN is {HERE}", "Leave the option out"),
     "tp 3": ("--tensor-parallel-size 3 does not divide the vocabulary of 512 (padded)", "Sizes that do: 1, 2."),
 }
-OURS = {"all2all": "allgather_reducescatter", "experts": "auto", "tokens": 128, "window": None, "cache window": None}
+OURS = {
+    "all2all": "allgather_reducescatter",
+    "experts": "auto",
+    "tokens": 128,
+    "window": None,
+    "cache window": None,
+    "quantization": None,
+}
 SERVED: dict[str, dict[str, Any]] = {
     "served": OURS,
     "short requests": OURS,
@@ -72,6 +79,19 @@ if not HAS_LATENT_ATTENTION:
     REFUSED |= {case: too_old for case in REFUSED if case.startswith("latent ") and case not in said_before}
     REFUSED["latent served"] = too_old
     del SERVED["latent served"]
+if HAS_MODELSLIM:
+    SERVED |= {case: OURS | {"quantization": "ascend"} for case in ("modelslim", "modelslim by option")}
+    REFUSED |= {
+        "modelslim of another type": (
+            f"o_proj.weight is W4A4_DYNAMIC, which is {HERE}",
+            "Export it anew with msModelSlim",
+        ),
+        "no modelslim": ("--quantization ascend needs a ModelSlim checkpoint, and ", "leave the option out"),
+    }
+else:
+    REFUSED |= {
+        case: ("is not supported for ModelSlim checkpoints", "Install such a release") for case in ("modelslim",)
+    }
 _RUNNER = vllm_file("model_executor", "layers", "fused_moe", "runner", "moe_runner.py")
 if not (_RUNNER.exists() and "_maybe_apply_routed_scale_to_output" in _RUNNER.read_text()):
     del REFUSED["scaled in float16"]

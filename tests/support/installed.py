@@ -41,3 +41,8 @@ needs_latent_attention = pytest.mark.skipif(
     not HAS_LATENT_ATTENTION,
     reason="this vLLM's layer of latent attention writes the cache itself: refused, as test_config_refusals.py shows",
 )
+HAS_MODELSLIM = HAS_LATENT_ATTENTION  # from the same release on
+needs_modelslim = pytest.mark.skipif(
+    not HAS_MODELSLIM,
+    reason="ModelSlim checkpoints were run on newer releases, and are refused here, as test_config_refusals.py shows",
+)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-# No symmetric quantisation makes a whole row of it.
-_INT8_MARK = -128
+# int8: no symmetric quantisation makes a whole row of it. The others: no bias, offset or bits of a positive scale.
+_INTEGER_MARKS = {torch.int8: -128, torch.int32: -(2**31), torch.int64: -(2**63)}
 
 
 def mark(weight: torch.Tensor, rows: Sequence[int]) -> None:
-    """Write what no checkpoint holds into the ``rows`` of ``weight``, ``[E, R, C]``: NaN, or -128 in int8."""
+    """Write what no checkpoint holds into the ``rows`` of ``weight``, ``[E, R, C]``: NaN, or an integer type's smallest."""
     for row in rows:
-        weight[:, row].fill_(_INT8_MARK if weight.dtype == torch.int8 else float("nan"))
+        weight[:, row].fill_(_INTEGER_MARKS.get(weight.dtype, float("nan")))
 
 
 def unwritten(weight: torch.Tensor, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -32,5 +32,5 @@ def unwritten(weight: torch.Tensor, rows: Sequence[int]) -> list[tuple[int, int]
         (expert, index into ``rows``) of each row that holds nothing but marks, in ascending order.
     """
     chosen = torch.stack([weight[:, row] for row in rows], dim=1)
-    marks = chosen == _INT8_MARK if weight.dtype == torch.int8 else chosen.isnan()
+    marks = chosen == _INTEGER_MARKS[weight.dtype] if weight.dtype in _INTEGER_MARKS else chosen.isnan()
     return [(int(expert), int(index)) for expert, index in marks.all(dim=2).nonzero().tolist()]

@@ -132,8 +132,11 @@ def _check_parallel(vllm_config: VllmConfig) -> None:
 
 
 def _check_quantization(model: Any) -> None:
+    from vllm_ascend_patch.core.modelslim import METHOD
     from vllm_ascend_patch.releases import declarations, guard, records
 
+    if model.quantization == METHOD:
+        return  # modelslim/recognition.py has judged it
     release = guard.installed_release()
     experts = next(patch for patch in declarations.patches() if patch.id == "moe-w8a8")
     if model.quantization is not None and release is not None and not records.covers(experts, release):

@@ -41,13 +41,7 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
         index of the channels that it belongs to.
         """
         checkpoint.refuse_unwritten(layer, self)
-        widest = max(self._get_layer_params(layer)[0].shape)
-        if widest > QUANT_MATMUL_MAX_DIM:
-            raise ValueError(
-                f"{getattr(layer, 'prefix', '') or type(layer).__name__}: an int8 linear layer has {widest} inputs or "
-                f"outputs per rank, at most {QUANT_MATMUL_MAX_DIM} are supported on Ascend NPUs (npu_quant_matmul): "
-                "raise --tensor-parallel-size"
-            )
+        check_width(getattr(layer, "prefix", "") or type(layer).__name__, self._get_layer_params(layer)[0])
         if not self.config.is_channelwise and not hasattr(layer, _SCALE_OF_CHANNEL):
             widths = torch.tensor(layer.logical_widths)
             index = torch.arange(len(widths)).repeat_interleave(widths)
@@ -59,28 +53,17 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
         """``x`` ``[..., K]`` in bfloat16 or float16 -> ``[..., N]`` in the same dtype."""
         weight, scale, *_ = self._get_layer_params(layer)  # [N, K]; [N, 1], or one per tensor that was loaded into it
         scale = scale.flatten() if self.config.is_channelwise else scale[getattr(layer, _SCALE_OF_CHANNEL)]
-        rows = x.reshape(-1, x.shape[-1])
-        quantised, row_scale = torch_npu.npu_dynamic_quant(rows)
-        output = torch_npu.npu_quant_matmul(
-            quantised, weight.t(), scale, pertoken_scale=row_scale, output_dtype=x.dtype
-        ).view(*x.shape[:-1], weight.shape[0])
-        return output if bias is None else output + bias
+        return dynamic_product(x, weight, scale, bias)
 
     def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
         """As ``checkpoint.Owner`` has it: what is merged, as query, key and value are, lies above each other."""
         if name not in self.layer_param_names[:2]:
             return ()
-        widths = [1] * len(layer.logical_widths) if parameter.dim() == 1 else layer.logical_widths
-        return [0, *itertools.accumulate(widths[:-1])]
+        return first_rows([1] * len(layer.logical_widths) if parameter.dim() == 1 else layer.logical_widths)
 
     def loaded(self, layer: Any, arguments: dict[str, Any], parts: int) -> list[tuple[int, int]]:
         """As ``checkpoint.Owner`` has it."""
-        shard = arguments.get("loaded_shard_id")
-        if shard is None:
-            return [(0, part) for part in range(parts)]
-        if isinstance(shard, tuple):
-            return [(0, part) for part in shard]
-        return [(0, {"q": 0, "k": 1, "v": 2}.get(shard, shard))]
+        return loaded_parts(arguments, parts)
 
     def tensor_name(self, layer: Any, name: str, expert: int, part: int) -> str:
         """As ``checkpoint.Owner`` has it."""
@@ -91,6 +74,52 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
         if len(merged) == len(layer.logical_widths):
             return f"{path}.{merged[part]}.{name}"
         return f"{prefix}.{name}" + (f" (part {part})" if len(layer.logical_widths) > 1 else "")
+
+
+def dynamic_product(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``x @ weight.T`` with ``x`` quantised per token.
+
+    Args:
+        x: ``[..., K]`` in bfloat16 or float16.
+        weight: int8 ``[N, K]``.
+        scale: ``[N]``, of the weight.
+        bias: ``[N]``, added to the product.
+
+    Returns:
+        ``[..., N]`` in the dtype of ``x``.
+    """
+    quantised, row_scale = torch_npu.npu_dynamic_quant(x.reshape(-1, x.shape[-1]))
+    output = torch_npu.npu_quant_matmul(
+        quantised, weight.t(), scale, pertoken_scale=row_scale, output_dtype=x.dtype
+    ).view(*x.shape[:-1], weight.shape[0])
+    return output if bias is None else output + bias
+
+
+def check_width(name: str, weight: torch.Tensor) -> None:
+    """Raise ``ValueError`` for an int8 weight ``[N, K]`` that the operator does not take."""
+    widest = max(weight.shape)
+    if widest > QUANT_MATMUL_MAX_DIM:
+        raise ValueError(
+            f"{name}: an int8 linear layer has {widest} inputs or outputs per rank, at most {QUANT_MATMUL_MAX_DIM} are "
+            "supported on Ascend NPUs (npu_quant_matmul): raise --tensor-parallel-size"
+        )
+
+
+def first_rows(widths: Sequence[int]) -> list[int]:
+    """The row that each part begins at, where what is merged, as query, key and value are, lies above each other."""
+    return [0, *itertools.accumulate(widths[:-1])]
+
+
+def loaded_parts(arguments: dict[str, Any], parts: int) -> list[tuple[int, int]]:
+    """``checkpoint.Owner.loaded`` of a linear layer, by the ``loaded_shard_id`` of upstream's loaders."""
+    shard = arguments.get("loaded_shard_id")
+    if shard is None:
+        return [(0, part) for part in range(parts)]
+    if isinstance(shard, tuple):
+        return [(0, part) for part in shard]
+    return [(0, {"q": 0, "k": 1, "v": 2}.get(shard, shard))]
 
 
 def register() -> None:

@@ -34,7 +34,7 @@ class NPUPlatform(Platform):
     ray_noset_device_env_vars = ["RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES"]  # noqa: RUF012 (upstream's type)
     # Inductor has no NPU backend in stock torch: functions that vLLM compiles at import stay eager.
     simple_compile_backend: str = "eager"
-    supported_quantization = ["compressed-tensors"]  # noqa: RUF012
+    supported_quantization = ["compressed-tensors", "ascend"]  # noqa: RUF012
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -161,6 +161,13 @@ class NPUPlatform(Platform):
     # -- configuration -------------------------------------------------------------------------------------------
 
     @classmethod
+    def pre_register_and_update(cls, parser: Any = None) -> None:
+        """Before options are parsed: ``--quantization`` takes one more name."""
+        from .modelslim.recognition import register
+
+        register()
+
+    @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check what the port can serve, then fill in what upstream leaves to the platform. Raises ``NotServable``."""
         from vllm_ascend_patch.seams.moe.eplb import apply_eplb_option
@@ -168,11 +175,13 @@ class NPUPlatform(Platform):
 
         from .config_check import NotServable, check_config
         from .config_defaults import apply_defaults
+        from .modelslim.recognition import recognise
         from .profiler import check_profiler
         from .size_check import check_sizes
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
+            recognise(vllm_config)
             check_config(vllm_config)
             apply_defaults(vllm_config)
             apply_eplb_option(vllm_config)

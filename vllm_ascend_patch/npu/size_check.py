@@ -14,6 +14,7 @@ from vllm_ascend_patch.core.moe.model_facts import ModelFacts, has_experts
 from vllm_ascend_patch.core.operator_limits import Deployment, violations
 from vllm_ascend_patch.npu.attention.interface import AttentionBackend
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
+from vllm_ascend_patch.seams.config import int8_experts
 from vllm_ascend_patch.seams.moe.facts import redundant_experts
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _expert_sizes(vllm_config: VllmConfig) -> dict[str, Any]:
     if not has_experts(config):
         return {}
     try:
-        facts = ModelFacts.from_config(model.model, config)
+        facts = ModelFacts.from_config(model.model, config, int8_experts(vllm_config))
     except MoEConfigError:
         return {}
     tp = parallel.tensor_parallel_size

@@ -25,6 +25,7 @@ from .compilation_defaults import graphs_supported
 from .cuda_names import map_cuda_names
 from .free_memory import requested_memory, snapshot
 from .kv_limit import capped
+from .modelslim.recognition import register as register_modelslim
 from .profiler import map_profiler_names
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class NPUWorker(Worker):
             map_graph_names()
         register_methods()
         _register_int8_linear()
+        register_modelslim()
         map_profiler_names(args[0] if args else kwargs["vllm_config"])
         super().__init__(*args, **kwargs)
 

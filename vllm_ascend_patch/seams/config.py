@@ -26,6 +26,11 @@ def num_nodes(parallel: Any) -> int:
     return max(getattr(parallel, "nnodes", 1), -(-parallel.data_parallel_size // max(local, 1)))
 
 
+def int8_experts(vllm_config: Any) -> bool | None:
+    """Whether routed experts are int8, where the quantisation itself knows; None where ``config.json`` has to tell."""
+    return getattr(vllm_config.quant_config, "int8_experts", None)
+
+
 def hccl_buffsize() -> int | None:
     """``HCCL_BUFFSIZE`` in MiB, None when not set. ``ValueError`` for what is no number of MiB."""
     text = os.environ.get("HCCL_BUFFSIZE", "").strip()

@@ -50,11 +50,14 @@ class ModelFacts:
         return 3 * self.hidden_size * self.intermediate_size * (1 if self.quantized else _DTYPES[self.dtype])
 
     @classmethod
-    def from_config(cls, name: str, config: Mapping[str, Any]) -> ModelFacts:
-        """Read a parsed ``config.json``; ``MoEConfigError`` names what is missing."""
+    def from_config(cls, name: str, config: Mapping[str, Any], int8_experts: bool | None = None) -> ModelFacts:
+        """Read a parsed ``config.json``; ``MoEConfigError`` names what is missing. ``int8_experts``: what is known of them
+        from elsewhere."""
         text = {**config, **(config.get("text_config") or {})}
         experts = _find(name, text, _EXPERTS, "routed experts")
         quantized, note = _quantization(text.get("quantization_config"))
+        if int8_experts is not None:
+            quantized, note = int8_experts, ""
         dtype = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         if dtype not in _DTYPES:
             raise MoEConfigError(f"{name}: dtype {dtype!r} is not supported; supported: {', '.join(_DTYPES)}")

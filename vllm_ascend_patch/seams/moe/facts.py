@@ -19,7 +19,7 @@ from vllm_ascend_patch.core.moe.selection import AUTO, MethodSelector, check_sta
 from vllm_ascend_patch.core.moe.soc import detect_soc, dispatch_operator_version
 from vllm_ascend_patch.core.moe.topology import Topology
 from vllm_ascend_patch.seams import serving
-from vllm_ascend_patch.seams.config import has_graphs, hccl_buffsize, largest_graph, num_nodes
+from vllm_ascend_patch.seams.config import has_graphs, hccl_buffsize, int8_experts, largest_graph, num_nodes
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -73,7 +73,8 @@ def facts_of(vllm_config: VllmConfig) -> MoEFacts | None:
     """The constants of the model's MoE layers; None, with a line in the log, where its configuration does not tell."""
     config, parallel = vllm_config.model_config, vllm_config.parallel_config
     try:
-        model = ModelFacts.from_config(config.model, {**config.hf_config.to_dict(), "dtype": _dtype(vllm_config)})
+        values = {**config.hf_config.to_dict(), "dtype": _dtype(vllm_config)}
+        model = ModelFacts.from_config(config.model, values, int8_experts(vllm_config))
     except MoEConfigError as error:
         logger.info("The limits of the MoE communication methods are checked when the workers start: %s", error)
         return None

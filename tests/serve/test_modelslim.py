@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ModelSlim checkpoints are recognised by their file and answer as transformers does with the checkpoint's integers and
+with activations quantised as the format says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import modelslim_models
+from tests.support.installed import needs_modelslim
+from tests.support.modelslim_models import Export
+from tests.support.tiny_models import Case
+
+from .scripts import chosen, job_for
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(900), needs_modelslim]
+
+TOKENS = 4
+LENGTHS = (1, 5, 19, 33, 64, 150)
+EXPORTS = {
+    # static attention with and without offset, a few values beyond the range; dynamic experts
+    "usual": Export(clip=0.9),
+    "older name": Export(clip=0.9, description="quant_model_description_w8a8.json"),
+    "bfloat16": Export(dtype=torch.bfloat16),
+    "mixed": Export(attention="W8A8_MIX", experts="W8A8_MIX", float_layers=(0,)),
+    "dynamic": Export(attention="W8A8_DYNAMIC"),
+    "static beside float experts": Export(experts="FLOAT", clip=0.5),
+}
+
+
+@pytest.fixture
+def exported(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[..., tuple[Path, list[Case]]]:
+    """A checkpoint of an export, and prompts with the oracle's answers."""
+
+    def make(export: str, family: str = "qwen3_moe") -> tuple[Path, list[Case]]:
+        dense = checkpoints(family)
+        quantised = modelslim_models.make(dense, tmp_path, EXPORTS[export])
+        oracle = modelslim_models.oracle(dense, quantised)
+        return quantised, modelslim_models.clear_cases(oracle, LENGTHS, TOKENS)
+
+    return make
+
+
+def answers(cases: list[Case]) -> list[list[int]]:
+    return [case.answer for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("export", "family", "changes"),
+    [
+        ("usual", "qwen3_moe", {}),
+        pytest.param("older name", "qwen3_moe", {"quantization": "ascend"}, marks=pytest.mark.slow),
+        pytest.param("bfloat16", "qwen3_moe", {"dtype": "float16"}, marks=pytest.mark.slow),
+        pytest.param("mixed", "qwen3_moe", {}, marks=pytest.mark.slow),
+        pytest.param(
+            "dynamic", "qwen2_moe", {}, marks=pytest.mark.slow
+        ),  # biases of query, key and value; shared experts
+        pytest.param("usual", "qwen2_moe", {}, marks=pytest.mark.slow),
+        pytest.param("static beside float experts", "qwen3_moe", {}, marks=pytest.mark.slow),
+        pytest.param("usual", "qwen3_moe", {"enforce_eager": False}, marks=pytest.mark.slow),
+    ],
+)
+def test_tokens_equal_transformers_with_the_checkpoints_integers(
+    export: str,
+    family: str,
+    changes: dict[str, Any],
+    exported: Callable[..., tuple[Path, list[Case]]],
+    run_engine: Callable[..., Any],
+) -> None:
+    checkpoint, cases = exported(export, family)
+    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, dp=1, arguments=changes or None)
+    result = run_engine(job | {"ep": False}, devices=1)
+    assert result["tokens"] == answers(cases)
+    assert result["again"] == answers(cases)
+    assert ("is a ModelSlim checkpoint" in result["log"]) == ("quantization" not in changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graphs", [False, True])
+def test_ranks_with_slices_of_the_layers_answer_alike(
+    graphs: bool, exported: Callable[..., tuple[Path, list[Case]]], run_engine: Callable[..., Any]
+) -> None:
+    checkpoint, cases = exported("usual", "qwen2_moe")
+    job = job_for(
+        checkpoint, [case.prompt for case in cases], TOKENS, tp=2, dp=1, arguments={"enforce_eager": not graphs}
+    )
+    result = run_engine(job | {"ep": False}, devices=2)
+    assert result["tokens"] == answers(cases)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "graphs"),
+    [("allgather", False), ("mc2", False), ("alltoall", False), ("mc2", True), ("allgather", True)],
+)
+def test_ranks_with_experts_of_their_own_answer_alike(
+    method: str, graphs: bool, exported: Callable[..., tuple[Path, list[Case]]], run_engine: Callable[..., Any]
+) -> None:
+    """One request alone leaves the other rank without tokens, and experts without any."""
+    checkpoint, cases = exported("usual")
+    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, dp=2, arguments={"enforce_eager": not graphs})
+    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method)
+    assert result["alone"] == answers(cases)[:2]
+    assert result["together"] == answers(cases)
+    assert result["late"] == answers(cases)
+    assert chosen(result["log"]) == {method}

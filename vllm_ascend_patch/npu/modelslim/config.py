@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's quantisation configuration of ModelSlim checkpoints: which layer is computed by which method.
+
+What the description says is ``core/modelslim.py``'s; who sets it up, and what is refused, ``recognition.py``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+
+from vllm_ascend_patch.core import modelslim
+from vllm_ascend_patch.core.modelslim import Description
+
+
+class ModelSlimConfig(QuantizationConfig):
+    """Per layer float, or int8 with static or dynamic activations, as the checkpoint's description says."""
+
+    description: Description
+
+    @property
+    def int8_experts(self) -> bool:
+        """Whether routed experts have int8 weights; ``seams/config.py`` asks."""
+        return self.description.int8_experts
+
+    def get_name(self) -> Any:
+        return modelslim.METHOD
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 0  # CUDA's measure
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """None: upstream would look for one name, and the format has had several."""
+        return []
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ModelSlimConfig:
+        """Upstream's question for a ``quantization_config``, which these checkpoints do not have."""
+        return cls()
+
+    def maybe_update_config(self, model_name: str, *_: Any, **__: Any) -> None:
+        """Upstream's call with the checkpoint: read its description. ``NotServable`` where there is none."""
+        from .recognition import describe
+
+        self.description = describe(model_name)
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Upstream's call with the model's own names of modules."""
+        self.description = self.description.renamed(hf_to_vllm_mapper.apply_dict)
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        """The method of a linear layer or of experts; None for what stays float."""
+        from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+
+        from vllm_ascend_patch.seams.moe.modelslim import NPUModelSlimMoEMethod, is_experts
+
+        from .linear import DynamicLinearMethod, StaticLinearMethod
+
+        if isinstance(layer, LinearBase):
+            kind = self.description.linear_type(prefix, self.packed_modules_mapping)
+            if kind == modelslim.FLOAT:
+                return UnquantizedLinearMethod()
+            return (StaticLinearMethod if kind == modelslim.STATIC else DynamicLinearMethod)(self, prefix, kind)
+        if is_experts(layer):
+            kind = self.description.expert_type(prefix)
+            return None if kind == modelslim.FLOAT else NPUModelSlimMoEMethod(layer.moe_config)
+        return None

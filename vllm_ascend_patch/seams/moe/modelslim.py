@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Experts of ModelSlim checkpoints behind vLLM's MoE method classes: int8 weights per channel, int8 activations per token.
+
+The tensors are those of ``w8a8.py``'s experts under ModelSlim's names; parameters and their loader are made here, since
+upstream has no class for the format.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, FusedMoeWeightScaleSupported, RoutedExperts
+from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
+from vllm.model_executor.utils import set_weight_attrs
+
+from vllm_ascend_patch.core.moe.experts import scale_dtypes
+
+from .method import NPUExperts
+
+_UPSTREAM = "_ascend_expert_loader"
+_SHAPES = {
+    "w13_weight": lambda rows, columns: [rows, columns],
+    "w2_weight": lambda rows, columns: [columns, rows],
+    "w13_weight_scale": lambda rows, columns: [rows, 1],
+    "w2_weight_scale": lambda rows, columns: [columns, 1],
+}
+
+
+def is_experts(layer: Any) -> bool:
+    """Whether vLLM asks for the method of routed experts."""
+    return isinstance(layer, RoutedExperts)
+
+
+class _Int8Parameters(FusedMoEMethodBase):
+    """The parameters of int8 experts."""
+
+    def create_weights(
+        self,
+        layer: Any,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **attributes: Any,
+    ) -> None:
+        """Upstream's call: w13 ``[E, 2I, H]``, w2 ``[E, H, I]``, and their scales in the operators' dtypes."""
+        size = intermediate_size_per_partition
+        dtypes = scale_dtypes(size, params_dtype)
+        setattr(layer, _UPSTREAM, attributes["weight_loader"])
+        attributes["weight_loader"] = MethodType(_load, layer)
+        channel = {"quant_method": FusedMoeWeightScaleSupported.CHANNEL.value}
+        for name, rows, columns, dtype in (
+            ("w13", 2 * size, hidden_size, dtypes[0]),
+            ("w2", hidden_size, size, dtypes[1]),
+        ):
+            _add(layer, f"{name}_weight", torch.empty(num_experts, rows, columns, dtype=torch.int8), attributes)
+            scale = torch.empty(num_experts, rows, 1, dtype=dtype)
+            _add(layer, f"{name}_weight_scale", scale, attributes | channel)
+            _add(layer, f"{name}_weight_offset", torch.empty(0), {"weight_loader": MethodType(_look_at, layer)})
+
+    def get_fused_moe_quant_config(self, layer: Any) -> FusedMoEQuantConfig:
+        return FusedMoEQuantConfig.make()
+
+
+class NPUModelSlimMoEMethod(NPUExperts, _Int8Parameters):
+    """Experts in int8; results in the model's dtype."""
+
+    quantized = True
+
+
+def _add(layer: Any, name: str, data: torch.Tensor, attributes: dict[str, Any]) -> None:
+    parameter = torch.nn.Parameter(data, requires_grad=False)
+    set_weight_attrs(parameter, attributes)
+    layer.register_parameter(name, parameter)
+
+
+def _load(
+    layer: Any,
+    param: torch.nn.Parameter,
+    loaded_weight: torch.Tensor,
+    weight_name: str,
+    shard_id: str,
+    expert_id: int,
+    return_success: bool = False,
+) -> bool | None:
+    """As upstream's ``weight_loader``, whose parameters these are. ``ValueError`` for what does not fit, by its name."""
+    kind = weight_name.rpartition(".")[2]
+    size = layer.intermediate_size_per_partition * layer.moe_config.tp_size
+    expected, shape = _SHAPES[kind](size, layer.hidden_size), list(loaded_weight.shape)
+    name = _name(layer, kind, shard_id, expert_id)
+    if shape != expected:
+        raise ValueError(f"{name} of the checkpoint has shape {shape}, where {expected} is expected")
+    if param.dtype == torch.int8 and loaded_weight.dtype != torch.int8:
+        raise ValueError(f"{name} of the checkpoint is {loaded_weight.dtype}, where its description promises int8")
+    return getattr(layer, _UPSTREAM)(
+        param, loaded_weight, weight_name, shard_id, expert_id, return_success=return_success
+    )
+
+
+def _look_at(
+    layer: Any,
+    param: torch.nn.Parameter,
+    loaded_weight: torch.Tensor,
+    weight_name: str,
+    shard_id: str,
+    expert_id: int,
+    return_success: bool = False,
+) -> bool | None:
+    """A weight offset has to be zero: the operators take symmetric weights only."""
+    if bool(loaded_weight.any()):
+        raise ValueError(
+            f"{_name(layer, weight_name.rpartition('.')[2], shard_id, expert_id)} is not zero: weights that are quantised "
+            "asymmetrically are not supported on Ascend NPUs by this port. Export with symmetric weights (msModelSlim: "
+            "weight symmetric: true)"
+        )
+    return True if return_success else None
+
+
+def _name(layer: Any, kind: str, shard_id: str, expert: int) -> str:
+    """How the checkpoint calls the tensor."""
+    projection = {"w1": "gate", "w2": "down", "w3": "up"}[shard_id]
+    projection = getattr(layer, f"ckpt_{projection}_proj_name", f"{projection}_proj")
+    return f"{layer.layer_name}.{expert}.{projection}.{kind.partition('_')[2]}"
