@@ -7,6 +7,7 @@ upstream has no class for the format.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MethodType
 from typing import Any
 
@@ -68,6 +69,10 @@ class NPUModelSlimMoEMethod(NPUExperts, _Int8Parameters):
     """Experts in int8; results in the model's dtype."""
 
     quantized = True
+
+    def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
+        """As ``checkpoint.Owner`` has it: offsets are looked at and not kept."""
+        return () if name.endswith("_offset") else super().first_rows(layer, name, parameter)
 
 
 def _add(layer: Any, name: str, data: torch.Tensor, attributes: dict[str, Any]) -> None:
