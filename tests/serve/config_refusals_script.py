@@ -15,6 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from transformers import (
     DeepseekV3Config,
     Glm4MoeConfig,
@@ -115,6 +117,7 @@ CASES: dict[str, dict[str, Any]] = {
     "modelslim": {"model": "modelslim"},
     "modelslim by option": {"model": "modelslim", "quantization": "ascend"},
     "modelslim of another type": {"model": "modelslim of another type"},
+    "modelslim without a scale": {"model": "modelslim without a scale"},
     "no modelslim": {"quantization": "ascend"},
     "small window": {**WIDE_STEP, "environment": {"HCCL_BUFFSIZE": "4"}},
 }
@@ -163,4 +166,5 @@ if __name__ == "__main__":
     for name, types in DESCRIPTIONS.items():
         MODELS["mixtral"][1].save_pretrained(place / name)
         (place / name / "quant_model_description.json").write_text(json.dumps({"version": "1.0.0", **types}))
+        save_file({key: torch.zeros(2, 2, dtype=torch.int8) for key in types}, place / name / "weights.safetensors")
     report({name: outcome(place, case) for name, case in CASES.items()})

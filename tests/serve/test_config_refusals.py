@@ -86,6 +86,10 @@ if HAS_MODELSLIM:
             f"o_proj.weight is W4A4_DYNAMIC, which is {HERE}",
             "Export it anew with msModelSlim",
         ),
+        "modelslim without a scale": (
+            "the checkpoint lacks model.layers.0.mlp.experts.0.up_proj.weight_scale: ",
+            "[2, 1] is expected beside model.layers.0.mlp.experts.0.up_proj.weight in weights.safetensors",
+        ),
         "no modelslim": ("--quantization ascend needs a ModelSlim checkpoint, and ", "leave the option out"),
     }
 else:

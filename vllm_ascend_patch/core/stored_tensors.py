@@ -60,8 +60,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         for name, tensor in _read(file):
             if name in found:
                 raise StoredTensorError(
-                    f"{name} is in {found[name].file} and in {file.name} of {folder}: remove the files that do not belong to "
-                    "this checkpoint"
+                    f"{name} is in {found[name].file} and in {file.name} of {folder}: remove the files that do not belong "
+                    "to this checkpoint"
                 )
             found[name] = tensor
     return found

@@ -20,6 +20,7 @@ class ModelSlimConfig(QuantizationConfig):
     """Per layer float, or int8 with static or dynamic activations, as the checkpoint's description says."""
 
     description: Description
+    files_checked = False  # vLLM checks a configuration more than once
 
     @property
     def int8_experts(self) -> bool:

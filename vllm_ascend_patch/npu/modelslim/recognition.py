@@ -6,12 +6,15 @@ vLLM learns of quantisation from ``config.json``, which in these checkpoints say
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
 from vllm_ascend_patch.core import modelslim
 from vllm_ascend_patch.core.modelslim import Description, ModelSlimError
+from vllm_ascend_patch.core.modelslim_files import file_problems
+from vllm_ascend_patch.core.stored_tensors import stored_tensors
 from vllm_ascend_patch.npu.config_check import NotServable
 from vllm_ascend_patch.releases import guard
 from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = init_logger(__name__)
+
+_FROM_FILES = ("auto", "hf", "safetensors")
+"""Load formats that read a folder's safetensors files."""
 
 
 def register() -> None:
@@ -50,8 +56,12 @@ def recognise(vllm_config: VllmConfig) -> None:
     _check_release(model.model)
     if vllm_config.quant_config is None:
         vllm_config.quant_config = type(vllm_config).get_quantization_config(model, vllm_config.load_config)
-    for problem in modelslim.problems(_description(vllm_config), drafts=drafter is not None):
+    config: Any = vllm_config.quant_config
+    for problem in modelslim.problems(config.description, drafts=drafter is not None):
         raise ValueError(problem)
+    if not config.files_checked and str(vllm_config.load_config.load_format) in _FROM_FILES:
+        _check_files(model.model, config.description)
+        config.files_checked = True
 
 
 def describe(model: str) -> Description:
@@ -77,9 +87,12 @@ def _from_hub(model: str) -> Any:
     return get_hf_file_to_dict(modelslim.FILE, model)
 
 
-def _description(vllm_config: VllmConfig) -> Description:
-    found: Any = vllm_config.quant_config
-    return found.description
+def _check_files(model: str, description: Description) -> None:
+    """``ValueError`` for the first thing in which a folder's files are not what the description says."""
+    if modelslim.find(model) is None:
+        return  # on the hub: nothing is here before the workers load it
+    for problem in file_problems(description, stored_tensors(Path(model))):
+        raise ValueError(f"{problem}.")
 
 
 def _check_release(model: str) -> None:
