@@ -55,6 +55,14 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     "hybrid": ("JambaForCausalLM", JambaConfig(**_SIZES, num_experts=8, attn_layer_period=2, attn_layer_offset=1)),
     "latent": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **{**_LATENT, "kv_lora_rank": 256})),
     "latent served": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT)),
+    "latent heads": (
+        "DeepseekV3ForCausalLM",
+        DeepseekV3Config(**{**_SIZES, "num_attention_heads": 256, "num_key_value_heads": 256}, **_ROUTED, **_LATENT),
+    ),
+    "latent sparse": (
+        "DeepseekV32ForCausalLM",
+        DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT, index_topk=2048, index_n_heads=64, index_head_dim=128),
+    ),
     "latent fp8": (
         "DeepseekV3ForCausalLM",
         DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT, quantization_config=_FP8),
@@ -85,6 +93,8 @@ CASES: dict[str, dict[str, Any]] = {
     "hybrid": {"model": "hybrid"},
     "latent": {"model": "latent"},
     "latent served": {"model": "latent served"},
+    "latent heads": {"model": "latent heads"},
+    "latent sparse": {"model": "latent sparse"},
     "latent fp8": {"model": "latent fp8", "dtype": "bfloat16"},
     "latent float32": {"model": "latent served", "dtype": "float32"},
     "latent block": {"model": "latent served", "block_size": 192},

@@ -30,6 +30,8 @@ REFUSED = {
     "sinks": (f"gpt-oss: attention sinks are {HERE}", "Choose another model"),
     "hybrid": (f"in place of keys and values (mamba) are {HERE}", "Choose another model"),
     "latent": ("multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256", "Set VLLM_MLA_DISABLE=1"),
+    "latent heads": ("256 query heads per rank: at most 128 are supported", "Raise --tensor-parallel-size"),
+    "latent sparse": ("sparse attention (sparse MLA, as in DeepSeek V3.2 and GLM-5)", "Choose such a model"),
     "latent fp8": ("this checkpoint: fp8 weights, in blocks", "Take a bfloat16 or W8A8 checkpoint"),
     "latent float32": ("dtype float32 cannot be served", "Start with --dtype bfloat16"),
     "latent block": ("--block-size 192 is not supported on Ascend NPUs", "give such a multiple"),
@@ -75,7 +77,7 @@ SERVED: dict[str, dict[str, Any]] = {
 }
 if not HAS_LATENT_ATTENTION:
     too_old = ("the first release that serves it", "Set VLLM_MLA_DISABLE=1")
-    said_before = ("latent fp8", "latent float32")
+    said_before = ("latent heads", "latent sparse", "latent fp8", "latent float32")
     REFUSED |= {case: too_old for case in REFUSED if case.startswith("latent ") and case not in said_before}
     REFUSED["latent served"] = too_old
     del SERVED["latent served"]
