@@ -116,12 +116,12 @@ def test_choices_and_weights_are_upstreams(
     logits = torch.randn(tokens, experts, generator=generator) * 2
     if ties:
         logits = logits.round()
-    chosen_by = None if bias == "none" else torch.randn(experts, generator=generator)
+    drawn = torch.randn(experts, generator=generator)
     if bias == "coarse":
-        chosen_by = (chosen_by * 2).round() / 2
-    if bias == "masks groups" and kept < groups:
-        masked = torch.randperm(groups, generator=generator)[: groups - kept]
-        chosen_by.view(groups, size)[masked] = -torch.inf
+        drawn = (drawn * 2).round() / 2
+    if bias == "masks groups":
+        drawn.view(groups, size)[torch.randperm(groups, generator=generator)[: groups - kept]] = -torch.inf
+    chosen_by = None if bias == "none" else drawn
     arguments = (top_k, True, groups, kept, "sigmoid", factor)
     want, want_ids = upstream()(logits, logits, *arguments, chosen_by)
     on_device = logits.npu()

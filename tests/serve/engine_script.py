@@ -25,6 +25,8 @@ from tests.support.processes import report
 def run_offline(job: dict[str, Any]) -> dict[str, Any]:
     llm = LLM(**job_arguments(job))
     prompts, length = job["prompts"], job["max_tokens"]
+    if "watch" in job:
+        llm.collective_rpc(job["watch"])
     first = generate_offline(llm, prompts[:1], length)
     rest = generate_offline(llm, prompts[1:], length)
     again = generate_offline(llm, prompts, length)  # answered from cached prefixes
@@ -32,6 +34,7 @@ def run_offline(job: dict[str, Any]) -> dict[str, Any]:
         "tokens": tokens_of(first + rest),
         "again": tokens_of(again),
         "cached": [output.num_cached_tokens for output in again],
+        "asked": llm.collective_rpc(job["ask"]) if "ask" in job else None,
     }
 
 
@@ -48,6 +51,8 @@ class ExpertMap:
 async def run_async(job: dict[str, Any]) -> dict[str, Any]:
     prompts, length = job["prompts"], job["max_tokens"]
     async with Engine(job_arguments(job), job["dp"]) as engine:
+        if "watch" in job:
+            await engine.ask(job["watch"])
         alone = [await engine.generate(prompt, length) for prompt in prompts[:2]]
         together = await asyncio.gather(*(engine.generate(prompt, length) for prompt in prompts))
         aborted = asyncio.create_task(engine.generate_some_then_abort(prompts[3], 200, 5))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multi-head latent attention (MLA): greedy tokens equal those of Hugging Face transformers on the same weights.
 
-Prompts are longer than a step, so they are prefilled in chunks over context in the cache, and two of them share a prefix.
+A step takes 128 tokens, so the three longest prompts (150, 265 and 300 tokens) are prefilled in pieces, over context that is
+gathered from the cache; two share a prefix of two KV blocks. What is served beside it (graphs, drafts, int8, other
+weights) is asked of the DeepSeek-V3 shape; every layout of every family.
 """
 
 from __future__ import annotations
@@ -12,13 +14,27 @@ from typing import Any
 
 import pytest
 
-from tests.support import latent_models, tiny_models
+from tests.support import latent_models, tiny_models, w8a8_models
 from tests.support.installed import needs_latent_attention
+from tests.support.tiny_models import Case
+
+from .test_graphs import traced_workers
+from .test_reload import SECOND_SEED, held_alike
+from .test_reload import serve as reload
 
 pytestmark = [needs_latent_attention, pytest.mark.serve, pytest.mark.timeout(900)]
 
-# (tensor parallel, data parallel)
-LAYOUTS = {"one device": (1, 1), "tp 2": (2, 1), "dp 2 with ep": (1, 2), "tp 2 x dp 2 with ep": (2, 2)}
+WORKER = "tests.serve.latent_worker.LatentWorker"
+BYTES_PER_TOKEN = 2 * (512 + 64) * 2  # layers, elements, bytes
+GRAPHS = {"enforce_eager": False, "compilation_config": {"cudagraph_capture_sizes": [2, 8, 16]}}
+EAGER: dict[str, Any] = {}
+# (tensor parallel, data parallel, arguments)
+LAYOUTS = {
+    "one device": (1, 1, EAGER),
+    "tp 2": (2, 1, EAGER),
+    "dp 2 with ep": (1, 2, GRAPHS),
+    "tp 2 x dp 2 with ep": (2, 2, GRAPHS),
+}
 COMBINATIONS = [
     pytest.param(family, layout, marks=[] if (family, layout) == ("deepseek_v3", "tp 2") else pytest.mark.slow)
     for family in latent_models.CONFIGS
@@ -31,29 +47,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("latent")
 
 
-@pytest.mark.parametrize(("family", "layout"), COMBINATIONS)
-def test_greedy_tokens_equal_transformers(
-    family: str, layout: str, folder: Path, run_engine: Callable[..., Any]
-) -> None:
-    serve(latent_models.make(family, folder), *LAYOUTS[layout], run_engine)
-
-
-def serve(
-    checkpoint: Path, tp: int, dp: int, run_engine: Callable[..., Any], soc: str = "A2", **arguments: Any
-) -> dict[str, Any]:
-    """Run an engine on the checkpoint's cases, demand transformers' tokens, return what the engine reported."""
-    cases = tiny_models.cases(checkpoint)
-    job = {
+def job_of(checkpoint: Path, cases: list[Case], tp: int, dp: int, **arguments: Any) -> dict[str, Any]:
+    if tp == 1:
+        arguments["distributed_executor_backend"] = "uni"  # one process less for each rank
+    return {
         "model": str(checkpoint),
         "tp": tp,
         "dp": dp,
         "ep": dp > 1,
         "prompts": [case.prompt for case in cases],
-        "max_tokens": tiny_models.NEW_TOKENS,
+        "max_tokens": len(cases[0].answer),
         "many": 20,
-        "arguments": arguments,
+        "arguments": {"worker_extension_cls": WORKER, **arguments},
+        "watch": "watch",
+        "ask": "seen",
     }
-    result = run_engine(job, devices=tp * dp, soc=soc)
+
+
+def serve(
+    checkpoint: Path,
+    tp: int,
+    dp: int,
+    run_engine: Callable[..., Any],
+    arguments: dict[str, Any] | None = None,
+    **environment: str,
+) -> dict[str, Any]:
+    """Run an engine on the checkpoint's cases, demand transformers' tokens, return what the engine reported."""
+    cases = tiny_models.cases(checkpoint)
+    result = run_engine(job_of(checkpoint, cases, tp, dp, **(arguments or {})), devices=tp * dp, **environment)
     expected = [case.answer for case in cases]
     for name in ("tokens", "again") if dp == 1 else ("together", "late"):
         assert result[name] == expected, name
@@ -64,30 +85,80 @@ def serve(
     return result
 
 
+@pytest.mark.parametrize(("family", "layout"), COMBINATIONS)
+def test_greedy_tokens_equal_transformers(
+    family: str, layout: str, folder: Path, run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    tp, dp, arguments = LAYOUTS[layout]
+    traces = {"VLLM_ASCEND_PATCH_TRACE": str(tmp_path / "{rank}-{pid}.json")} if arguments is GRAPHS else {}
+    result = serve(latent_models.make(family, folder), tp, dp, run_engine, arguments, **traces)
+    seen = result["asked"][0]
+    assert seen["bytes_per_token"] == BYTES_PER_TOKEN
+    assert max(seen["chunks"]) >= 1, "no prompt was prefilled over context"
+    assert seen["sequence_parallel"] == (tp == dp == 2)
+    assert seen["async_scheduling"], "vLLM's own default"
+    if arguments is GRAPHS:
+        workers = traced_workers(tmp_path)
+        assert len(workers) == tp * dp
+        assert all(worker.modes["PIECEWISE"] > worker.modes["NONE"] > 0 for worker in workers)
+
+
 @pytest.mark.slow
-def test_captured_graphs(folder: Path, run_engine: Callable[..., Any]) -> None:
+def test_captured_graphs_on_one_device(folder: Path, run_engine: Callable[..., Any]) -> None:
     """Padded rows of a graph are neither written to the cache nor left to the MoE layers as they were in memory."""
-    serve(latent_models.make("deepseek_v3", folder), 1, 1, run_engine, enforce_eager=False)
+    serve(latent_models.make("deepseek_v3", folder), 1, 1, run_engine, GRAPHS)
+
+
+@pytest.mark.slow
+def test_context_of_several_chunks(folder: Path, run_engine: Callable[..., Any]) -> None:
+    """More context in one step than the workspace holds: ten requests of 640 cached tokens, and room for 5632.
+
+    The chunks' border falls into a request, so that its context comes in two parts.
+    """
+    checkpoint = latent_models.make("deepseek_v3", folder)
+    cases = latent_models.cases_after_a_prefix(checkpoint, prefix=640, tails=[9, 3, 5, 7, 2, 4, 6, 8, 1, 10])
+    arguments = {"max_model_len": 704, "max_num_seqs": 10}
+    result = run_engine(job_of(checkpoint, cases, 1, 1, **arguments), devices=1)
+    expected = [case.answer for case in cases]
+    assert result["tokens"] == expected
+    assert result["again"] == expected
+    assert min(result["cached"]) >= 640
+    assert max(result["asked"][0]["chunks"]) == 2
 
 
 @pytest.mark.slow
 def test_drafts_of_a_prediction_layer(folder: Path, run_engine: Callable[..., Any]) -> None:
     """Several query tokens per request in decoding, and a drafter whose attention is latent, too."""
     cases = tiny_models.cases(latent_models.make("deepseek_v3", folder))
-    job = {
-        "model": str(latent_models.make_with_drafter(folder)),
-        "tp": 1,
-        "dp": 1,
-        "ep": False,
-        "prompts": [case.prompt for case in cases],
-        "max_tokens": tiny_models.NEW_TOKENS,
-        "arguments": {
-            "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
-            "disable_log_stats": False,
-        },
-    }
-    result = run_engine(job, devices=1)
+    arguments = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}, "disable_log_stats": False}
+    result = run_engine(job_of(latent_models.make_with_drafter(folder), cases, 1, 1, **arguments), devices=1)
     expected = [case.answer for case in cases]
     assert result["tokens"] == expected
     assert result["again"] == expected
     assert 0 < result["drafts"]["accepted"] < result["drafts"]["draft"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [("kv_b_proj",), ()], ids=["kv_b_proj in float16", "all linear layers in int8"])
+def test_int8_experts_and_linear_layers(
+    keep: tuple[str, ...], folder: Path, tmp_path: Path, run_engine: Callable[..., Any]
+) -> None:
+    """Every clear choice of the dequantised model is kept, in prefill and in decoding."""
+    quantised, twin = w8a8_models.make(latent_models.make("deepseek_v3", folder), tmp_path, keep)
+    cases = w8a8_models.clear_cases(twin, 6, tokens=2)
+    result = run_engine(job_of(quantised, cases, 1, 2, **GRAPHS), devices=2)
+    expected = [case.answer for case in cases]
+    assert result["together"] == expected
+    assert result["late"] == expected
+
+
+@pytest.mark.slow
+def test_weights_that_are_loaded_again(folder: Path, tmp_path: Path) -> None:
+    """The absorbed projections follow, whether vLLM reloads or tensors are pushed into the running model."""
+    first, second = (latent_models.make("deepseek_v3", folder, seed) for seed in (11, SECOND_SEED))
+    cases = {path: tiny_models.few_cases(path) for path in (first, second)}
+    rounds = [("reload", second), ("push", first), ("push_one_by_one", second), ("reload", first)]
+    arguments = {"enforce_eager": False, "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8]}}
+    found, _ = reload(rounds, cases, first, tmp_path, tp=2, dp=1, arguments=arguments)
+    held_alike(found)
+    assert [each["error"] for each in found] == [None] * 5

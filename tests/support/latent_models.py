@@ -8,14 +8,22 @@ transformers initialises with zeros, is drawn here, so that selection and weight
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DeepseekV2Config, DeepseekV3Config, Glm4MoeLiteConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    Glm4MoeLiteConfig,
+    PretrainedConfig,
+)
 
 from . import tiny_models
 from .draft_models import prediction_layer
+from .tiny_models import Case
 
 _COMMON = tiny_models._COMMON | {
     "num_key_value_heads": 4,
@@ -40,22 +48,23 @@ _YARN = {
 }
 # In the files of the real checkpoints: vLLM goes by it, transformers does not write it.
 _AS_PUBLISHED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+# q LoRA, sigmoid with bias, groups, YaRN with mscale
+_DEEPSEEK_V3 = {
+    **_COMMON,
+    "q_lora_rank": 48,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    **_AS_PUBLISHED,
+    "num_mtp_layers": 0,
+    "rope_parameters": _YARN,
+}
 
 CONFIGS: dict[str, PretrainedConfig] = {
-    # q LoRA, sigmoid with bias, groups, YaRN with mscale
-    "deepseek_v3": DeepseekV3Config(
-        **_COMMON,
-        q_lora_rank=48,
-        n_shared_experts=1,
-        n_group=2,
-        topk_group=1,
-        routed_scaling_factor=2.5,
-        first_k_dense_replace=1,
-        norm_topk_prob=True,
-        **_AS_PUBLISHED,
-        num_mtp_layers=0,
-        rope_parameters=_YARN,
-    ),
+    "deepseek_v3": DeepseekV3Config(**_DEEPSEEK_V3),
     # no q LoRA, softmax, greedy
     "deepseek_v2_lite": DeepseekV2Config(
         **_COMMON,
@@ -90,14 +99,20 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 
+# So many that a chunk of context, as keys and values of every head, takes more memory than anything else of a step.
+MANY_HEADS: dict[str, PretrainedConfig] = {
+    "deepseek_v3_16_heads": DeepseekV3Config(**_DEEPSEEK_V3 | {"num_attention_heads": 16, "num_key_value_heads": 16}),
+}
 
-def make(family: str, folder: Path) -> Path:
-    """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path."""
-    path = folder / family
+
+def make(family: str, folder: Path, seed: int = 11) -> Path:
+    """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path; another ``seed`` is
+    another checkpoint of the same model."""
+    path = tiny_models.path_of(family, folder, seed)
     if (path / "config.json").exists():
         return path
-    tiny_models.CONFIGS[family] = CONFIGS[family]
-    tiny_models.make(family, folder)
+    tiny_models.CONFIGS[family] = (CONFIGS | MANY_HEADS)[family]
+    tiny_models.make(family, folder, seed)
     file = path / "model.safetensors"
     weights = load_file(file)
     generator = torch.Generator().manual_seed(3)
@@ -123,3 +138,11 @@ def make_with_drafter(folder: Path) -> Path:
     config = json.loads((source / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
     return path
+
+
+def cases_after_a_prefix(checkpoint: Path, prefix: int, tails: Sequence[int]) -> list[Case]:
+    """A prompt for each of ``tails``, its length after ``prefix`` tokens that all share, with an answer of eight tokens."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32).eval()
+    generator = torch.Generator().manual_seed(17)
+    shared = torch.randint(3, tiny_models.VOCABULARY, (prefix,), generator=generator).tolist()
+    return [tiny_models._clear_case(model, shared, length, generator, tokens=8) for length in tails]

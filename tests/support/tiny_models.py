@@ -151,12 +151,17 @@ class Case:
     answer: list[int]
 
 
+def path_of(family: str, folder: Path, seed: int = 11) -> Path:
+    """Where ``make`` puts a checkpoint."""
+    return folder / (family if seed == 11 else f"{family}-{seed}")
+
+
 def make(family: str, folder: Path, seed: int = 11) -> Path:
     """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path.
 
     Another ``seed`` is another checkpoint of the same model.
     """
-    path = folder / (family if seed == 11 else f"{family}-{seed}")
+    path = path_of(family, folder, seed)
     if (path / "config.json").exists():
         return path
     torch.manual_seed(7)
@@ -207,8 +212,10 @@ def _clear_case(
 
 
 @torch.inference_mode()
-def greedy(model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS) -> tuple[list[int], float]:
-    """The greedy continuation and the smallest gap between first and second logit on the way; stops early below MARGIN."""
+def greedy(
+    model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS, margin: float = MARGIN
+) -> tuple[list[int], float]:
+    """The greedy continuation and the smallest gap between first and second logit on the way; stops below ``margin``."""
     tokens = torch.tensor([prompt])
     past, answer, smallest = None, [], float("inf")
     for _ in range(length):
@@ -216,7 +223,7 @@ def greedy(model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS) 
         past = output.past_key_values
         best = output.logits[0, -1].topk(2)
         smallest = min(smallest, float(best.values[0] - best.values[1]))
-        if smallest < MARGIN:
+        if smallest < margin:
             break
         answer.append(int(best.indices[0]))
         tokens = best.indices[:1].unsqueeze(0)

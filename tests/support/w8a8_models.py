@@ -9,18 +9,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from .tiny_models import VOCABULARY, Case
+from .tiny_models import VOCABULARY, Case, greedy
 
 # Above what int8 activations change in these models' logits (0.3 at most, measured): a clearer choice must be kept.
 MARGIN = 0.8
-_QUANTISED = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+_QUANTISED = ("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight")
 _SCHEME = {"num_bits": 8, "type": "int", "symmetric": True}
-_CONFIG = {
+_CONFIG: dict[str, Any] = {
     "quant_method": "compressed-tensors",
     "format": "int-quantized",
     "quantization_status": "compressed",
@@ -35,14 +36,17 @@ _CONFIG = {
 }
 
 
-def make(dense: Path, folder: Path) -> tuple[Path, Path]:
-    """Write the int8 checkpoint and its dequantised twin made from the float16 checkpoint ``dense``; return both paths."""
+def make(dense: Path, folder: Path, keep: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    """Write the int8 checkpoint and its dequantised twin made from the float16 checkpoint ``dense``; return both paths.
+
+    Linear layers whose last name is in ``keep`` stay float16.
+    """
     quantised, twin = folder / f"{dense.name}-w8a8", folder / f"{dense.name}-dequantised"
     for path in (quantised, twin):
         shutil.copytree(dense, path, ignore=shutil.ignore_patterns("*.safetensors", "cases.json"))
     int8, float16 = {}, {}
     for name, weight in load_file(dense / "model.safetensors").items():
-        if not name.endswith(_QUANTISED):
+        if not name.endswith(_QUANTISED) or name.split(".")[-2] in keep:
             int8[name] = float16[name] = weight
             continue
         scale = weight.float().abs().amax(dim=1, keepdim=True) / 127
@@ -53,21 +57,25 @@ def make(dense: Path, folder: Path) -> tuple[Path, Path]:
     save_file(int8, quantised / "model.safetensors", metadata={"format": "pt"})
     save_file(float16, twin / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((quantised / "config.json").read_text())
-    (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": _CONFIG}))
+    ignored = {"ignore": [*_CONFIG["ignore"], *(f"re:.*{name}$" for name in keep)]}
+    (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": _CONFIG | ignored}))
     return quantised, twin
 
 
-@torch.inference_mode()
 def first_token_cases(twin: Path, count: int) -> list[Case]:
     """Prompts whose next token the dequantised model, in float32, chooses by at least ``MARGIN``."""
+    return clear_cases(twin, count, 1)
+
+
+def clear_cases(twin: Path, count: int, tokens: int) -> list[Case]:
+    """Prompts whose next ``tokens`` tokens the dequantised model, in float32, chooses by at least ``MARGIN`` each."""
     model = AutoModelForCausalLM.from_pretrained(twin, torch_dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(23)
     cases: list[Case] = []
     while len(cases) < count:
-        prompt = torch.randint(
-            3, VOCABULARY, (int(torch.randint(1, 40, (), generator=generator)),), generator=generator
-        )
-        best = model(prompt.unsqueeze(0)).logits[0, -1].topk(2)
-        if best.values[0] - best.values[1] >= MARGIN:
-            cases.append(Case(prompt.tolist(), [int(best.indices[0])]))
+        length = int(torch.randint(1, 40, (), generator=generator))
+        prompt = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        answer, margin = greedy(model, prompt, tokens, MARGIN)
+        if margin >= MARGIN:
+            cases.append(Case(prompt, answer))
     return cases

@@ -29,10 +29,11 @@ def check_latent(vllm_config: VllmConfig, model: ModelTraits) -> None:
     problem = None if release is None else latent_release_problem(model, latent_obstacle(release))
     if problem is not None:
         raise ValueError(problem)
-    if vllm_config.model_config.quantization is not None:
+    quantization = vllm_config.model_config.quantization
+    if quantization not in (None, "compressed-tensors"):
         raise ValueError(
-            f"{what} with quantisation {vllm_config.model_config.quantization!r} is not supported on Ascend NPUs by this "
-            f"port: bfloat16 checkpoints are. {mla_remedy(model)}"
+            f"{what} with quantisation {quantization!r} is not supported on Ascend NPUs by this port: bfloat16 and W8A8 "
+            f"compressed-tensors checkpoints are. {mla_remedy(model)}"
         )
     if vllm_config.kv_transfer_config is not None:
         raise ValueError(

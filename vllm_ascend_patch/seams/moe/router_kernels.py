@@ -63,7 +63,7 @@ def grouped_topk(original: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor
     groups, kept = given.get("num_expert_group", 0), given.get("topk_group", 0)
     normalised_sigmoid = given.get("scoring_func") == "sigmoid" and given["renormalize"]
     if not (normalised_sigmoid and gating.takes(logits.shape[1], top_k, groups, kept)):
-        return original(*args, **kwargs)  # type: ignore[no-any-return]
+        return original(*args, **kwargs)
     factor = given.get("routed_scaling_factor", 1.0)
     return gating.sigmoid_top_k(logits, top_k, given.get("e_score_correction_bias"), factor, groups, kept)
 
