@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.support.command_line import Called, called
 from vllm_ascend_patch.commands.plan import command, default_captured_tokens
@@ -177,6 +179,44 @@ def test_plan_says_first_that_a_model_is_not_served_and_exits_with_1(tmp_path: P
 def test_plan_of_a_served_model_says_so(model: Path) -> None:
     assert planned(model)["not_served"] == []
     assert "yes, by what its configuration tells" in run(model).output
+
+
+def modelslim(folder: Path, kind: str, with_scale: bool = True) -> Path:
+    """A folder with a ModelSlim checkpoint of one expert."""
+    (folder / "config.json").write_text(json.dumps(QWEN3_30B))
+    name = "model.layers.0.mlp.experts.0.up_proj.weight"
+    tensors = {name: torch.zeros(768, 2048, dtype=torch.int8), "lm_head.weight": torch.zeros(4, 4)}
+    if with_scale:
+        tensors[f"{name}_scale"] = torch.ones(768, 1)
+    types = {key: "FLOAT" if key == "lm_head.weight" else kind for key in tensors}
+    (folder / "quant_model_description.json").write_text(json.dumps(types))
+    save_file(tensors, folder / "quant_model_weights.safetensors")
+    return folder
+
+
+def test_plan_of_a_modelslim_checkpoint_counts_its_experts_in_int8(tmp_path: Path) -> None:
+    plan = planned(modelslim(tmp_path, "W8A8_DYNAMIC"))
+    assert plan["not_served"] == []
+    assert plan["facts"]["quantized"]
+    assert plan["expert_mib_per_rank"] == 128 * 3 * 2048 * 768 * 48 / 2**20
+    assert plan["checkpoint"]["what"] == "ModelSlim: 1 weights FLOAT, 1 weights W8A8_DYNAMIC"
+    assert plan["checkpoint"]["expert_bytes"] == 768 * 2048 + 768 * 4
+    assert plan["checkpoint"]["total_bytes"] == plan["checkpoint"]["expert_bytes"] + 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "with_scale", "message"),
+    [
+        ("W4A8_DYNAMIC", True, "up_proj.weight is W4A8_DYNAMIC, which is not supported on Ascend NPUs by this port"),
+        ("W8A8_DYNAMIC", False, "the checkpoint lacks model.layers.0.mlp.experts.0.up_proj.weight_scale: "),
+    ],
+)
+def test_plan_says_of_a_modelslim_checkpoint_what_a_start_would(
+    kind: str, with_scale: bool, message: str, tmp_path: Path
+) -> None:
+    result = run(modelslim(tmp_path, kind, with_scale))
+    assert result.exit_code == 1
+    assert message in result.stdout
 
 
 def test_plan_takes_the_setting_that_has_a_model_served_plainly(

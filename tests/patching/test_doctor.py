@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.support.environment import ROOT, without_devices
 from vllm_ascend_patch.commands import doctor
@@ -52,6 +54,41 @@ def test_a_machine_that_can_serve_passes(devices: Any) -> None:
     assert set(states) == {patch.id for patch in declarations.patches()}
     assert set(states.values()) <= {"armed", "not needed", "disabled"}
     assert "armed" in states.values()
+
+
+def checkpoint(folder: Path, kind: str) -> str:
+    """A folder with a ModelSlim checkpoint of one expert."""
+    sizes = {"hidden_size": 64, "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 1}
+    (folder / "config.json").write_text(json.dumps({"architectures": ["Qwen3MoeForCausalLM"], **sizes}))
+    name = "model.layers.0.mlp.experts.0.up_proj.weight"
+    tensors = {name: torch.zeros(1024, 64, dtype=torch.int8), f"{name}_scale": torch.ones(1024, 1)}
+    (folder / "quant_model_description.json").write_text(json.dumps(dict.fromkeys(tensors, kind)))
+    save_file(tensors, folder / "quant_model_weights.safetensors")
+    return str(folder)
+
+
+@needs_vllm
+def test_a_checkpoint_is_named_and_sized(devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "modelslim_obstacle", lambda release: None)
+    report = doctor.collect(checkpoint(tmp_path, "W8A8_DYNAMIC"))
+    assert report["ok"]
+    assert checks(report)["checkpoint"]["found"] == "ModelSlim: 1 weights W8A8_DYNAMIC"
+    assert checks(report)["routed experts"]["found"] == "0.00 GiB of 0.00 GiB, over all ranks"
+    assert checks(report)["model"]["found"] == f"{tmp_path}: served, by what its files tell"
+
+
+@needs_vllm
+def test_a_checkpoint_that_a_start_would_refuse_fails(devices: Any, tmp_path: Path) -> None:
+    report = doctor.collect(checkpoint(tmp_path, "W4A4_DYNAMIC"))
+    assert not report["ok"]
+    failed = checks(report)["model"]
+    assert failed["status"] == "fail"
+    assert "up_proj.weight is W4A4_DYNAMIC, which is not supported on Ascend NPUs by this port" in failed["found"]
+
+
+def test_what_is_no_model_fails(devices: Any, tmp_path: Path) -> None:
+    failed = checks(doctor.collect(str(tmp_path)))["model"]
+    assert failed["status"] == "fail"
 
 
 OBSTACLES = [

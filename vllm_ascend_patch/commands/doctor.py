@@ -14,9 +14,15 @@ from typing import Any, NamedTuple
 import click
 
 from vllm_ascend_patch import envs, platforms, plugin
+from vllm_ascend_patch.core.local_checkpoint import look_at
+from vllm_ascend_patch.core.model_support import Parallelism, problems
+from vllm_ascend_patch.core.model_traits import traits_of
+from vllm_ascend_patch.core.moe.errors import MoEConfigError
+from vllm_ascend_patch.core.moe.model_facts import load_config
 from vllm_ascend_patch.patching import PatchError, PatchStatus, State
 from vllm_ascend_patch.patching.patchset import state_of
 from vllm_ascend_patch.releases import declarations, guard, records, wanted
+from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
 
 from .calling import call
 from .terminal import console, table
@@ -256,16 +262,16 @@ def _strict() -> str:
         return "error"
 
 
-def collect() -> dict[str, Any]:
-    """Everything the command prints, as JSON-ready data. ``ok`` says whether a serve would work. Without vLLM there are no
-    rows of patches: there is nothing that they could be compared with."""
+def collect(model: str | None = None) -> dict[str, Any]:
+    """Everything the command prints, as JSON-ready data. ``ok`` says whether a serve would work, of ``model`` if given.
+    Without vLLM there are no rows of patches: there is nothing that they could be compared with."""
     process = _start_probe()
     try:
         patches = patch_rows() if guard.installed_tree() is not None else []
         before, after = _versions(), [*_entry_points(), *_environment()]
     finally:
         found = _finish_probe(process)
-    checks = [*before, _devices(found), _release(found), *after]
+    checks = [*before, _devices(found), _release(found), *after, *(_model(model) if model is not None else [])]
     broken = [row.patch.id for row in patches if row.state in _BROKEN]
     return {
         "ok": not broken and all(check.status != FAIL for check in checks),
@@ -274,12 +280,40 @@ def collect() -> dict[str, Any]:
     }
 
 
+def _model(model: str) -> list[Check]:
+    """What a checkpoint is, whether a start would refuse it, and what its experts take; weights are not loaded."""
+    try:
+        config = load_config(model)
+    except MoEConfigError as error:
+        return [Check("model", FAIL, str(error), "give a folder with config.json, or a model name")]
+    plain = os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0")
+    traits = traits_of(model, config, mla_disabled=plain)
+    found = look_at(model, config, traits.latent)
+    refused = [*problems(traits, Parallelism(tp_size=1, dp_size=1, expert_parallel=False))]
+    checks = []
+    if found is not None:
+        refused += found.problems
+        release = guard.installed_release()
+        obstacle = modelslim_obstacle(release) if found.int8_experts is not None and release is not None else None
+        refused += [obstacle] if obstacle is not None else []
+        checks.append(Check("checkpoint", OK, found.what))
+        if found.expert_bytes is not None and found.total_bytes is not None:
+            sizes = f"{found.expert_bytes / 2**30:.2f} GiB of {found.total_bytes / 2**30:.2f} GiB, over all ranks"
+            checks.append(Check("routed experts", OK, sizes))
+    served = [Check("model", FAIL, problem, "see docs/limits.md") for problem in refused]
+    return [*checks, *(served or [Check("model", OK, f"{model}: served, by what its files tell")])]
+
+
 @click.command("doctor")
+@click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 @click.option("--all", "all_patches", is_flag=True, help="List the patches of other vLLM releases, too.")
-def doctor(as_json: bool, all_patches: bool) -> int:
-    """Say whether a serve would work here, and why not. Exit code 0 only if it would."""
-    report = collect()
+def doctor(model: str | None, as_json: bool, all_patches: bool) -> int:
+    """Say whether a serve would work here, and why not. Exit code 0 only if it would.
+
+    With MODEL, a folder, also what checkpoint that is, whether it is served, and what its experts take.
+    """
+    report = collect(model)
     if as_json:
         print(json.dumps(report, indent=1))
         return 0 if report["ok"] else 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from vllm_ascend_patch.core.local_checkpoint import LocalCheckpoint, look_at
 from vllm_ascend_patch.core.memory_plan import MemoryPlan, memory_plan
 from vllm_ascend_patch.core.model_support import Parallelism, latent_release_problem, problems
 from vllm_ascend_patch.core.model_traits import traits_of
@@ -73,7 +74,8 @@ class Plan:
     """Everything that the command prints.
 
     ``not_served`` has the messages with which a start would refuse the model; the rest is what would be done if it did not.
-    ``served_from`` is the oldest vLLM that serves the model's kind of attention, None where all do.
+    ``served_from`` is the oldest vLLM that serves the model's kind of attention, None where all do; ``checkpoint`` is what
+    lies in the model's folder, if it is one.
     """
 
     not_served: tuple[str, ...]
@@ -88,6 +90,7 @@ class Plan:
     expert_mib_per_rank: float
     served_from: str | None = None
     memory: MemoryPlan | None = None
+    checkpoint: LocalCheckpoint | None = None
 
 
 def expert_share(facts: MoEFacts) -> float:
@@ -96,7 +99,12 @@ def expert_share(facts: MoEFacts) -> float:
 
 
 def make_plan(
-    model: ModelFacts, facts: MoEFacts, scheduler: SchedulerFacts, forced: str, not_served: Sequence[str] = ()
+    model: ModelFacts,
+    facts: MoEFacts,
+    scheduler: SchedulerFacts,
+    forced: str,
+    not_served: Sequence[str] = (),
+    checkpoint: LocalCheckpoint | None = None,
 ) -> Plan:
     """Work a plan out; ``MoELimitError`` when the deployment would be refused at start-up."""
     capacity = check_start_up(facts, scheduler, forced)
@@ -112,6 +120,7 @@ def make_plan(
         ranks_per_token=distinct_ranks(facts),
         traffic=tuple(_traffic(facts, scheduler, capacity, forced)),
         expert_mib_per_rank=expert_share(facts) * model.expert_bytes * model.moe_layers / MIB,
+        checkpoint=checkpoint,
     )
 
 
@@ -175,6 +184,7 @@ def show(plan: Plan) -> None:
             + ("W8A8" if model.quantized else model.dtype),
         ),
         ("served", "no, as said above" if plan.not_served else "yes, by what its configuration tells"),
+        *([("checkpoint", plan.checkpoint.what)] if plan.checkpoint is not None else []),
         *([("vLLM", f"{plan.served_from} or newer, for latent attention (MLA)")] if plan.served_from else []),
         ("cluster", f"{facts.soc.value}, {facts.num_nodes} node(s), {layout}"),
         (
@@ -411,7 +421,10 @@ def plan(
         captured_tokens = 0 if eager else default_captured_tokens(max_num_batched_tokens, max_num_seqs)
     try:
         config = load_config(model)
-        facts_of_model = ModelFacts.from_config(model, config)
+        plain = os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0")
+        traits = traits_of(model, config, mla_disabled=plain)
+        checkpoint = look_at(model, config, traits.latent, drafts=speculative_tokens > 0)
+        facts_of_model = ModelFacts.from_config(model, config, checkpoint.int8_experts if checkpoint else None)
         experts = facts_of_model.num_experts + redundant_experts
         if expert_parallel and tp * dp > experts:
             raise click.UsageError(
@@ -435,14 +448,15 @@ def plan(
             sequence_parallel=expert_parallel and tp > 1 and dp > 1,
         )
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)
-        traits = traits_of(model, config, mla_disabled=os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0"))
         if max_model_len is not None:
             traits = replace(traits, max_model_len=max_model_len)
-        refused = problems(traits, Parallelism(tp_size=tp, dp_size=dp, expert_parallel=expert_parallel))
+        refused = list(problems(traits, Parallelism(tp_size=tp, dp_size=dp, expert_parallel=expert_parallel)))
+        refused += checkpoint.problems if checkpoint else ()
         release = release or installed_release()
         too_old = latent_release_problem(traits, latent_obstacle(release)) if release is not None else None
+        refused += [too_old] if too_old else []
         made = replace(
-            make_plan(facts_of_model, facts, scheduler, moe_comm, [*refused, *([too_old] if too_old else [])]),
+            make_plan(facts_of_model, facts, scheduler, moe_comm, refused, checkpoint),
             served_from=first_release() if traits.latent else None,
             memory=memory_plan(
                 config, traits, facts_of_model, tp, expert_share(facts), int(device_memory * GIB * _UTILIZATION)
