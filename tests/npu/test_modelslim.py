@@ -104,7 +104,9 @@ HERE = "not supported on Ascend NPUs by this port"
         ({f"{LAYER}.self_attn.fa_q.scale": "FAQuant"}, f"{LAYER}.self_attn.fa_q.scale is FAQuant, which is {HERE}"),
         ({f"{LAYER}.self_attn.q_proj.weight": "W1A1"}, "q_proj.weight is W1A1, which is"),
         ({f"{LAYER}.mlp.experts.0.up_proj.weight": "W8A8"}, "up_proj.weight is W8A8, static activations, which is"),
-        ({"lm_head.weight": "W8A8_DYNAMIC"}, "lm_head.weight is W8A8_DYNAMIC; embeddings and output layers"),
+        ({"lm_head.weight": "W8A8_DYNAMIC"}, "lm_head.weight is W8A8_DYNAMIC; vLLM computes that in float"),
+        ({f"{LAYER}.mlp.gate.weight": "W8A8"}, "mlp.gate.weight is W8A8; vLLM computes that in float"),
+        ({f"{LAYER}.self_attn.kv_b_proj.weight": "W8A8"}, "kv_b_proj.weight is W8A8; vLLM computes that in float"),
         (
             {f"{LAYER}.self_attn.q_proj.left_trans": "FLOAT"},
             "q_proj.left_trans is a transform of activations (FlatQuant)",

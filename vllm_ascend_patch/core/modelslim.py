@@ -54,6 +54,17 @@ _WORK = (
     ("norm.bias", "a norm with a bias (an anti-outlier method)"),
     ("layernorm.bias", "a norm with a bias (an anti-outlier method)"),
 )
+# Embeddings, output layers, routers, norms, what drafters merge with, and what MLA absorbs: no quantised layers in vLLM.
+_FLOAT_ONLY = (
+    "embed_tokens.weight",
+    "lm_head.weight",
+    "shared_head.head.weight",
+    ".gate.weight",
+    "_gate.weight",
+    "norm.weight",
+    "eh_proj.weight",
+    "kv_b_proj.weight",
+)
 _WHOLE = {
     "kv_quant_type": "a quantised KV cache",
     "kv_cache_type": "a quantised KV cache",
@@ -208,8 +219,8 @@ def problems(description: Description, drafts: bool = False) -> Iterator[str]:
             )
             break
     for name, kind in description.types.items():
-        if name.endswith(("lm_head.weight", "embed_tokens.weight", "shared_head.head.weight")) and kind != FLOAT:
-            yield f"{source}: {name} is {kind}; embeddings and output layers are supported as {FLOAT} only. {EXPORT}."
+        if name.endswith(_FLOAT_ONLY) and kind != FLOAT:
+            yield f"{source}: {name} is {kind}; vLLM computes that in float: only {FLOAT} is supported there. {EXPORT}."
             break
     if drafts and description.rotated:
         yield (
