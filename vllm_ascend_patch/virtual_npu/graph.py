@@ -15,6 +15,7 @@ import torch
 from .alias import borrow_cpu
 
 Kernel = Callable[..., Any]
+Ordered = Callable[[list[torch.Tensor]], Any]
 
 #: Arguments that an operator writes and returns although its schema does not say so.
 UNMARKED_WRITES: Mapping[str, tuple[str, ...]] = {
@@ -55,23 +56,32 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return []
 
 
 def update(
-    stream: Any, name: str, kernel: Kernel, given: Mapping[str, Any], split: int, returned: list[str] | None
+    stream: Any,
+    name: str,
+    kernel: Kernel,
+    given: Mapping[str, Any],
+    split: int,
+    returned: list[str] | None,
+    ordered: Ordered | None,
 ) -> Any:
-    """Replace a recorded call by this one, which does not run. The result is the arguments that it would write."""
+    """Replace a recorded call by this one, which does not run. The result is the arguments that it would write.
+
+    ``ordered``: see ``capture``.
+    """
     if returned is None:
         stream.refuse(name, "its result would be new memory; call the .out form")
     assert returned is not None
-    stream.add(name, _replay(kernel, _frozen_call(given, split), []))
-    results = [tensor for argument in returned for tensor in _tensors(given[argument])]
+    stream.add(name, _replay(kernel, _frozen_call(given, split), []), ordered([]) if ordered else None)
+    results = [tensor for argument in returned for tensor in tensors_in(given[argument])]
     return results[0] if len(results) == 1 else tuple(results) if results else None
 
 
@@ -83,21 +93,23 @@ def capture(
     split: int,
     written: frozenset[str],
     run: Callable[[], tuple[Any, list[torch.Tensor]]],
+    ordered: Ordered | None,
 ) -> Any:
     """Run the call once and record it.
 
     ``run`` runs it and returns its result and those tensors of it that are new memory, in order. The first ``split`` of
-    the arguments ``given`` are positional.
+    the arguments ``given`` are positional. ``ordered``, where order is checked, takes the new tensors and returns what the
+    call touches at every replay.
     """
     frozen = _frozen_call(given, split)
     for argument in written:
-        for tensor in _tensors(given[argument]):
+        for tensor in tensors_in(given[argument]):
             stream.save(tensor)
     result, new = run()
     targets = [borrow_cpu(tensor) for tensor in new]
     for tensor in new:
         stream.poison(tensor)
-    stream.add(name, _replay(kernel, frozen, targets))
+    stream.add(name, _replay(kernel, frozen, targets), ordered(new) if ordered else None)
     return result
 
 
@@ -111,12 +123,12 @@ def _replay(
     kernel: Kernel, frozen: tuple[Sequence[Any], Mapping[str, Any]], targets: list[torch.Tensor]
 ) -> Callable[[], None]:
     positional, keywords = frozen
-    known = {id(tensor) for tensor in _tensors([*positional, *keywords.values()])}
+    known = {id(tensor) for tensor in tensors_in([*positional, *keywords.values()])}
 
     def replay() -> None:
         with torch._C.DisableTorchFunction(), torch.no_grad():
             result = kernel(*positional, **keywords)
-            fresh = [tensor for tensor in _tensors(result) if id(tensor) not in known]
+            fresh = [tensor for tensor in tensors_in(result) if id(tensor) not in known]
             for target, tensor in zip(targets, fresh, strict=True):
                 if target.shape != tensor.shape:
                     raise RuntimeError(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from . import builder, extension, profile
+from . import builder, extension, order, profile
 
 _SITE = Path(__file__).parent / "site"
 
@@ -49,8 +49,19 @@ _OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": False, "h
 @click.option("--devices", type=str, help="Number of virtual NPUs, 1 to 64.  [default: 2]")
 @click.option("--soc", type=click.Choice(list(profile.SOC_NAMES)), help="SoC generation.  [default: A2]")
 @click.option("--memory", type=str, help="Memory of each NPU, like 8GiB or 512MiB.  [default: 8GiB]")
+@click.option(
+    "--check-order", is_flag=True, help="Find work that is not ordered between streams, and copies nobody waited for."
+)
+@click.option("--order-stacks", is_flag=True, help="Check order, and show whole Python stacks.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-def virtual_npu(devices: str | None, soc: profile.SoC | None, memory: str | None, command: tuple[str, ...]) -> int:
+def virtual_npu(
+    devices: str | None,
+    soc: profile.SoC | None,
+    memory: str | None,
+    check_order: bool,
+    order_stacks: bool,
+    command: tuple[str, ...],
+) -> int:
     """Run COMMAND, and every process that it spawns, on a machine with simulated Ascend NPUs under the real torch_npu.
 
     `virtual-npu build` compiles the simulated runtime and runs nothing.
@@ -75,6 +86,8 @@ def virtual_npu(devices: str | None, soc: profile.SoC | None, memory: str | None
         return _fail(f"there is no command {command[0]!r}: {shlex.join(command)}")
     environment = dict(os.environ)
     prepare(environment, machine, runtime)
+    if check_order or order_stacks:
+        order.export(environment, stacks=order_stacks)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(program, list(command), environment)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from . import graph
+from . import graph, order
 from .alias import alias_cpu, to_device
 from .extension import load
 from .kernels.storage_format import is_base, is_nz
@@ -119,7 +119,8 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
     keywords = [a.name for a in arguments if a.kwarg_only]
     shown = name.partition("::")[2]
     written, returned = graph.written_arguments(name, schema), graph.returned_arguments(name, schema)
-    stream_on = load().GraphStream
+    extension = load()
+    stream_on, order_of = extension.GraphStream, order.checked(name, written) if extension.checks_order() else None
 
     rules = _Rules(
         shown, HOST_ARGUMENTS.get(name, frozenset()), NZ_ARGUMENTS.get(name, frozenset()), name in ND_OPERATORS
@@ -139,11 +140,15 @@ def _adapt(name: str, kernel: Kernel, schema: torch._C.FunctionSchema) -> Callab
 
             stream = stream_on(device.index or 0)
             if stream.runs:
-                return compute()[0]
+                result, new = compute()
+                if order_of is not None:
+                    order_of(device, given, new)
+                return result
             call = {a: given[a] for a in (*positional, *keywords)}
+            ordered = None if order_of is None else functools.partial(order_of, device, given)
             if stream.updates:
-                return graph.update(stream, name, kernel, call, len(positional), returned)
-            return graph.capture(stream, name, kernel, call, len(positional), written, compute)
+                return graph.update(stream, name, kernel, call, len(positional), returned, ordered)
+            return graph.capture(stream, name, kernel, call, len(positional), written, compute, ordered)
 
     return functools.update_wrapper(run, kernel)
 

@@ -9,10 +9,12 @@ import functools
 
 @functools.cache
 def activate() -> None:
-    """Install the allocator, the aten kernels, the hccl backend and the reference kernels of namespace npu, in order."""
-    from . import extension, hccl, registry
+    """Switch the check of order on where it is wanted; install the allocator, the aten kernels, the hccl backend and the
+    reference kernels of namespace npu, in order."""
+    from . import extension, hccl, order, registry
 
     module = extension.load()
+    order.install()
     module.install_allocator()
     module.install_kernels()
     hccl.register_backend()

@@ -11,6 +11,7 @@
 
 #include "virtual_cann.h"
 #include "virtual_graph.h"
+#include "virtual_order.h"
 
 enum capture_mode { MODE_GLOBAL = 0, MODE_THREAD_LOCAL = 1, MODE_RELAXED = 2 }; /* aclmdlRICaptureMode */
 enum capture_status { STATUS_NONE = 0, STATUS_ACTIVE = 1, STATUS_INVALIDATED = 2 }; /* aclmdlRICaptureStatus */
@@ -24,6 +25,7 @@ typedef struct {
 typedef struct {
     virtual_call call;
     int32_t stream;
+    bool grouped; /* a task group's, which an update may replace */
 } node;
 
 typedef struct task_group {
@@ -88,6 +90,8 @@ static void drop_model(model *model) {
         free(group);
         group = next;
     }
+    virtual_order_tell((virtual_order_call){
+        .kind = ORDER_UNMAPPED, .subject = model->nodes, .bytes = model->count * sizeof *model->nodes});
     free(model->nodes);
     free(model);
 }
@@ -135,6 +139,8 @@ int virtual_capture_refuses(const char *function, virtual_stream *stream) {
 
 EXPORT int virtual_graph_busy(void) { return __atomic_load_n(&busy_streams, __ATOMIC_ACQUIRE); }
 
+EXPORT uint32_t virtual_graph_number(void *stream) { return virtual_capture_of(stream); }
+
 EXPORT int virtual_graph_state(void *stream) {
     if (!__atomic_load_n(&busy_streams, __ATOMIC_ACQUIRE) || !stream) return VIRTUAL_STREAM_RUNS;
     if (((virtual_stream *)stream)->updates) return VIRTUAL_STREAM_UPDATES;
@@ -150,6 +156,9 @@ static int replace_call(virtual_stream *stream, const virtual_call *call) {
     if (strcmp(place->name, call->name) != 0)
         return virtual_error(ACL_ERROR_RT_PARAM_INVALID,
                              "the update of a task group calls %s where %s was captured", call->name, place->name);
+    int code = virtual_order_tell((virtual_order_call){
+        .kind = ORDER_GROUP_UPDATED, .stream = stream, .subject = place, .bytes = group->model->number});
+    if (code) return code;
     if (place->drop) place->drop(place->payload);
     place->run = call->run, place->drop = call->drop, place->payload = call->payload;
     ++group->updated;
@@ -167,7 +176,7 @@ EXPORT int virtual_graph_add(void *on, const virtual_call *call) {
         code = nodes ? ACL_SUCCESS : no_memory();
         if (nodes) {
             capture->nodes = nodes;
-            nodes[capture->count] = (node){*call, stream->id};
+            nodes[capture->count] = (node){*call, stream->id, capture->open_group != NULL};
             nodes[capture->count++].call.name = strdup(call->name);
             if (capture->open_group) ++capture->open_group->count;
         }
@@ -259,6 +268,7 @@ EXPORT int aclmdlRICaptureEnd(virtual_stream *stream, model **graph) {
     stream->capture = 0;
     capture->capturing = false;
     forget_results(capture);
+    virtual_order_tell((virtual_order_call){.kind = ORDER_CAPTURE_ENDS, .bytes = capture->number});
     if (capture->invalid[0]) {
         int code = virtual_error(ACL_ERROR_RT_STREAM_CAPTURE_INVALIDATED, "no graph was captured: %s", capture->invalid);
         drop_model(capture);
@@ -293,15 +303,19 @@ EXPORT int aclmdlRIExecuteAsync(model *graph, virtual_stream *stream) {
         virtual_graph_invalidate(stream, "a graph was replayed on it; the virtual NPU has no graphs in graphs");
         return virtual_error(ACL_ERROR_RT_STREAM_CAPTURED, "a graph cannot be replayed on a stream that is captured");
     }
-    for (size_t i = 0; i < graph->count; ++i) {
-        const int code = graph->nodes[i].call.run(graph->nodes[i].call.payload);
+    int code = virtual_order_tell((virtual_order_call){.kind = ORDER_REPLAY_BEGINS, .stream = stream, .bytes = graph->number});
+    for (size_t i = 0; i < graph->count && !code; ++i) {
+        const node *node = &graph->nodes[i];
+        if (node->grouped) code = virtual_order_tell((virtual_order_call){.kind = ORDER_GROUP_REPLAYED, .subject = &node->call});
+        if (!code) code = node->call.run(node->call.payload);
         if (code) {
-            char reason[768];
+            char reason[3072];
             snprintf(reason, sizeof reason, "%s", aclGetRecentErrMsg());
-            return virtual_error(code, "replay of call %zu of %zu, %s: %s", i + 1, graph->count, graph->nodes[i].call.name, reason);
+            virtual_error(code, "replay of call %zu of %zu, %s: %s", i + 1, graph->count, node->call.name, reason);
         }
     }
-    return ACL_SUCCESS;
+    virtual_order_tell((virtual_order_call){.kind = ORDER_REPLAY_ENDS});
+    return code;
 }
 
 EXPORT int aclmdlRIDestroy(model *graph) {

@@ -13,13 +13,14 @@
 
 #include "virtual_cann.h"
 #include "virtual_graph.h"
+#include "virtual_order.h"
 
-enum { HOST = -1 };
+enum { HOST = -1, PINNED = -2 /* host memory of the runtime's own */ };
 
 typedef struct allocation {
     char *start;
     size_t size;
-    int device; /* or HOST */
+    int device; /* or HOST, PINNED */
     struct allocation *next;
 } allocation;
 
@@ -104,8 +105,9 @@ static int unmap_and_forget(void *pointer, const char *function) {
     if (!pointer) return ACL_SUCCESS;
     if (!forget(pointer, &found))
         return virtual_error(ACL_ERROR_RT_PARAM_INVALID, "%s: %p was not allocated by it", function, pointer);
+    virtual_order_tell((virtual_order_call){.kind = ORDER_UNMAPPED, .subject = found.start, .bytes = found.size});
     munmap(found.start, found.size);
-    if (found.device != HOST) release(found.device, found.size);
+    if (found.device >= 0) release(found.device, found.size);
     return ACL_SUCCESS;
 }
 
@@ -123,7 +125,7 @@ EXPORT int aclrtMallocAlign32(void **pointer, size_t size, int policy) { return 
 
 EXPORT int aclrtFree(void *pointer) { return unmap_and_forget(pointer, "aclrtFree"); }
 
-EXPORT int aclrtMallocHost(void **pointer, size_t size) { return map_and_record(pointer, round_up(size ? size : 1), HOST); }
+EXPORT int aclrtMallocHost(void **pointer, size_t size) { return map_and_record(pointer, round_up(size ? size : 1), PINNED); }
 
 EXPORT int aclrtMallocHostWithCfg(void **pointer, uint64_t size, void *config) {
     (void)config;
@@ -156,13 +158,26 @@ EXPORT int aclrtPointerGetAttributes(const void *pointer, uint32_t *attributes) 
     pthread_mutex_lock(&lock);
     for (allocation *entry = allocations; entry; entry = entry->next)
         if ((const char *)pointer >= entry->start && (const char *)pointer < entry->start + entry->size) {
-            attributes[0] = entry->device == HOST ? 0 : (uint32_t)entry->device;
-            attributes[1] = entry->device == HOST ? 0 : 1;
+            attributes[0] = entry->device < 0 ? 0 : (uint32_t)entry->device;
+            attributes[1] = entry->device < 0 ? 0 : 1;
             attributes[2] = (uint32_t)sysconf(_SC_PAGESIZE);
             break;
         }
     pthread_mutex_unlock(&lock);
     return ACL_SUCCESS;
+}
+
+EXPORT int virtual_pinned_pages(const void *memory, void **start, size_t *bytes) {
+    int found = 0;
+    pthread_mutex_lock(&lock);
+    for (allocation *entry = allocations; entry && !found; entry = entry->next)
+        if ((const char *)memory >= entry->start && (const char *)memory < entry->start + entry->size) {
+            found = entry->device == PINNED;
+            *start = entry->start;
+            *bytes = entry->size;
+        }
+    pthread_mutex_unlock(&lock);
+    return found;
 }
 
 EXPORT int aclrtGetMemInfo(int attribute, size_t *free_bytes, size_t *total) {
@@ -204,6 +219,8 @@ static int copy(void *destination, size_t capacity, const void *source, size_t c
 EXPORT int aclrtMemcpy(void *destination, size_t capacity, const void *source, size_t count, int kind) {
     (void)kind;
     int code = virtual_capture_refuses("aclrtMemcpy", NULL);
+    if (code) return code;
+    code = virtual_order_tell((virtual_order_call){ORDER_HOST_COPY, NULL, destination, source, count});
     return code ? code : copy(destination, capacity, source, count);
 }
 
@@ -220,8 +237,10 @@ static int run_copy(void *payload) {
 
 EXPORT int aclrtMemcpyAsync(void *destination, size_t capacity, const void *source, size_t count, int kind, void *stream) {
     (void)kind;
-    if (virtual_graph_state(stream) != VIRTUAL_STREAM_CAPTURES || count > capacity)
-        return copy(destination, capacity, source, count);
+    if (virtual_graph_state(stream) != VIRTUAL_STREAM_CAPTURES || count > capacity) {
+        int code = virtual_order_tell((virtual_order_call){ORDER_COPY, stream, destination, source, count});
+        return code ? code : copy(destination, capacity, source, count);
+    }
     graph_copy *call = malloc(sizeof *call);
     if (!call) return virtual_error(ACL_ERROR_RT_MEMORY_ALLOCATION, "the host is out of memory");
     *call = (graph_copy){destination, source, count};
@@ -263,7 +282,8 @@ EXPORT int aclrtMemset(void *pointer, size_t capacity, int32_t value, size_t cou
 EXPORT int aclrtMemsetAsync(void *pointer, size_t capacity, int32_t value, size_t count, void *stream) {
     int refused = virtual_capture_refuses("aclrtMemsetAsync", stream); /* torch's operators fill with kernels */
     if (refused) return refused;
-    return aclrtMemset(pointer, capacity, value, count);
+    int code = virtual_order_tell((virtual_order_call){.kind = ORDER_FILL, .stream = stream, .subject = pointer, .bytes = count});
+    return code ? code : aclrtMemset(pointer, capacity, value, count);
 }
 
 /* Virtual memory: address ranges, into which counted physical memory is mapped ---------------------------------- */
@@ -325,6 +345,7 @@ EXPORT int aclrtUnmapMem(void *pointer) {
     allocation found;
     if (!forget(pointer, &found))
         return virtual_error(ACL_ERROR_RT_PARAM_INVALID, "aclrtUnmapMem: %p was not mapped", pointer);
+    virtual_order_tell((virtual_order_call){.kind = ORDER_UNMAPPED, .subject = found.start, .bytes = found.size});
     madvise(found.start, found.size, MADV_DONTNEED);
     mprotect(found.start, found.size, PROT_NONE);
     return ACL_SUCCESS;

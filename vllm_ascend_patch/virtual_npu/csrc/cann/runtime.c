@@ -12,10 +12,11 @@
 #include <unistd.h>
 
 #include "virtual_cann.h"
+#include "virtual_order.h"
 
 static virtual_profile profile;
 static pthread_once_t profile_once = PTHREAD_ONCE_INIT;
-static __thread char recent_error[1024];
+static __thread char recent_error[4096];
 static __thread int current_device = -1;
 static __thread int last_error;
 static char contexts[VIRTUAL_MAX_DEVICES]; /* a context is the address of its device's byte */
@@ -57,6 +58,10 @@ int virtual_error(int code, const char *format, ...) {
     last_error = code;
     return code;
 }
+
+virtual_order_checker virtual_order_told;
+
+EXPORT void virtual_order_check(virtual_order_checker checker) { virtual_order_told = checker; }
 
 int virtual_device(void) { return current_device < 0 ? 0 : current_device; }
 

@@ -10,6 +10,7 @@
 
 #include "virtual_cann.h"
 #include "virtual_graph.h"
+#include "virtual_order.h"
 
 enum { ACL_EVENT_EXTERNAL = 0x20 }; /* acl/acl_rt.h: its records and waits become calls of a graph */
 
@@ -34,6 +35,7 @@ EXPORT int aclrtCreateStream(void **stream) {
     virtual_stream *created = calloc(1, sizeof *created);
     if (!created) return virtual_error(ACL_ERROR_RT_MEMORY_ALLOCATION, "the host is out of memory");
     created->id = __atomic_fetch_add(&next_stream, 1, __ATOMIC_RELAXED);
+    created->device = virtual_device();
     *stream = created;
     return ACL_SUCCESS;
 }
@@ -43,7 +45,13 @@ EXPORT int aclrtCreateStreamWithConfig(void **stream, uint32_t priority, uint32_
     return aclrtCreateStream(stream);
 }
 
+EXPORT void virtual_order_stream(void *stream, int *number, int *device) {
+    *number = stream ? ((virtual_stream *)stream)->id : 0;
+    *device = stream ? ((virtual_stream *)stream)->device : virtual_device();
+}
+
 EXPORT int aclrtDestroyStream(void *stream) {
+    virtual_order_tell((virtual_order_call){.kind = ORDER_STREAM_GONE, .stream = stream});
     free(stream);
     return ACL_SUCCESS;
 }
@@ -57,7 +65,8 @@ EXPORT int aclrtStreamGetId(void *stream, int32_t *id) {
 
 EXPORT int aclrtStreamQuery(void *stream, int *status) {
     *status = 0; /* ACL_STREAM_STATUS_COMPLETE */
-    return virtual_capture_refuses("aclrtStreamQuery", stream);
+    int refused = virtual_capture_refuses("aclrtStreamQuery", stream);
+    return refused ? refused : virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_STREAM, .stream = stream});
 }
 
 EXPORT int aclrtSetStreamOverflowSwitch(void *stream, uint32_t flag) {
@@ -79,14 +88,21 @@ NOTHING_TO_DO(aclrtSetStreamFailureMode)
 NOTHING_TO_DO(aclrtSubscribeReport)
 NOTHING_TO_DO(aclrtUnSubscribeReport)
 
-EXPORT int aclrtSynchronizeDevice(void) { return virtual_capture_refuses("aclrtSynchronizeDevice", NULL); }
+EXPORT int aclrtSynchronizeDevice(void) {
+    int refused = virtual_capture_refuses("aclrtSynchronizeDevice", NULL);
+    const size_t device = (size_t)virtual_device();
+    return refused ? refused : virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_DEVICE, .bytes = device});
+}
 
 EXPORT int aclrtSynchronizeDeviceWithTimeout(int32_t timeout) {
     (void)timeout;
     return aclrtSynchronizeDevice();
 }
 
-EXPORT int aclrtSynchronizeStream(void *stream) { return virtual_capture_refuses("aclrtSynchronizeStream", stream); }
+EXPORT int aclrtSynchronizeStream(void *stream) {
+    int refused = virtual_capture_refuses("aclrtSynchronizeStream", stream);
+    return refused ? refused : virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_STREAM, .stream = stream});
+}
 
 EXPORT int aclrtSynchronizeStreamWithTimeout(void *stream, int32_t timeout) {
     (void)timeout;
@@ -106,6 +122,7 @@ EXPORT int aclrtCreateEventWithFlag(void **event, uint32_t flag) { return aclrtC
 EXPORT int aclrtCreateEvent(void **event) { return aclrtCreateEventExWithFlag(event, 0); }
 
 EXPORT int aclrtDestroyEvent(void *event) {
+    virtual_order_tell((virtual_order_call){.kind = ORDER_EVENT_GONE, .subject = event});
     free(event);
     return ACL_SUCCESS;
 }
@@ -116,13 +133,15 @@ static int put(void *stream, const char *name, int (*run)(void *), void *argumen
     return virtual_graph_add(stream, &(virtual_call){name, run, NULL, argument});
 }
 
-static int record_now(void *argument) {
-    virtual_event *event = argument;
+static int record_on(void *stream, virtual_event *event) {
     event->microseconds = now();
     event->capture = 0;
     event->reset = false;
-    return ACL_SUCCESS;
+    return virtual_order_tell((virtual_order_call){.kind = ORDER_RECORD, .stream = stream, .subject = event});
 }
+
+/* In a replay, whose stream the checker knows. */
+static int record_now(void *argument) { return record_on(NULL, argument); }
 
 static int reset_now(void *argument) {
     ((virtual_event *)argument)->reset = true;
@@ -135,13 +154,19 @@ static int waits_for_ever(void) {
                                "graph's task groups and record their events before the replay");
 }
 
-static int wait_now(void *argument) { return ((virtual_event *)argument)->reset ? waits_for_ever() : ACL_SUCCESS; }
+static int wait_on(void *stream, virtual_event *event) {
+    if (event->reset) return waits_for_ever();
+    return virtual_order_tell((virtual_order_call){.kind = ORDER_WAIT, .stream = stream, .subject = event});
+}
+
+static int wait_now(void *argument) { return wait_on(NULL, argument); }
 
 EXPORT int aclrtRecordEvent(virtual_event *event, void *stream) {
-    if (event->external) return put(stream, "record of an external event", record_now, event);
-    record_now(event);
-    event->capture = virtual_capture_of(stream);
-    return ACL_SUCCESS;
+    if (event->external && virtual_graph_state(stream) == VIRTUAL_STREAM_CAPTURES)
+        return put(stream, "record of an external event", record_now, event);
+    int code = record_on(stream, event);
+    if (!event->external) event->capture = virtual_capture_of(stream);
+    return code;
 }
 
 EXPORT int aclrtResetEvent(virtual_event *event, void *stream) {
@@ -149,9 +174,13 @@ EXPORT int aclrtResetEvent(virtual_event *event, void *stream) {
 }
 
 EXPORT int aclrtStreamWaitEvent(virtual_stream *stream, virtual_event *event) {
-    if (event->external) return put(stream, "wait for an external event", wait_now, event);
-    if (stream && virtual_capture_is_active(event->capture)) return virtual_capture_join(stream, event->capture);
-    return ACL_SUCCESS;
+    if (event->external && virtual_graph_state(stream) == VIRTUAL_STREAM_CAPTURES)
+        return put(stream, "wait for an external event", wait_now, event);
+    if (stream && virtual_capture_is_active(event->capture)) {
+        int code = virtual_capture_join(stream, event->capture);
+        if (code) return code;
+    }
+    return wait_on(stream, event);
 }
 
 static int refuse_captured(const char *function, const virtual_event *event) {
@@ -160,11 +189,19 @@ static int refuse_captured(const char *function, const virtual_event *event) {
                          function);
 }
 
-EXPORT int aclrtSynchronizeEvent(const virtual_event *event) { return refuse_captured("aclrtSynchronizeEvent", event); }
+EXPORT int aclrtSynchronizeEvent(const virtual_event *event) {
+    int refused = refuse_captured("aclrtSynchronizeEvent", event);
+    return refused ? refused : virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_EVENT, .subject = event});
+}
 
 EXPORT int aclrtQueryEventStatus(const virtual_event *event, int *status) {
     *status = 1; /* ACL_EVENT_RECORDED_STATUS_COMPLETE */
-    return refuse_captured("aclrtQueryEventStatus", event);
+    int refused = refuse_captured("aclrtQueryEventStatus", event);
+    if (refused) return refused;
+    int code = virtual_order_tell((virtual_order_call){.kind = ORDER_QUERY_EVENT, .subject = event});
+    if (code != ORDER_NOT_YET) return code;
+    *status = 0; /* ACL_EVENT_RECORDED_STATUS_NOT_READY */
+    return ACL_SUCCESS;
 }
 
 EXPORT int aclrtQueryEventWaitStatus(virtual_event *event, int *status) {
@@ -189,12 +226,13 @@ EXPORT int aclrtEventGetTimestamp(virtual_event *event, uint64_t *timestamp) {
 typedef struct {
     uint64_t *address, value;
     uint32_t condition;
+    void *stream; /* NULL in a graph */
 } word;
 
 static int write_word(void *payload) {
     const word *call = payload;
     __atomic_store_n(call->address, call->value, __ATOMIC_SEQ_CST);
-    return ACL_SUCCESS;
+    return virtual_order_tell((virtual_order_call){.kind = ORDER_RECORD, .stream = call->stream, .subject = call->address});
 }
 
 static int wait_for_word(void *payload) {
@@ -208,11 +246,14 @@ static int wait_for_word(void *payload) {
         case 3: holds = ~(found | call->value) != 0; break;
         default: return virtual_graph_error("aclrtValueWait knows the conditions 0 to 3");
     }
-    return holds ? ACL_SUCCESS : waits_for_ever();
+    if (!holds) return waits_for_ever();
+    return virtual_order_tell((virtual_order_call){.kind = ORDER_WAIT, .stream = call->stream, .subject = call->address});
 }
 
 static int put_word(void *stream, const char *name, int (*run)(void *), word call) {
+    call.stream = stream;
     if (virtual_graph_state(stream) != VIRTUAL_STREAM_CAPTURES) return run(&call);
+    call.stream = NULL;
     word *kept = malloc(sizeof *kept);
     if (!kept) return virtual_error(ACL_ERROR_RT_MEMORY_ALLOCATION, "the host is out of memory");
     *kept = call;
@@ -221,11 +262,11 @@ static int put_word(void *stream, const char *name, int (*run)(void *), word cal
 
 EXPORT int aclrtValueWrite(uint64_t *address, uint64_t value, uint32_t flag, void *stream) {
     (void)flag;
-    return put_word(stream, "aclrtValueWrite", write_word, (word){address, value, 0});
+    return put_word(stream, "aclrtValueWrite", write_word, (word){address, value, 0, NULL});
 }
 
 EXPORT int aclrtValueWait(uint64_t *address, uint64_t value, uint32_t flag, void *stream) {
-    return put_word(stream, "aclrtValueWait", wait_for_word, (word){address, value, flag});
+    return put_word(stream, "aclrtValueWait", wait_for_word, (word){address, value, flag, NULL});
 }
 
 /* Host callbacks run in the caller's thread, at once, or at every replay. */

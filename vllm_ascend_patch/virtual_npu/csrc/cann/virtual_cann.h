@@ -47,6 +47,7 @@ int virtual_error(int code, const char *format, ...) __attribute__((format(print
 
 typedef struct {
     int32_t id;
+    int device;
     uint32_t overflow_switch;
     uint32_t capture;           /* number of the capture it takes part in or took part in; see graph.c */
     struct task_group *updates; /* the task group whose calls are being replaced on it */

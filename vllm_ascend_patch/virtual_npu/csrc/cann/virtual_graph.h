@@ -29,6 +29,9 @@ enum {
 /* Whether anything is captured or updated in this process. */
 int virtual_graph_busy(void);
 
+/* The number of the capture that `stream` takes part in, 0 for none. */
+uint32_t virtual_graph_number(void *stream);
+
 /* What a call on `stream` does now. Cheap while nothing is captured or updated. */
 int virtual_graph_state(void *stream);
 

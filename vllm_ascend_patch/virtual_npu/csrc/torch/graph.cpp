@@ -47,7 +47,13 @@ GraphStream::GraphStream(c10::Device device) {
   }
 }
 
-void GraphStream::add(const std::string& name, std::function<void()> call) const {
+void GraphStream::add(const std::string& name, std::function<void()> call, order::CapturedPtr order) const {
+  if (order) {
+    call = [call = std::move(call), order = std::move(order)] {
+      order::replay(*order);
+      call();
+    };
+  }
   const virtual_call recorded{name.c_str(), &run, &drop, new std::function<void()>(std::move(call))};
   TORCH_CHECK(virtual_graph_add(stream_, &recorded) == 0, last_error());
 }

@@ -9,6 +9,8 @@
 #include <functional>
 #include <string>
 
+#include "order.h"
+
 namespace virtual_npu {
 
 // The current stream of a device, and what a call on it does now.
@@ -21,8 +23,8 @@ class GraphStream {
   bool captures() const { return state_ == 1; }
   bool updates() const { return state_ == 2; }
 
-  // Record `run`; it is called at every replay. May raise there.
-  void add(const std::string& name, std::function<void()> run) const;
+  // Record `run`; it is called at every replay. May raise there. `order`: what it touches, where order is checked.
+  void add(const std::string& name, std::function<void()> run, order::CapturedPtr order) const;
 
   // See virtual_graph.h. `tensor` is on a host or an NPU.
   void save(const at::Tensor& tensor) const;

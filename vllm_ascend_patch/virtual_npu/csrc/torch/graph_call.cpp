@@ -112,12 +112,12 @@ void GraphCall::expect(
   }
 }
 
-void GraphCall::commit(const GraphStream& stream) && {
+void GraphCall::commit(const GraphStream& stream, order::CapturedPtr order) && {
   for (const Target& target : targets_) {
     stream.poison(target.memory, target.bytes);
   }
   const std::string name = toString(op_.operator_name());
-  stream.add(name, [call = std::make_shared<GraphCall>(std::move(*this))] { call->run(); });
+  stream.add(name, [call = std::make_shared<GraphCall>(std::move(*this))] { call->run(); }, std::move(order));
 }
 
 void GraphCall::run() const {

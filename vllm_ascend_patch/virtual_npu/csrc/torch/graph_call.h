@@ -40,8 +40,8 @@ class GraphCall {
   // After the call ran: `host` are its results as the kernel returned them, `device` the same as NPU tensors.
   void expect(const std::vector<at::Tensor>& host, const std::vector<at::Tensor>& device, const AliasTable& aliases);
 
-  // Hand the call over to the graph.
-  void commit(const GraphStream& stream) &&;
+  // Hand the call over to the graph, with what it touches where order is checked.
+  void commit(const GraphStream& stream, order::CapturedPtr order) &&;
 
  private:
   struct Target {

@@ -35,6 +35,22 @@ GraphStream stream_of(const Tensors& tensors) {
   return tensors.empty() ? GraphStream(c10::impl::getDeviceGuardImpl(kNPU)->getDevice()) : GraphStream();
 }
 
+std::string name_of(c10d::OpType type) {
+  return "hccl " + c10d::opTypeToString(type);
+}
+
+// The NPU that a collective runs on; without tensors, the current one. None for host tensors.
+std::optional<c10::Device> device_of(const Tensors& inputs, const Tensors& outputs) {
+  for (const Tensors& tensors : {outputs, inputs}) {
+    for (const at::Tensor& tensor : tensors) {
+      if (tensor.device().type() == kNPU) {
+        return tensor.device();
+      }
+    }
+  }
+  return inputs.empty() && outputs.empty() ? std::optional(c10::impl::getDeviceGuardImpl(kNPU)->getDevice()) : std::nullopt;
+}
+
 void refuse_in_graph(const Tensors& tensors, const char* call) {
   const GraphStream graph = stream_of(tensors);
   if (!graph.runs()) {
@@ -56,7 +72,11 @@ HcclBackend::HcclBackend(
       wire_(std::make_shared<Wire>(std::move(links), rank, size, std::move(global_ranks))),
       timeout_(timeout),
       communicator_(std::move(communicator)),
-      options_(std::move(options)) {}
+      options_(std::move(options)) {
+  if (order::enabled()) {
+    order::join_communicator(communicator_);
+  }
+}
 
 HcclBackend::~HcclBackend() {
   abort();
@@ -64,6 +84,9 @@ HcclBackend::~HcclBackend() {
 
 void HcclBackend::abort() {
   closed_ = true;
+  if (order::enabled()) {
+    order::leave_communicator(communicator_);
+  }
   wire_->abort();
   std::thread thread;
   {
@@ -82,18 +105,25 @@ void HcclBackend::abort() {
 
 // Order ---------------------------------------------------------------------------------------------------------------
 
-WorkPtr HcclBackend::call(c10d::OpType type, Milliseconds timeout, bool async, Tensors outputs, Job job) {
+WorkPtr HcclBackend::call(
+    c10d::OpType type, Milliseconds timeout, bool async, const Tensors& inputs, Tensors outputs, Job job) {
   timeout = limited(timeout == c10d::kUnsetTimeout ? timeout_ : timeout);
   const GraphStream graph = stream_of(outputs);
   if (!graph.runs()) {
-    record(graph, type, timeout, outputs, job);
+    record(graph, type, timeout, inputs, outputs, job);
     async = false;
   }
-  auto work = c10::make_intrusive<CollectiveWork>(rank_, type, std::move(outputs), timeout);
+  std::optional<Ordered> ordered;
+  if (const auto device = order::enabled() && graph.runs() ? device_of(inputs, outputs) : std::nullopt) {
+    ordered = Ordered{*device, order::collective(name_of(type), *device, communicator_, inputs, outputs)};
+  }
+  auto work = c10::make_intrusive<CollectiveWork>(rank_, type, std::move(outputs), timeout, std::move(ordered));
   ++sequence_;
-  const auto run = [work, job = std::move(job), timeout] {
+  auto calls = work->ordered() ? order::calls_so_far() : std::vector<order::Calls>();
+  const auto run = [work, job = std::move(job), timeout, wire = wire_, calls = std::move(calls)] {
     std::exception_ptr error;
     try {
+      wire->called_before(calls);
       const at::AutoDispatchBelowADInplaceOrView below_autograd;
       job(timeout);
     } catch (...) {
@@ -132,13 +162,31 @@ void HcclBackend::run_in_turn(const std::function<void()>& run) {
 }
 
 void HcclBackend::record(
-    const GraphStream& graph, c10d::OpType type, Milliseconds timeout, const Tensors& outputs, const Job& job) {
-  const std::string name = "hccl " + c10d::opTypeToString(type);
+    const GraphStream& graph,
+    c10d::OpType type,
+    Milliseconds timeout,
+    const Tensors& inputs,
+    const Tensors& outputs,
+    const Job& job) {
+  const std::string name = name_of(type);
   if (graph.updates() || coalescing_ || outputs.empty()) {
     graph.refuse(name, outputs.empty() ? "the host waits for it" : "only single collectives of a capture are supported");
   }
   for (const at::Tensor& output : outputs) {
     graph.save(output);
+  }
+  order::CapturedPtr captured;
+  if (order::enabled()) {
+    order::Launch launch(name, outputs.front().device());
+    for (const at::Tensor& input : inputs) {
+      launch.read(input);
+    }
+    for (const at::Tensor& output : outputs) {
+      launch.write(output);
+    }
+    launch.communicate(communicator_);
+    launch.commit();
+    captured = launch.captured();
   }
   const auto self = c10::weak_intrusive_ptr<HcclBackend>(c10::intrusive_ptr<HcclBackend>::reclaim_copy(this));
   graph.add(name, [self, job, timeout] {
@@ -157,7 +205,7 @@ void HcclBackend::record(
     if (error) {
       std::rethrow_exception(error);
     }
-  });
+  }, std::move(captured));
 }
 
 void HcclBackend::serve() {

@@ -89,20 +89,26 @@ class HcclBackend final : public c10d::Backend {
 
   // Run `job` after everything that was called before: in this thread and to its end, or in the group's own thread.
   template <typename CallOptions>
-  WorkPtr call(c10d::OpType type, const CallOptions& options, Tensors outputs, Job job) {
+  WorkPtr call(c10d::OpType type, const CallOptions& options, const Tensors& inputs, Tensors outputs, Job job) {
     bool async = true; // PyTorch 2.7 does not say; waiting for the group's thread is right for both
     if constexpr (requires { options.asyncOp; }) {
       async = options.asyncOp;
     }
-    return call(type, options.timeout, async, std::move(outputs), std::move(job));
+    return call(type, options.timeout, async, inputs, std::move(outputs), std::move(job));
   }
-  WorkPtr call(c10d::OpType type, Milliseconds timeout, bool async, Tensors outputs, Job job);
+  WorkPtr call(
+      c10d::OpType type, Milliseconds timeout, bool async, const Tensors& inputs, Tensors outputs, Job job);
   void serve();
   void run_in_turn(const std::function<void()>& run);
 
   // The call happens on a stream that is captured: `job` runs again at every replay of the graph.
   void record(
-      const GraphStream& graph, c10d::OpType type, Milliseconds timeout, const Tensors& outputs, const Job& job);
+      const GraphStream& graph,
+      c10d::OpType type,
+      Milliseconds timeout,
+      const Tensors& inputs,
+      const Tensors& outputs,
+      const Job& job);
 
   Job allreduce_job(const at::Tensor& tensor, const c10d::ReduceOp& op) const;
   Job allgather_job(const std::string& name, Tensors outputs, const at::Tensor& input) const;

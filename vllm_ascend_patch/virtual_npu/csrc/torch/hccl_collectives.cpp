@@ -98,7 +98,7 @@ WorkPtr HcclBackend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& o
   const at::Tensor tensor = single(tensors);
   const auto root = static_cast<int>(options.rootRank);
   const at::Tensor bytes = bytes_of(tensor);
-  return call(c10d::OpType::BROADCAST, options, tensors, [=, this, type = type_of(tensor)](Milliseconds timeout) {
+  return call(c10d::OpType::BROADCAST, options, tensors, tensors, [=, this, type = type_of(tensor)](Milliseconds timeout) {
     Tensors sends(size_), recvs(size_);
     if (rank_ == root) {
       sends.assign(size_, bytes);
@@ -131,7 +131,7 @@ HcclBackend::Job HcclBackend::allreduce_job(const at::Tensor& tensor, const c10d
 }
 
 WorkPtr HcclBackend::allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) {
-  return call(c10d::OpType::ALLREDUCE, options, tensors, allreduce_job(single(tensors), options.reduceOp));
+  return call(c10d::OpType::ALLREDUCE, options, tensors, tensors, allreduce_job(single(tensors), options.reduceOp));
 }
 
 WorkPtr HcclBackend::allreduce_coalesced(Tensors& tensors, const c10d::AllreduceCoalescedOptions& options) {
@@ -139,7 +139,7 @@ WorkPtr HcclBackend::allreduce_coalesced(Tensors& tensors, const c10d::Allreduce
   for (const at::Tensor& tensor : tensors) {
     jobs.push_back(allreduce_job(tensor, options.reduceOp));
   }
-  return call(c10d::OpType::ALLREDUCE_COALESCED, options, tensors, [jobs](Milliseconds timeout) {
+  return call(c10d::OpType::ALLREDUCE_COALESCED, options, tensors, tensors, [jobs](Milliseconds timeout) {
     for (const Job& job : jobs) {
       job(timeout);
     }
@@ -153,7 +153,7 @@ WorkPtr HcclBackend::reduce(Tensors& tensors, const c10d::ReduceOptions& options
   const std::string name = c10::str(
       "reduce(", type_of(tensor), ", ", reduce_name(op, tensor.scalar_type()), ", to group rank ", root, ")");
   return call(
-      c10d::OpType::REDUCE, options, tensors,
+      c10d::OpType::REDUCE, options, tensors, rank_ == root ? tensors : Tensors(),
       [=, this, values = flat(tensor), mine = bytes_of(tensor)](Milliseconds timeout) {
         Tensors sends(size_), recvs(size_);
         sends[root] = mine;
@@ -186,7 +186,7 @@ WorkPtr HcclBackend::allgather(
     std::vector<Tensors>& outputs, Tensors& inputs, const c10d::AllgatherOptions& options) {
   TORCH_CHECK(outputs.size() == 1, "hccl takes one list of output tensors, not ", outputs.size());
   return call(
-      c10d::OpType::ALLGATHER, options, outputs.front(), allgather_job("all_gather", outputs.front(), single(inputs)));
+      c10d::OpType::ALLGATHER, options, inputs, outputs.front(), allgather_job("all_gather", outputs.front(), single(inputs)));
 }
 
 WorkPtr HcclBackend::_allgather_base(at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) {
@@ -196,7 +196,7 @@ WorkPtr HcclBackend::_allgather_base(at::Tensor& output, at::Tensor& input, cons
       " times ", input.numel());
   const Tensors parts = flat(output).chunk(size_);
   return call(
-      c10d::OpType::_ALLGATHER_BASE, options, {output},
+      c10d::OpType::_ALLGATHER_BASE, options, {input}, {output},
       allgather_job("all_gather_into_tensor", output.numel() == 0 ? Tensors(size_, flat(output)) : parts, input));
 }
 
@@ -210,7 +210,7 @@ WorkPtr HcclBackend::allgather_uneven(
     start += length;
   }
   return call(
-      c10d::OpType::_ALLGATHER_BASE, c10d::AllgatherOptions(), {output},
+      c10d::OpType::_ALLGATHER_BASE, c10d::AllgatherOptions(), {input}, {output},
       allgather_job("all_gather_into_tensor_uneven", parts, input));
 }
 
@@ -228,7 +228,7 @@ WorkPtr HcclBackend::allgather_coalesced(
     all.insert(all.end(), parts.begin(), parts.end());
     jobs.push_back(allgather_job("all_gather_coalesced", parts, inputs[i]));
   }
-  return call(c10d::OpType::ALLGATHER_COALESCED, options, all, [jobs](Milliseconds timeout) {
+  return call(c10d::OpType::ALLGATHER_COALESCED, options, inputs, all, [jobs](Milliseconds timeout) {
     for (const Job& job : jobs) {
       job(timeout);
     }
@@ -245,7 +245,7 @@ WorkPtr HcclBackend::allgather_into_tensor_coalesced(
     jobs.push_back(allgather_job(
         "all_gather_into_tensor_coalesced", values.numel() == 0 ? Tensors(size_, values) : values.chunk(size_), inputs[i]));
   }
-  return call(c10d::OpType::COALESCED, options, outputs, [jobs](Milliseconds timeout) {
+  return call(c10d::OpType::COALESCED, options, inputs, outputs, [jobs](Milliseconds timeout) {
     for (const Job& job : jobs) {
       job(timeout);
     }
@@ -264,7 +264,7 @@ WorkPtr HcclBackend::gather(
     results = outputs.front();
   }
   return call(
-      c10d::OpType::GATHER, options, results,
+      c10d::OpType::GATHER, options, inputs, results,
       [=, this, mine = bytes_of(input), parts = bytes_of_all(results), type = type_of(input)](Milliseconds timeout) {
         Tensors sends(size_);
         sends[root] = mine;
@@ -286,7 +286,7 @@ WorkPtr HcclBackend::scatter(
     sources = inputs.front();
   }
   return call(
-      c10d::OpType::SCATTER, options, outputs,
+      c10d::OpType::SCATTER, options, sources, outputs,
       [=, this, mine = bytes_of(output), parts = bytes_of_all(sources), type = type_of(output)](Milliseconds timeout) {
         Tensors recvs(size_);
         recvs[root] = mine;
@@ -320,7 +320,7 @@ WorkPtr HcclBackend::reduce_scatter(
     Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ReduceScatterOptions& options) {
   TORCH_CHECK(inputs.size() == 1, "hccl takes one list of input tensors, not ", inputs.size());
   return call(
-      c10d::OpType::REDUCE_SCATTER, options, outputs,
+      c10d::OpType::REDUCE_SCATTER, options, inputs.front(), outputs,
       reduce_scatter_job(single(outputs), inputs.front(), options.reduceOp));
 }
 
@@ -332,7 +332,7 @@ WorkPtr HcclBackend::_reduce_scatter_base(
       output.numel());
   const at::Tensor values = flat(input);
   return call(
-      c10d::OpType::_REDUCE_SCATTER_BASE, options, {output},
+      c10d::OpType::_REDUCE_SCATTER_BASE, options, {input}, {output},
       reduce_scatter_job(output, values.numel() == 0 ? Tensors(size_, values) : values.chunk(size_), options.reduceOp));
 }
 
@@ -349,7 +349,7 @@ WorkPtr HcclBackend::reduce_scatter_uneven(
     start += length;
   }
   return call(
-      c10d::OpType::_REDUCE_SCATTER_BASE, options, {output}, reduce_scatter_job(output, parts, options.reduceOp));
+      c10d::OpType::_REDUCE_SCATTER_BASE, options, {input}, {output}, reduce_scatter_job(output, parts, options.reduceOp));
 }
 
 WorkPtr HcclBackend::reduce_scatter_tensor_coalesced(
@@ -362,7 +362,7 @@ WorkPtr HcclBackend::reduce_scatter_tensor_coalesced(
     jobs.push_back(reduce_scatter_job(
         outputs[i], values.numel() == 0 ? Tensors(size_, values) : values.chunk(size_), options.reduceOp));
   }
-  return call(c10d::OpType::COALESCED, options, outputs, [jobs](Milliseconds timeout) {
+  return call(c10d::OpType::COALESCED, options, inputs, outputs, [jobs](Milliseconds timeout) {
     for (const Job& job : jobs) {
       job(timeout);
     }
@@ -379,7 +379,7 @@ WorkPtr HcclBackend::alltoall_base(
   const Tensors sends = bytes_of_pieces(flat(input), split_lengths(input, input_splits, size_, "the input"));
   const Tensors recvs = bytes_of_pieces(flat(output), split_lengths(output, output_splits, size_, "the output"));
   return call(
-      c10d::OpType::ALLTOALL_BASE, options, {output}, [=, this, type = type_of(input)](Milliseconds timeout) {
+      c10d::OpType::ALLTOALL_BASE, options, {input}, {output}, [=, this, type = type_of(input)](Milliseconds timeout) {
         wire_->exchange(c10::str("all_to_all_single(", type, ")"), sends, recvs, timeout);
       });
 }
@@ -392,13 +392,13 @@ WorkPtr HcclBackend::alltoall(Tensors& outputs, Tensors& inputs, const c10d::All
   const Tensors sends = bytes_of_all(inputs);
   const Tensors recvs = bytes_of_all(outputs);
   return call(
-      c10d::OpType::ALLTOALL, options, outputs, [=, this, type = type_of(inputs.front())](Milliseconds timeout) {
+      c10d::OpType::ALLTOALL, options, inputs, outputs, [=, this, type = type_of(inputs.front())](Milliseconds timeout) {
         wire_->exchange(c10::str("all_to_all(", type, ")"), sends, recvs, timeout);
       });
 }
 
 WorkPtr HcclBackend::barrier(const c10d::BarrierOptions& options) {
-  return call(c10d::OpType::BARRIER, options, {}, [this](Milliseconds timeout) {
+  return call(c10d::OpType::BARRIER, options, {}, {}, [this](Milliseconds timeout) {
     wire_->exchange("barrier()", Tensors(size_), Tensors(size_), timeout);
   });
 }

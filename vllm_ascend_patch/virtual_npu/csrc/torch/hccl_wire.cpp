@@ -12,6 +12,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "alias.h"
@@ -25,6 +26,9 @@ struct Header {
   uint64_t bytes;
   char call[240];
 };
+
+// Behind the header where order is checked; unused entries are zero.
+constexpr size_t kMostCalls = 32;
 
 // Tags of the links are non-negative ints. Steps of collectives, messages and bytes have ranges of their own.
 constexpr int kStepTag = 0x10000000;
@@ -46,17 +50,33 @@ int byte_tag(const std::string& call, uint64_t bytes) {
   return kByteTags | static_cast<int>((hash >> 17) & 0x3FFFFFFF);
 }
 
-at::Tensor make_header(uint64_t step, const std::string& call, uint64_t bytes) {
-  at::Tensor tensor = at::zeros({static_cast<int64_t>(sizeof(Header))}, at::kByte);
+int64_t header_bytes() {
+  return static_cast<int64_t>(sizeof(Header) + (order::enabled() ? kMostCalls * sizeof(order::Calls) : 0));
+}
+
+at::Tensor make_header(
+    uint64_t step, const std::string& call, uint64_t bytes, const std::vector<order::Calls>& calls = {}) {
+  at::Tensor tensor = at::zeros({header_bytes()}, at::kByte);
   auto* header = reinterpret_cast<Header*>(tensor.mutable_data_ptr<uint8_t>());
   header->step = step;
   header->bytes = bytes;
   std::strncpy(header->call, call.c_str(), sizeof(header->call) - 1);
+  if (order::enabled() && !calls.empty()) {
+    std::memcpy(header + 1, calls.data(), std::min(calls.size(), kMostCalls) * sizeof(order::Calls));
+  }
   return tensor;
 }
 
+std::vector<order::Calls> calls_in(const at::Tensor& header) {
+  std::vector<order::Calls> calls(order::enabled() ? kMostCalls : 0);
+  if (!calls.empty()) {
+    std::memcpy(calls.data(), header.const_data_ptr<uint8_t>() + sizeof(Header), kMostCalls * sizeof(order::Calls));
+  }
+  return calls;
+}
+
 at::Tensor empty_header() {
-  return at::empty({static_cast<int64_t>(sizeof(Header))}, at::kByte);
+  return at::empty({header_bytes()}, at::kByte);
 }
 
 Header read_header(const at::Tensor& tensor) {
@@ -232,7 +252,7 @@ void Wire::exchange(
     }
     for (const Peer& peer : peers) {
       const uint64_t sent = size_of(sends[peer.rank]);
-      sending.push_back(post_send(links, make_header(step, call, sent), peer.rank, kStepTag));
+      sending.push_back(post_send(links, make_header(step, call, sent, calls_), peer.rank, kStepTag));
       if (sent != 0) {
         sending.push_back(post_send(links, sends[peer.rank], peer.rank, byte_tag(call, sent)));
       }
@@ -268,6 +288,11 @@ void Wire::exchange(
     if (theirs.bytes != expected) {
       trouble = c10::str(
           name(peer.rank), " sends ", theirs.bytes, " bytes to ", name(rank_), ", which expects ", expected);
+      break;
+    }
+    trouble = order::compare_calls(calls_, calls_in(peer.header), name(rank_), name(peer.rank));
+    if (!trouble.empty()) {
+      mismatch = true;
       break;
     }
   }

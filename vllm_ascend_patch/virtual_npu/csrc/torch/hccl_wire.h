@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "order.h"
+
 namespace virtual_npu {
 
 using Milliseconds = std::chrono::milliseconds;
@@ -35,6 +37,9 @@ class Wire : public std::enable_shared_from_this<Wire> {
       const std::vector<at::Tensor>& sends,
       const std::vector<at::Tensor>& recvs,
       Milliseconds timeout);
+
+  // What this rank had called before the step that follows, for the others to compare; where order is checked.
+  void called_before(std::vector<order::Calls> calls) { calls_ = std::move(calls); }
 
   // One message between two ranks. Neither blocks; the work's wait does. `peer` < 0 receives from any rank.
   c10::intrusive_ptr<c10d::Work> send(const at::Tensor& tensor, int peer, int tag, Milliseconds timeout);
@@ -72,6 +77,7 @@ class Wire : public std::enable_shared_from_this<Wire> {
   const int size_;
   const std::vector<int64_t> global_ranks_;
   uint64_t step_ = 0;
+  std::vector<order::Calls> calls_;
 
   std::mutex mutex_; // guards what follows
   c10::intrusive_ptr<c10d::Backend> links_;

@@ -7,10 +7,12 @@
 
 namespace virtual_npu {
 
-CollectiveWork::CollectiveWork(int rank, c10d::OpType type, Tensors outputs, Milliseconds timeout)
+CollectiveWork::CollectiveWork(
+    int rank, c10d::OpType type, Tensors outputs, Milliseconds timeout, std::optional<Ordered> ordered)
     : Work(rank, type),
       outputs_(std::move(outputs)),
       timeout_(timeout),
+      ordered_(std::move(ordered)),
       future_(c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()))) {}
 
 void CollectiveWork::complete(std::exception_ptr error) {
@@ -20,6 +22,14 @@ void CollectiveWork::complete(std::exception_ptr error) {
     future_->markCompleted(c10::IValue(outputs_));
   }
   finish(std::move(error));
+}
+
+bool CollectiveWork::isCompleted() {
+  const bool completed = Work::isCompleted();
+  if (completed && ordered_) {
+    order::host_waits(ordered_->done);
+  }
+  return completed;
 }
 
 bool CollectiveWork::wait(Milliseconds timeout) {
@@ -38,6 +48,13 @@ bool CollectiveWork::wait(Milliseconds timeout) {
       " s");
   if (exception_) {
     std::rethrow_exception(exception_);
+  }
+  lock.unlock();
+  if (ordered_) { // the current stream waits; only a barrier makes the host wait too
+    order::stream_waits(ordered_->device, ordered_->done);
+    if (opType_ == c10d::OpType::BARRIER) {
+      order::host_waits(ordered_->done);
+    }
   }
   return true;
 }

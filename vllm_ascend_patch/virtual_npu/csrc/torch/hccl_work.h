@@ -5,20 +5,33 @@
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <optional>
+
 #include "hccl_wire.h"
+#include "order.h"
 
 namespace virtual_npu {
 
 using Tensors = std::vector<at::Tensor>;
 using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
+// Where order is checked: the point at which a collective is done, on the stream that it has for itself.
+struct Ordered {
+  c10::Device device;
+  order::Stamp done;
+};
+
 class CollectiveWork final : public c10d::Work {
  public:
-  CollectiveWork(int rank, c10d::OpType type, Tensors outputs, Milliseconds timeout);
+  CollectiveWork(
+      int rank, c10d::OpType type, Tensors outputs, Milliseconds timeout, std::optional<Ordered> ordered);
+
+  bool ordered() const { return ordered_.has_value(); }
 
   // The call is over, with `error` or without. Called once.
   void complete(std::exception_ptr error);
 
+  bool isCompleted() override;
   bool wait(Milliseconds timeout) override;
   void synchronize() override { wait(kNoTimeout); }
   void blockCurrentStream() { wait(kNoTimeout); } // overrides from PyTorch 2.8 on
@@ -28,6 +41,7 @@ class CollectiveWork final : public c10d::Work {
  private:
   const Tensors outputs_;
   const Milliseconds timeout_;
+  const std::optional<Ordered> ordered_;
   const c10::intrusive_ptr<c10::ivalue::Future> future_;
 };
 

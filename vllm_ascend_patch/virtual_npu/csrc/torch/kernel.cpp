@@ -12,12 +12,14 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <mutex>
 #include <unordered_set>
 
 #include "alias.h"
 #include "allocator.h"
 #include "graph_call.h"
+#include "order.h"
 #include "pages.h"
 #include "random.h"
 
@@ -100,9 +102,11 @@ struct Plan {
   bool is_zero = false;
   bool packs_sequence = false;
   bool copies = false;
+  size_t destination = 0; // of a copy
   bool takes_indices = false;
   bool needs_host = false;
   bool only_views = false;
+  bool reads_no_memory = false;
   std::vector<bool> written;
 
   explicit Plan(const c10::OperatorHandle& op) {
@@ -130,10 +134,15 @@ struct Plan {
     is_zero = short_name == "zero_";
     packs_sequence = name == kPackSequence;
     copies = short_name == "copy_" || short_name == "_copy_from";
+    destination = short_name == "_copy_from" ? 1 : 0;
     takes_indices = short_name.rfind("index", 0) == 0 || short_name.rfind("_index_put", 0) == 0;
     needs_host = op.hasTag(at::Tag::data_dependent_output) ||
         (op.hasTag(at::Tag::dynamic_output_shape) && !takes_indices);
     only_views = op.hasTag(at::Tag::inplace_view);
+    const auto& returns = op.schema().returns();
+    reads_no_memory = only_views || (!writes && !returns.empty() && std::all_of(returns.begin(), returns.end(), [](const auto& r) {
+      return r.alias_info() != nullptr && !r.alias_info()->isWrite();
+    }));
     has_kernel = op.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU);
   }
 };
@@ -219,7 +228,15 @@ class Kernel final : public c10::OperatorKernel {
     }
 
     const GraphStream graph(guarded);
+    std::optional<order::Launch> launch;
+    if (order::enabled() && !plan.reads_no_memory) {
+      launch.emplace(toString(op.operator_name()), guarded);
+      announce(*launch, plan, *stack, first, count, guarded);
+    }
     if (graph.runs() && plan.is_zero && zero_pages((*stack)[first].toTensor())) {
+      if (launch) {
+        launch->commit();
+      }
       return;
     }
     std::optional<Stack> originals;
@@ -244,7 +261,7 @@ class Kernel final : public c10::OperatorKernel {
         if (const auto results = recorded->results_among(*originals)) {
           torch::jit::drop(*stack, count);
           stack->insert(stack->end(), results->begin(), results->end());
-          std::move(*recorded).commit(graph);
+          std::move(*recorded).commit(graph, committed(launch));
           return;
         }
         if (graph.updates()) {
@@ -276,16 +293,59 @@ class Kernel final : public c10::OperatorKernel {
     for (size_t i = first_result; i < stack->size(); ++i) {
       const bool on_host = !results_on_npu || (plan.packs_sequence && i > first_result);
       replace_tensors((*stack)[i], [&](const at::Tensor& tensor) {
-        return on_host ? tensor : aliases.wrap(tensor, result_device);
+        if (on_host) {
+          return tensor;
+        }
+        const bool fresh = launch && tensor.defined() && !aliases.has_storage_of(tensor);
+        const at::Tensor result = aliases.wrap(tensor, result_device);
+        if (fresh) {
+          launch->write(result);
+        }
+        return result;
       });
     }
+    order::CapturedPtr captured = committed(launch);
     if (recorded) {
       recorded->expect(on_aliases, tensors_in(*stack, first_result), aliases);
-      std::move(*recorded).commit(graph);
+      std::move(*recorded).commit(graph, std::move(captured));
     }
   }
 
  private:
+  // Tell the checker of order what the call touches and whether the host waits for it.
+  static void announce(
+      order::Launch& launch, const Plan& plan, const Stack& stack, size_t first, size_t count, c10::Device device) {
+    bool host_waits = plan.needs_host;
+    for (size_t i = 0; i < count; ++i) {
+      const bool destination = plan.copies && plan.destination == i;
+      for_each_tensor(stack[first + i], [&](const at::Tensor& tensor) {
+        if (!tensor.defined()) {
+          return;
+        }
+        if (on_npu(tensor)) {
+          plan.written[i] || destination ? launch.write(tensor) : launch.read(tensor);
+          if (plan.copies && tensor.device() != device) {
+            launch.across(tensor.device());
+          }
+        } else if (plan.copies) {
+          launch.copy(tensor, destination, stack[first + 2].toBool());
+        }
+        host_waits = host_waits || (plan.takes_indices && i != 0 && tensor.scalar_type() == at::kBool);
+      });
+    }
+    if (host_waits) {
+      launch.blocks();
+    }
+  }
+
+  static order::CapturedPtr committed(std::optional<order::Launch>& launch) {
+    if (!launch) {
+      return nullptr;
+    }
+    launch->commit();
+    return launch->captured();
+  }
+
   // A captured call must not need the host: to learn sizes or values from the device, or to wait for a copy.
   static void refuse_host_work(
       const GraphStream& graph, const c10::OperatorHandle& op, const Plan& plan, const Stack& stack, size_t first,

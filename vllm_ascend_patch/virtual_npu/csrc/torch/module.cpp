@@ -11,6 +11,7 @@
 #include "graph.h"
 #include "hccl_backend.h"
 #include "kernel.h"
+#include "order.h"
 
 namespace py = pybind11;
 
@@ -110,11 +111,13 @@ void bind_graph(py::module_& module) {
       .def_property_readonly("updates", &GraphStream::updates)
       .def(
           "add",
-          [](const GraphStream& stream, const std::string& name, py::function call) {
-            stream.add(name, [recorded = std::make_shared<PythonCall>(std::move(call))] { recorded->run(); });
+          [](const GraphStream& stream, const std::string& name, py::function call, std::shared_ptr<order::Captured> order) {
+            stream.add(
+                name, [recorded = std::make_shared<PythonCall>(std::move(call))] { recorded->run(); }, std::move(order));
           },
           py::arg("name"),
-          py::arg("call"))
+          py::arg("call"),
+          py::arg("order") = nullptr)
       .def("save", &GraphStream::save, py::arg("tensor"))
       .def(
           "poison",
@@ -125,6 +128,35 @@ void bind_graph(py::module_& module) {
       .def("refuse", &GraphStream::refuse, py::arg("call"), py::arg("why"));
 }
 
+void bind_order(py::module_& module) {
+  py::class_<order::Captured, std::shared_ptr<order::Captured>>(module, "CapturedOrder");
+  module.def("check_order", &order::enable, py::arg("stacks"));
+  module.def("checks_order", &order::enabled);
+  module.def("finish_order", &order::finish);
+  module.def(
+      "launch",
+      [](const std::string& name, int device, const std::vector<at::Tensor>& reads, const std::vector<at::Tensor>& writes,
+         const std::optional<std::string>& communicator) {
+        order::Launch launch(name, c10::Device(kNPU, static_cast<c10::DeviceIndex>(device)));
+        for (const at::Tensor& tensor : reads) {
+          launch.read(tensor);
+        }
+        for (const at::Tensor& tensor : writes) {
+          launch.write(tensor);
+        }
+        if (communicator) {
+          launch.communicate(*communicator);
+        }
+        launch.commit();
+        return std::const_pointer_cast<order::Captured>(launch.captured());
+      },
+      py::arg("name"),
+      py::arg("device"),
+      py::arg("reads"),
+      py::arg("writes"),
+      py::arg("communicator") = py::none());
+}
+
 } // namespace
 } // namespace virtual_npu
 
@@ -133,6 +165,7 @@ PYBIND11_MODULE(_virtual_npu, module) {
   module.def("install_kernels", &virtual_npu::install_kernels);
   module.def("alias_cpu", &virtual_npu::owning_alias);
   module.def("borrow_cpu", &virtual_npu::borrowed_alias);
+  virtual_npu::bind_order(module);
   virtual_npu::bind_graph(module);
   virtual_npu::bind_backend(module);
 }
