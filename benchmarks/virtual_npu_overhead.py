@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the virtual NPU adds to an operator: microseconds on the device against the same call on the CPU.
+"""What the virtual NPU adds to an operator: microseconds on the device against the same call on the CPU, and with its check
+of order.
 
     python benchmarks/virtual_npu_overhead.py [--json FILE]      (alone on the machine)
 
@@ -13,7 +14,10 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +27,8 @@ import torch
 import torch.nn.functional as F
 
 AIM = 15.0  # microseconds added per operator
+CHECKED_AIM = 3.0  # how much longer a step may take with the check of order
+CHECK = "VIRTUAL_NPU_CHECK_ORDER"
 
 Call = Callable[[dict[str, torch.Tensor]], Any]
 
@@ -76,6 +82,21 @@ def microseconds(call: Call, arguments: dict[str, torch.Tensor], repeats: int, r
     return statistics.median(times[1:])
 
 
+def on_the_device(options: argparse.Namespace) -> dict[str, float]:
+    """Microseconds of each operator of the mix on the NPU."""
+    with torch.inference_mode():
+        arguments = tensors("npu")
+        return {name: microseconds(call, arguments, options.repeats, options.rounds) for name, (_, call) in MIX.items()}
+
+
+def with_the_check(options: argparse.Namespace) -> dict[str, float]:
+    """The same in a process that checks order."""
+    command = [sys.executable, __file__, "--repeats", str(options.repeats), "--rounds", str(options.rounds)]
+    done = subprocess.run(command, env={**os.environ, CHECK: "line"}, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=500)
@@ -84,30 +105,40 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
 
+    if CHECK in os.environ:  # the process that `with_the_check` started
+        print(json.dumps(on_the_device(options)))
+        return
+
     rows: list[dict[str, Any]] = []
+    on_npu, checked = on_the_device(options), with_the_check(options)
     with torch.inference_mode():
-        on_cpu, on_npu = tensors("cpu"), tensors("npu")
+        on_cpu = tensors("cpu")
         for name, (count, call) in MIX.items():
             cpu = microseconds(call, on_cpu, options.repeats, options.rounds)
-            npu = microseconds(call, on_npu, options.repeats, options.rounds)
-            rows.append({"operator": name, "per_step": count, "cpu_us": cpu, "npu_us": npu, "ratio": npu / cpu})
+            npu = on_npu[name]
+            row = {"operator": name, "per_step": count, "cpu_us": cpu, "npu_us": npu, "ratio": npu / cpu}
+            rows.append(row | {"checked_us": checked[name]})
     calls = sum(count for count, _ in MIX.values())
     cpu_step = sum(row["cpu_us"] * row["per_step"] for row in rows)
     npu_step = sum(row["npu_us"] * row["per_step"] for row in rows)
+    checked_step = sum(row["checked_us"] * row["per_step"] for row in rows)
     added = (npu_step - cpu_step) / calls
 
-    print(f"{'operator':<20}{'per step':>9}{'cpu us':>9}{'npu us':>9}{'ratio':>7}")
+    print(f"{'operator':<20}{'per step':>9}{'cpu us':>9}{'npu us':>9}{'ratio':>7}{'checked us':>12}")
     for row in rows:
         print(
             f"{row['operator']:<20}{row['per_step']:>9}{row['cpu_us']:>9.2f}{row['npu_us']:>9.2f}{row['ratio']:>7.2f}"
+            f"{row['checked_us']:>12.2f}"
         )
-    print(f"{'step':<20}{calls:>9}{cpu_step:>9.2f}{npu_step:>9.2f}{npu_step / cpu_step:>7.2f}")
+    print(f"{'step':<20}{calls:>9}{cpu_step:>9.2f}{npu_step:>9.2f}{npu_step / cpu_step:>7.2f}{checked_step:>12.2f}")
     print(f"added per operator: {added:.2f} us (aim: under {AIM:.0f} us)")
+    print(f"with the check of order: {checked_step / npu_step:.2f} times as long (aim: under {CHECKED_AIM:.0f})")
     if options.json:
         summary = {
             "rows": rows,
             "added_us_per_operator": added,
             "ratio": npu_step / cpu_step,
+            "checked_ratio": checked_step / npu_step,
             "torch": torch.__version__,
         }
         options.json.write_text(json.dumps(summary, indent=1) + "\n")
