@@ -53,15 +53,15 @@ def test_context_in_chunks_is_attended_to_as_a_whole(rows: int) -> None:
         whole = slice(start, start + context + new)
         for token in range(context):
             block, offset = int(table[request, token // BLOCK]), token % BLOCK
-            cached_latents[block, offset, 0] = latents[start + token].npu()
-            cached_ropes[block, offset, 0] = ropes[start + token].npu()
+            cached_latents[block, offset, 0] = latents[start + token].to("npu")
+            cached_ropes[block, offset, 0] = ropes[start + token].to("npu")
         new_latents.append(latents[start + context : start + context + new])
         new_ropes.append(ropes[start + context : start + context + new])
         mine = q[ends[request] - new : ends[request]].double()
         expected.append(reference(mine, latents[whole].double(), ropes[whole].double(), up.double()))
         start += context + new
 
-    weight = up.npu()
+    weight = up.to("npu")
     impl = object.__new__(NPUMLAImpl)
     sizes = {"num_heads": HEADS, "qk_nope_head_dim": NOPE, "v_head_dim": VALUE, "scale": SCALE}
     _keep_sizes(impl, **sizes, kv_b_proj=lambda x: (x @ weight, None))
@@ -71,16 +71,16 @@ def test_context_in_chunks_is_attended_to_as_a_whole(rows: int) -> None:
     prefill = SimpleNamespace(
         chunked_context=chunked_context(context_lens, ends, workspace, BLOCK),
         prefill_backend=backend,
-        block_table=table.to(torch.int32).npu(),
+        block_table=table.to(torch.int32).to("npu"),
     )
     assert (len(prefill.chunked_context.chunks) > 2) == (rows == 512)
     output = torch.empty(ends[-1], HEADS * VALUE, dtype=torch.float16, device="npu")
     impl.forward_mha(
-        q.npu(),
-        torch.cat(new_latents).npu(),
-        torch.cat(new_ropes).unsqueeze(1).npu(),
+        q.to("npu"),
+        torch.cat(new_latents).to("npu"),
+        torch.cat(new_ropes).unsqueeze(1).to("npu"),
         cache,
-        SimpleNamespace(prefill=prefill),  # type: ignore[arg-type]
+        SimpleNamespace(prefill=prefill),
         torch.ones(1),
         output,
     )
