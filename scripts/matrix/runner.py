@@ -20,6 +20,7 @@ from .configurations import Configuration, judge, read_traces, read_workers
 
 _running: set[subprocess.Popen[str]] = set()
 _stopping = False
+_ERRORS = ("Error", "Refused", "Device", "Late", "Exception", "NotServable")
 _REFUSALS = ("PatchRefused", "NoDevice", "AppliedTooLate", "EnvError")
 
 
@@ -116,7 +117,7 @@ def last_error(text: str) -> str:
         bare = line.split("]: ", 1)[-1].split(") ERROR", 1)[-1].strip()
         name, colon, rest = bare.partition(": ")
         last = name.rsplit(".", 1)[-1].rsplit(" ", 1)[-1]
-        if colon and rest and last[:1].isupper() and last.endswith(("Error", "Refused", "Device", "Late", "Exception")):
+        if colon and rest and last[:1].isupper() and last.endswith(_ERRORS):
             if ignored or "Engine core" in rest or "WorkerProc" in rest or "See stack trace" in rest:
                 ignored = False
                 continue

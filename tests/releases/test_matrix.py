@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from scripts.matrix import runner, table
-from scripts.matrix.configurations import ALONE, CONFIGURATIONS, MAX_TOKENS, judge, obstacle, read_traces, read_workers
+from scripts.matrix.configurations import (
+    ALONE,
+    CONFIGURATIONS,
+    MAX_TOKENS,
+    expected_refusal,
+    judge,
+    obstacle,
+    read_traces,
+    read_workers,
+)
 from scripts.matrix.releases import RELEASES, packages
 from scripts.matrix.runner import last_error
 from tests.support.environment import ROOT
@@ -125,6 +134,20 @@ def test_the_reason_of_a_failure_is_the_last_error_that_is_one() -> None:
         "Exception ignored in: <function AsyncLLM.__del__>\nTypeError: 'NoneType' object is not callable\n"
     )
     assert last_error(log) == "ValueError: 3 is too many"
+
+
+def test_a_release_that_does_not_serve_latent_attention_has_to_say_so() -> None:
+    """vLLM's own lines about modules that are absent come before it, the runtime's about the exception after it."""
+    words = expected_refusal(CONFIGURATIONS["mla"], "0.16.0")
+    assert words == "vLLM 0.16.0 is older than 0.17.0, the first release that serves it"
+    log = (
+        "ERROR 11-29 [config.py:32] Failed to import Triton kernels. Error: No module named 'triton'\n"
+        f"vllm_ascend_patch.npu.config_check.NotServable: m: multi-head latent attention (MLA) is not supported: {words}. Set\n"
+        "[ERROR] 2026-11-29 (PID:3385, Device:-1, RankID:-1) ERR99999 UNKNOWN applicaiton exception\n"
+    )
+    assert words in last_error(log)
+    assert expected_refusal(CONFIGURATIONS["mla"], "0.17.1") is None
+    assert expected_refusal(CONFIGURATIONS["1"], "0.16.0") is None
 
 
 def test_the_table_says_what_works_and_what_does_not() -> None:
