@@ -142,7 +142,7 @@ def test_a_release_that_does_not_serve_latent_attention_has_to_say_so() -> None:
     assert words == "vLLM 0.16.0 is older than 0.17.0, the first release that serves it"
     log = (
         "ERROR 11-29 [config.py:32] Failed to import Triton kernels. Error: No module named 'triton'\n"
-        f"vllm_ascend_patch.npu.config_check.NotServable: m: multi-head latent attention (MLA) is not supported: {words}. Set\n"
+        f"vllm_ascend_patch.npu.config_check.NotServable: m: latent attention (MLA) is not supported: {words}. Set\n"
         "[ERROR] 2026-11-29 (PID:3385, Device:-1, RankID:-1) ERR99999 UNKNOWN applicaiton exception\n"
     )
     assert words in last_error(log)
