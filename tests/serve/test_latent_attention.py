@@ -2,12 +2,13 @@
 """Multi-head latent attention (MLA): greedy tokens equal those of Hugging Face transformers on the same weights.
 
 A step takes 128 tokens, so the three longest prompts (150, 265 and 300 tokens) are prefilled in pieces, over context that is
-gathered from the cache; two share a prefix of two KV blocks. What is served beside it (graphs, drafts, int8, other
-weights) is asked of the DeepSeek-V3 shape; every layout of every family.
+gathered from the cache; two share a prefix of two KV blocks. What is served beside it (graphs, drafts, int8, load balancing,
+other weights) is asked of the DeepSeek-V3 shape; every layout of every family.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.support import latent_models, tiny_models, w8a8_models
 from tests.support.installed import needs_latent_attention
 from tests.support.tiny_models import Case
 
+from .test_eplb import AT_START, EPLB
 from .test_graphs import traced_workers
 from .test_reload import SECOND_SEED, held_alike
 from .test_reload import serve as reload
@@ -127,6 +129,18 @@ def test_context_of_several_chunks(folder: Path, run_engine: Callable[..., Any])
 
 
 @pytest.mark.slow
+def test_absorbed_and_plain_attention_agree(folder: Path, run_engine: Callable[..., Any]) -> None:
+    """Upstream's own form, in which each head has keys of 192 and values padded to that, gives the same tokens."""
+    checkpoint = latent_models.make("deepseek_v3", folder)
+    absorbed = serve(checkpoint, 1, 1, run_engine)
+    plain = serve(checkpoint, 1, 1, run_engine, VLLM_MLA_DISABLE="1")
+    assert plain["tokens"] == absorbed["tokens"]
+    assert absorbed["asked"][0]["bytes_per_token"] == BYTES_PER_TOKEN
+    assert plain["asked"][0]["bytes_per_token"] == 2 * 4 * (192 + 192) * 2
+    assert not plain["asked"][0]["chunks"]
+
+
+@pytest.mark.slow
 def test_drafts_of_a_prediction_layer(folder: Path, run_engine: Callable[..., Any]) -> None:
     """Several query tokens per request in decoding, and a drafter whose attention is latent, too."""
     cases = tiny_models.cases(latent_models.make("deepseek_v3", folder))
@@ -150,6 +164,23 @@ def test_int8_experts_and_linear_layers(
     expected = [case.answer for case in cases]
     assert result["together"] == expected
     assert result["late"] == expected
+
+
+@pytest.mark.slow
+def test_experts_that_load_balancing_moves(folder: Path, run_engine: Callable[..., Any]) -> None:
+    checkpoint = latent_models.make("deepseek_v3", folder)
+    cases = tiny_models.cases(checkpoint)
+    arguments = {"additional_config": EPLB, "worker_extension_cls": "tests.serve.engine_script.ExpertMap"}
+    job = job_of(checkpoint, cases, 1, 2, **arguments) | {"ask": "physical_to_logical"}
+    del job["watch"]
+    result = run_engine(job, devices=2)
+    answers = [case.answer for case in cases]
+    assert result["together"] == answers
+    assert result["late"] == answers
+    assert len(re.findall(r"Rearranged experts +in", result["log"])) >= 3
+    for layer in result["asked"][0]:
+        assert set(layer) == set(range(8)), "every expert is somewhere"
+        assert layer != AT_START, "experts moved to where the load is"
 
 
 @pytest.mark.slow
