@@ -53,7 +53,7 @@ def answers(cases: list[Case]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("export", "family", "changes"),
     [
-        ("usual", "qwen3_moe", {}),
+        pytest.param("usual", "qwen3_moe", {}, marks=pytest.mark.slow),
         pytest.param("older name", "qwen3_moe", {"quantization": "ascend"}, marks=pytest.mark.slow),
         pytest.param("bfloat16", "qwen3_moe", {"dtype": "float16"}, marks=pytest.mark.slow),
         pytest.param("mixed", "qwen3_moe", {}, marks=pytest.mark.slow),
