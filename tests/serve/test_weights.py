@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.support import tiny_models, w8a8_models
-from tests.support.installed import needs_int8_experts
+from tests.support import modelslim_models, tiny_models, w8a8_models
+from tests.support.installed import HAS_MODELSLIM, needs_int8_experts
 from tests.support.processes import result_of
 
 from .scripts import run_script
@@ -24,7 +24,12 @@ from .scripts import run_script
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(600), needs_int8_experts]
 
 SECOND_SEED = 12
-EXPERTS = {"dense": "model.layers.1.mlp.experts", "int8": "model.layers.1.block_sparse_moe.experts"}
+EXPERTS = {
+    "dense": "model.layers.1.mlp.experts",
+    "int8": "model.layers.1.block_sparse_moe.experts",
+    "modelslim": "model.layers.1.mlp.experts",
+}
+FAMILIES = {"dense": "qwen3_moe", "int8": "mixtral", "modelslim": "qwen3_moe"}
 # What a start lacks, then what a reload lacks.
 LACKING = {
     "dense": (
@@ -49,7 +54,18 @@ LACKING = {
         ],
         ["model.layers.1.block_sparse_moe.experts.5.w3.weight_scale", "model.layers.1.self_attn.k_proj.weight_scale"],
     ),
+    "modelslim": (
+        ["model.layers.1.self_attn.k_proj.quant_bias", "model.layers.0.mlp.experts.2.up_proj.weight_scale"],
+        [
+            "model.layers.1.mlp.experts.5.up_proj.weight_scale",
+            "model.layers.0.self_attn.k_proj.deq_scale",
+            "model.layers.1.self_attn.o_proj.quant_bias",
+            "model.layers.0.self_attn.v_proj.input_offset",
+        ],
+    ),
 }
+if not HAS_MODELSLIM:
+    del LACKING["modelslim"]
 
 
 def without(checkpoint: Path, lacking: Callable[[str], bool], folder: Path) -> Path:
@@ -65,14 +81,17 @@ def found(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     """What the script reports, of both kinds of model in one process."""
     folder = tmp_path_factory.mktemp("weights")
     job: dict[str, dict[str, Any]] = {}
-    for kind, family in (("dense", "qwen3_moe"), ("int8", "mixtral")):
+    for kind in LACKING:
+        family = FAMILIES[kind]
         pair = checkpoints(family), tiny_models.make(family, folder, SECOND_SEED)
         if kind == "int8":
             pair = w8a8_models.make(pair[0], folder)[0], w8a8_models.make(pair[1], folder)[0]
+        elif kind == "modelslim":
+            pair = modelslim_models.make(pair[0], folder), modelslim_models.make(pair[1], folder)
         first, second = pair
         at_start, on_reload = LACKING[kind]
-        copies = [without(first, name.__eq__, folder / f"start-{name}") for name in at_start]
-        lacking = [without(second, name.__eq__, folder / f"reload-{name}") for name in on_reload]
+        copies = [without(first, name.__eq__, folder / f"{kind}-start-{name}") for name in at_start]
+        lacking = [without(second, name.__eq__, folder / f"{kind}-reload-{name}") for name in on_reload]
         lacking.append(without(second, lambda name, k=kind: name.startswith(EXPERTS[k]), folder / f"{kind}-layer"))  # type: ignore[misc]
         rounds = [("reload", second), ("reload", first), ("push", second), ("push_one_by_one", first)]
         rounds += [("reload", path) for path in lacking] + [("reload", first), ("reload", second)]
@@ -93,7 +112,10 @@ def found(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 def test_a_start_that_lacks_a_tensor_is_refused_by_its_name(kind: str, found: dict[str, Any]) -> None:
     for name, error in zip(LACKING[kind][0], found[kind]["refused"], strict=True):
         assert error is not None, name
-        assert error.startswith(f"ValueError: the checkpoint lacks {name}: ")
+        if kind == "modelslim":  # seen before anything is loaded, beside the description
+            assert f"quant_model_description.json lists {name}, which no file of the checkpoint has. " in error
+        else:
+            assert error.startswith(f"ValueError: the checkpoint lacks {name}: ")
 
 
 @pytest.mark.parametrize("kind", LACKING)
