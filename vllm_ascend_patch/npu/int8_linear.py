@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""W8A8 linear layers on ``npu_dynamic_quant`` and ``npu_quant_matmul``, as one of vLLM's int8 linear kernels.
+"""W8A8 linear layers on torch_npu's quantised matmul, as one of vLLM's int8 linear kernels.
 
-Serves compressed-tensors checkpoints with symmetric per-token dynamic activations. Expert layers are not linear layers:
-theirs is ``seams/moe/method.py``.
+Serves compressed-tensors checkpoints with symmetric activations, dynamic per token or static per tensor. Expert layers are
+not linear layers: theirs is ``seams/moe/method.py``.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
 
     @classmethod
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
-        if c.is_static_input_scheme or not c.input_symmetric:
-            return False, "only symmetric, dynamic per-token activations are supported on Ascend NPUs"
+        if not c.input_symmetric:
+            return False, "only symmetric activations are supported on Ascend NPUs by this port"
         return True, None
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
@@ -51,12 +51,19 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` ``[..., K]`` in bfloat16 or float16 -> ``[..., N]`` in the same dtype."""
-        weight, scale, *_ = self._get_layer_params(layer)  # [N, K]; [N, 1], or one per tensor that was loaded into it
+        # [N, K]; [N, 1], or one per tensor that was loaded into it; [1] or None
+        weight, scale, input_scale, *_ = self._get_layer_params(layer)
         scale = scale.flatten() if self.config.is_channelwise else scale[getattr(layer, _SCALE_OF_CHANNEL)]
-        return dynamic_product(x, weight, scale, bias)
+        if input_scale is None:
+            return dynamic_product(x, weight, scale, bias)
+        # Multiplied here and not once, so that a scale that is loaded again counts.
+        output = static_product(x, weight, scale * input_scale, input_scale)
+        return output if bias is None else output + bias
 
     def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
         """As ``checkpoint.Owner`` has it: what is merged, as query, key and value are, lies above each other."""
+        if name == self.layer_param_names[2]:
+            return (0,)
         if name not in self.layer_param_names[:2]:
             return ()
         return first_rows([1] * len(layer.logical_widths) if parameter.dim() == 1 else layer.logical_widths)
@@ -95,6 +102,34 @@ def dynamic_product(
         quantised, weight.t(), scale, pertoken_scale=row_scale, output_dtype=x.dtype
     ).view(*x.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias
+
+
+def static_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    input_scale: torch.Tensor,
+    input_offset: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``(round(x / input_scale + input_offset) @ weight.T + bias) * scale``, the rounded values kept within int8.
+
+    Args:
+        x: ``[..., K]`` in bfloat16 or float16.
+        weight: int8 ``[N, K]``.
+        scale: ``[N]``, of the product: float32, or for float16 results its bits as int64.
+        input_scale: float32 ``[1]``.
+        input_offset: int32 ``[1]``.
+        bias: int32 ``[N]``.
+
+    Returns:
+        ``[..., N]`` in the dtype of ``x``.
+    """
+    # In float32, since a scale that is rounded to bfloat16 moves values by up to a step.
+    rows = x.reshape(-1, x.shape[-1]).float()
+    quantised = torch_npu.npu_quantize(rows, input_scale, input_offset, torch.qint8, -1, True)
+    product = torch_npu.npu_quant_matmul(quantised, weight.t(), scale, bias=bias, output_dtype=x.dtype)
+    return product.view(*x.shape[:-1], weight.shape[0])
 
 
 def check_width(name: str, weight: torch.Tensor) -> None:

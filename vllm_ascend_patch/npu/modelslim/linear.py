@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch_npu
 from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinear
 
 from vllm_ascend_patch.core import modelslim
-from vllm_ascend_patch.npu.int8_linear import check_width, dynamic_product, first_rows, loaded_parts
+from vllm_ascend_patch.npu.int8_linear import check_width, dynamic_product, first_rows, loaded_parts, static_product
 from vllm_ascend_patch.seams import checkpoint
 
 from . import parameters
@@ -143,25 +142,15 @@ class StaticLinearMethod(Int8LinearMethod):
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``[..., K]`` in bfloat16 or float16 -> ``[..., N]`` in the same dtype. ``bias`` is in ``quant_bias`` already."""
-        weight = layer.get_parameter("weight")
-        rows = x.reshape(-1, x.shape[-1])
-        # In float32, since a scale rounded to bfloat16 moves most values by a step.
-        quantised = torch_npu.npu_quantize(
-            rows.float(),
+        partial = isinstance(layer, RowParallelLinear) and layer.tp_rank > 0
+        return static_product(
+            x,
+            layer.get_parameter("weight"),
+            layer.get_parameter("deq_scale"),
             layer.get_parameter("input_scale")[:1],
             layer.get_parameter("input_offset")[:1],
-            torch.qint8,
-            -1,
-            True,
+            None if partial else layer.get_parameter("quant_bias"),
         )
-        partial = isinstance(layer, RowParallelLinear) and layer.tp_rank > 0
-        return torch_npu.npu_quant_matmul(
-            quantised,
-            weight.t(),
-            layer.get_parameter("deq_scale"),
-            bias=None if partial else layer.get_parameter("quant_bias"),
-            output_dtype=x.dtype,
-        ).view(*x.shape[:-1], weight.shape[0])
 
     def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
         return () if name == "weight_scale" else super().first_rows(layer, name, parameter)
