@@ -35,7 +35,8 @@ def errors(channelwise: bool, static: bool = False) -> list[float]:
         layer.register_parameter(name, parameter)
     kernel.process_weights_after_loading(layer)
     held = {name: parameter.data_ptr() for name, parameter in layer.named_parameters()}
-    generator, found = torch.Generator().manual_seed(1), []
+    generator = torch.Generator().manual_seed(1)
+    found: list[float] = []
     for _ in range(2):
         weight = torch.randint(-127, 128, (sum(WIDTHS), INPUTS), dtype=torch.int8, generator=generator)
         scale = torch.rand(shape, generator=generator) / 100
