@@ -3,11 +3,14 @@
 
 Bytes are what the kernel says the rank's TCP connections carried (TCP_INFO), headers of the transport included: nothing in
 the measured code counts for itself. The floor is exact for the routing of the run: each token once to every other rank that
-has one of its experts, and one sum back. Times are those of the virtual NPU on this machine: good for comparing the methods'
+has one of its experts, and one sum back. With --hosts, ranks are taken to be on as many hosts, in rank order, and what went
+between them is counted apart, against each token once to every other host that has one of its experts, and one sum back.
+Times are those of the virtual NPU on this machine: good for comparing the methods'
 shape with each other, not for device performance.
 
-Two figures are judged. What AllToAll sends over the floor, per added row. And what the automatic choice costs over the
-cheapest method that it may take, where costs are those of ``core/moe/cost`` with the measured bytes in place of formulas.
+Three figures are judged. What AllToAll sends over the floor, per added row. What Hierarchical sends to other hosts over the
+floor of that. And what the automatic choice costs over the cheapest method that it may take, where costs are those of
+``core/moe/cost`` with the measured bytes in place of formulas.
 
     python benchmarks/moe_comm.py --ranks 4 --top-k 8 --tokens 1 4 16 32 64 128 256 --plot moe_comm.png
 """
@@ -28,6 +31,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,6 +40,7 @@ import torch
 import torch.distributed as dist
 
 from tests.support.ranks import run_ranks, values_of
+from vllm_ascend_patch.core.moe.arithmetic import even_parts
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
 from vllm_ascend_patch.core.moe.comm import METHODS, make_method
 from vllm_ascend_patch.core.moe.cost import LINKS, estimate
@@ -63,23 +68,28 @@ class Measurement:
 
     Attributes:
         ranks: expert parallel ranks.
+        hosts: that they are taken to be on.
         top_k: experts per token.
         routing: ``uniform``, or ``skewed``: expert i drawn with a weight of 1 / (i + 1).
         tokens: rows per rank.
         sent_bytes: mean over ranks of what TCP carried.
         floor: mean over ranks of the bytes that no method can save.
+        between, floor_between: the same to other hosts.
         formula: what ``core/moe/traffic`` predicts for uniform routing.
         collectives: collective and fused operator calls.
         milliseconds: median over repetitions of the slowest rank.
     """
 
     ranks: int
+    hosts: int
     top_k: int
     routing: str
     method: str
     tokens: int
     sent_bytes: float
     floor: float
+    between: float
+    floor_between: float
     formula: float
     collectives: int
     milliseconds: float
@@ -90,14 +100,17 @@ class Measurement:
         return self.sent_bytes / self.floor if self.floor else float("nan")
 
     @property
-    def series(self) -> tuple[int, int, str, str]:
+    def series(self) -> tuple[int, int, int, str, str]:
         """What is the same for all token counts of a line."""
-        return self.ranks, self.top_k, self.routing, self.method
+        return self.ranks, self.hosts, self.top_k, self.routing, self.method
 
 
-def bytes_sent() -> int:
-    """Bytes that this process's TCP connections have carried and had acknowledged."""
-    total = 0
+Address = tuple[str, int]
+
+
+def connections() -> dict[tuple[Address, Address], int]:
+    """Bytes that each of this process's TCP connections, by its two ends, has carried and had acknowledged."""
+    found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
             connection = socket.socket(fileno=int(name))
@@ -105,17 +118,24 @@ def bytes_sent() -> int:
             continue  # not a socket
         try:
             if connection.type == socket.SOCK_STREAM and connection.family in (socket.AF_INET, socket.AF_INET6):
+                ends = _address(connection.getsockname()), _address(connection.getpeername())
                 info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                total += struct.unpack_from("Q", info, _TCP_INFO_BYTES_ACKED)[0]
+                found[ends] = struct.unpack_from("Q", info, _TCP_INFO_BYTES_ACKED)[0]
+        except OSError:
+            continue  # it listens
         finally:
             connection.detach()
-    return total
+    return found
+
+
+def _address(end: Any) -> Address:
+    return str(end[0]).removeprefix("::ffff:"), end[1]
 
 
 class Bench:
     """One rank."""
 
-    def __init__(self, rank: int, size: int, options: argparse.Namespace) -> None:
+    def __init__(self, rank: int, size: int, hosts: int, options: argparse.Namespace) -> None:
         self.rank, self.options, self.size = rank, options, size
         self.device = torch.device("npu")
         group = dist.new_group(list(range(self.size)), backend="hccl")
@@ -123,10 +143,13 @@ class Bench:
         axis = ParallelAxis(self.size, rank, group)
         mc2 = Mc2Communicator(group)
         mc2.open()
-        if options.layout == "dp":
-            self.topology = Topology(ParallelAxis(), axis, axis, mc2=mc2)
-        else:
-            self.topology = Topology(axis, ParallelAxis(), axis, sequence_parallel=True, mc2=mc2)
+        self.hosts = even_parts(size, hosts)
+        self.host_of = [host for host, ranks in enumerate(self.hosts) for _ in range(ranks)]
+        alone = ParallelAxis()
+        tp, dp = (alone, axis) if options.layout == "dp" else (axis, alone)
+        known = self.hosts if hosts > 1 else ()
+        self.topology = Topology(tp, dp, axis, options.layout == "sp", mc2, known)
+        self.control = dist.new_group(list(range(size)), backend="gloo")
         self.placement = ExpertPlacement.linear(options.experts, self.size, rank)
         generator = torch.Generator().manual_seed(rank)
         local, hidden, inner = self.placement.num_local, options.hidden, options.intermediate
@@ -155,33 +178,60 @@ class Bench:
             torch.npu.synchronize()
 
         layer()  # connections are made on first use
-        idle = self._bytes_of(lambda: None)  # the barriers around a measurement
+        elsewhere = self._peers_on_other_hosts()
+        idle = self._bytes_of(lambda: None, elsewhere)  # the barriers around a measurement
         self.calls.clear()
         times: list[float] = []
-        sent = self._bytes_of(lambda: times.append(_timed(layer)), options.repeat) - idle
+        sent = self._bytes_of(lambda: times.append(_timed(layer)), elsewhere, options.repeat)
+        sent, between = ((s - i) / options.repeat for s, i in zip(sent, idle, strict=True))
         calls = sum(self.calls.values()) // options.repeat
-        facts = facts_of(options, Soc.A3, self.size, top_k)
-        sent, floor = self._mean(sent / options.repeat), self._mean(self._remote_bytes(ids, facts))
+        facts = facts_of(options, Soc.A3, self.size, len(self.hosts), top_k)
+        row = dispatch_row_bytes(facts) + combine_row_bytes(facts)
+        floor = self._reached(ids, list(range(self.size)), {self.rank}) * row
+        floor_between = self._reached(ids, self.host_of, {self.host_of[self.rank]}) * row
         slowest = torch.tensor(times, device=self.device)
         dist.all_reduce(slowest, op=dist.ReduceOp.MAX, group=self.group)
         formula = method_traffic(facts, method_name, per_dp_rank).total
         time_ms = median(slowest.tolist()) * 1e3
-        return Measurement(self.size, top_k, routing, method_name, tokens, sent, floor, formula, calls, time_ms)
+        return Measurement(
+            self.size,
+            len(self.hosts),
+            top_k,
+            routing,
+            method_name,
+            tokens,
+            sent_bytes=self._mean(sent),
+            floor=self._mean(floor),
+            between=self._mean(between),
+            floor_between=self._mean(floor_between),
+            formula=formula,
+            collectives=calls,
+            milliseconds=time_ms,
+        )
 
-    def _remote_bytes(self, ids: torch.Tensor, facts: MoEFacts) -> float:
-        """Of the pairs of a token and a rank that has one of its experts, those of other ranks."""
-        owners = torch.repeat_interleave(torch.arange(self.size), torch.tensor(self.placement.counts))
-        pairs = sum(len(set(row) - {self.rank}) for row in owners[ids.cpu().long()].tolist())
-        return pairs * (dispatch_row_bytes(facts) + combine_row_bytes(facts))
+    def _reached(self, ids: torch.Tensor, place_of: list[int], own: set[int]) -> int:
+        """Pairs of a token and a place, of the places of all ranks, that has one of its experts and is not its own."""
+        owners = [place for place, count in zip(place_of, self.placement.counts, strict=True) for _ in range(count)]
+        return sum(len({owners[expert] for expert in row} - own) for row in ids.cpu().tolist())
 
-    def _bytes_of(self, action: Callable[[], object], times: int = 1) -> float:
+    def _peers_on_other_hosts(self) -> set[Address]:
+        """Ends of connections that are another host's."""
+        mine = [ours for ours, _ in connections()]
+        ends: list[Any] = [None] * self.size
+        dist.all_gather_object(ends, mine, group=self.control)
+        here = self.host_of[self.rank]
+        return {end for rank, those in enumerate(ends) if self.host_of[rank] != here for end in those}
+
+    def _bytes_of(self, action: Callable[[], object], elsewhere: set[Address], times: int = 1) -> tuple[float, float]:
+        """What is sent to all ranks and to those of other hosts."""
         dist.barrier(group=self.group)
-        before = bytes_sent()
+        before = connections()
         for _ in range(times):
             action()
         dist.barrier(group=self.group)
         time.sleep(0.05)  # the last acknowledgements
-        return bytes_sent() - before
+        added = {ends: sent - before.get(ends, 0) for ends, sent in connections().items()}
+        return sum(added.values()), sum(sent for (_, peer), sent in added.items() if peer in elsewhere)
 
     def _mean(self, value: float) -> float:
         total = torch.tensor([value], device=self.device, dtype=torch.float32)
@@ -217,7 +267,7 @@ def _timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def facts_of(options: argparse.Namespace, soc: Soc, ranks: int, top_k: int) -> MoEFacts:
+def facts_of(options: argparse.Namespace, soc: Soc, ranks: int, hosts: int, top_k: int) -> MoEFacts:
     over_tp = options.layout == "sp"
     return MoEFacts(
         soc=soc,
@@ -231,20 +281,28 @@ def facts_of(options: argparse.Namespace, soc: Soc, ranks: int, top_k: int) -> M
         hccl_buffsize_mib=8192,
         newest_limits=True,
         sequence_parallel=over_tp,
+        num_nodes=hosts,
+        ranks_per_host=even_parts(ranks, hosts) if hosts > 1 else (),
     )
 
 
-def run_rank(rank: int, size: int, options: argparse.Namespace) -> list[Measurement]:
+def run_rank(rank: int, size: int, hosts: int, options: argparse.Namespace) -> list[Measurement]:
     with torch.inference_mode():
-        bench = Bench(rank, size, options)
+        bench = Bench(rank, size, hosts, options)
         return [
             bench.measure(method, tokens, top_k, routing)
             for top_k in options.top_k
             for routing in options.routing
             for tokens in options.tokens
             for method in METHODS
-            if method != "mc2" or not _mc2_refuses(facts_of(options, Soc.A3, size, top_k), tokens)
+            if _runs(method, facts_of(options, Soc.A3, size, hosts, top_k), tokens)
         ]
+
+
+def _runs(method: str, facts: MoEFacts, rows: int) -> bool:
+    if method == "hierarchical":
+        return bool(facts.ranks_per_host)
+    return method != "mc2" or not _mc2_refuses(facts, rows)
 
 
 def _mc2_refuses(facts: MoEFacts, rows: int) -> bool:
@@ -257,17 +315,20 @@ def report(found: list[Measurement], options: argparse.Namespace) -> None:
         "uniform routing"
     )
     print(
-        f"{'EP':>3} {'top':>4} {'routing':>8} {'tokens':>7} {'method':>10} {'sent KiB':>11} {'floor KiB':>11} {'ratio':>6} "
-        f"{'formula':>8} {'calls':>6} {'ms':>8}"
+        f"{'EP':>3} {'hosts':>5} {'top':>4} {'routing':>8} {'tokens':>7} {'method':>12} "
+        f"{'sent KiB':>11} {'floor KiB':>11} {'ratio':>6} "
+        f"{'formula':>8} {'to hosts KiB':>13} {'floor KiB':>11} {'calls':>6} {'ms':>8}"
     )
     for m in found:
         print(
-            f"{m.ranks:>3} {m.top_k:>4} {m.routing:>8} {m.tokens:>7} {m.method:>10} {m.sent_bytes / 1024:>11.1f} "
-            f"{m.floor / 1024:>11.1f} {m.ratio:>6.3f} {m.sent_bytes / m.formula:>8.3f} {m.collectives:>6} "
-            f"{m.milliseconds:>8.2f}"
+            f"{m.ranks:>3} {m.hosts:>5} {m.top_k:>4} {m.routing:>8} {m.tokens:>7} {m.method:>12} "
+            f"{m.sent_bytes / 1024:>11.1f} {m.floor / 1024:>11.1f} {m.ratio:>6.3f} {m.sent_bytes / m.formula:>8.3f} "
+            f"{m.between / 1024:>13.1f} {m.floor_between / 1024:>11.1f} {m.collectives:>6} {m.milliseconds:>8.2f}"
         )
-    over_floor = {method: _per_added_row(found, method, lambda m: m.floor) for method in METHODS}
-    gathered = _per_added_row(found, "allgather", lambda m: m.formula)
+    over_floor = {method: _per_added_row(found, method, lambda m: (m.sent_bytes, m.floor)) for method in METHODS}
+    apart = [m for m in found if m.hosts > 1]
+    between = {method: _per_added_row(apart, method, lambda m: (m.between, m.floor_between)) for method in METHODS}
+    gathered = _per_added_row(found, "allgather", lambda m: (m.sent_bytes, m.formula))
     if options.json:
         options.json.write_text(json.dumps([asdict(m) for m in found], indent=1))
     if options.plot:
@@ -275,18 +336,22 @@ def report(found: list[Measurement], options: argparse.Namespace) -> None:
     for method, figures in over_floor.items():
         aim = f" (aim: at most {FLOOR_AIM})" if method == "alltoall" else ""
         print(f"{method} over the floor, per added row: {min(figures):.4f} to {max(figures):.4f}{aim}")
+    for method, figures in between.items():
+        aim = f" (aim: at most {FLOOR_AIM})" if method == "hierarchical" else ""
+        print(f"{method} to other hosts over the floor, per added row: {min(figures):.4f} to {max(figures):.4f}{aim}")
     off = max(abs(figure - 1) for figure in gathered)
     print(f"allgather over its formula, per added row: off by {off:.2%} at most (aim: {FORMULA_AIM:.1%})")
     auto, where = worst_choice(found, options)
     print(f"auto over the cheapest allowed method: {auto:.4f} at worst (aim: at most {AUTO_AIM}){where}")
-    floor = max(over_floor["alltoall"])
+    floor, floor_between = max(over_floor["alltoall"]), max(between["hierarchical"])
     summary = {
         "name": "moe_comm",
         "figures": {
             "over_floor": {method: round(max(figures), 4) for method, figures in over_floor.items()},
+            "over_floor_between_hosts": {method: round(max(figures), 4) for method, figures in between.items()},
             "allgather_off_formula": round(off, 5),
             "auto_over_cheapest": round(auto, 4),
-            "met": floor <= FLOOR_AIM and off <= FORMULA_AIM and auto <= AUTO_AIM,
+            "met": max(floor, floor_between) <= FLOOR_AIM and off <= FORMULA_AIM and auto <= AUTO_AIM,
         },
         "ratio": round(floor, 4),
         "goal": FLOOR_AIM,
@@ -294,21 +359,24 @@ def report(found: list[Measurement], options: argparse.Namespace) -> None:
     print(json.dumps(summary))
 
 
-def _per_added_row(found: list[Measurement], method: str, against: Callable[[Measurement], float]) -> list[float]:
-    """Sent bytes over ``against``, per added row, for every line of the method.
+def _per_added_row(
+    found: list[Measurement], method: str, figures: Callable[[Measurement], tuple[float, float]]
+) -> list[float]:
+    """The first of ``figures`` over the second, per added row, for every line of the method; 0 when there is none.
 
     Between two token counts the transport's own headers, which do not grow, cancel out.
     """
-    lines: dict[tuple[int, int, str, str], list[Measurement]] = {}
+    lines: dict[tuple[int, int, int, str, str], list[Measurement]] = {}
     for m in found:
         if m.method == method:
             lines.setdefault(m.series, []).append(m)
     ends = [(min(line, key=_tokens), max(line, key=_tokens)) for line in lines.values()]
-    return [
-        (many.sent_bytes - few.sent_bytes) / (against(many) - against(few))
+    added = [
+        [more - less for more, less in zip(figures(many), figures(few), strict=True)]
         for few, many in ends
         if many.tokens > few.tokens
-    ] or [float("nan")]
+    ]
+    return [sent / least for sent, least in added] or [0.0]
 
 
 def _tokens(measurement: Measurement) -> int:
@@ -319,20 +387,24 @@ def worst_choice(found: list[Measurement], options: argparse.Namespace) -> tuple
     """The cost of the automatic choice over that of the cheapest method measured, at its worst, and where that is."""
     worst, where = 1.0, ""
     for soc in Soc:
-        steps: dict[tuple[int, int, str, int], dict[str, float]] = {}
+        steps: dict[tuple[int, int, int, str, int], dict[str, float]] = {}
         for m in found:
-            facts = facts_of(options, soc, m.ranks, m.top_k)
-            cost = estimate(facts, m.method, m.tokens * facts.tp_size).fixed_us + m.sent_bytes / LINKS[soc].inside
-            if m.method != "mc2" or not _mc2_refuses(facts, m.tokens):
-                steps.setdefault((m.ranks, m.top_k, m.routing, m.tokens), {})[m.method] = cost
-        for (ranks, top_k, routing, tokens), costs in steps.items():
-            facts = facts_of(options, soc, ranks, top_k)
+            facts = facts_of(options, soc, m.ranks, m.hosts, m.top_k)
+            cost = estimate(facts, m.method, m.tokens * facts.tp_size).fixed_us + m.between / LINKS[soc].between
+            cost += (m.sent_bytes - m.between) / LINKS[soc].inside
+            if _runs(m.method, facts, m.tokens):
+                steps.setdefault((m.ranks, m.hosts, m.top_k, m.routing, m.tokens), {})[m.method] = cost
+        for (ranks, hosts, top_k, routing, tokens), costs in steps.items():
+            facts = facts_of(options, soc, ranks, hosts, top_k)
             per_dp_rank = tokens * facts.tp_size
             capacity = check_start_up(facts, SchedulerFacts(per_dp_rank, per_dp_rank))
             chosen = select(facts, capacity, per_dp_rank, captured=False).method
             ratio = costs[chosen] / min(costs.values())
             if ratio > worst:
-                worst, where = ratio, f": {soc.value}, EP {ranks}, top-{top_k}, {routing}, {tokens} tokens, {chosen}"
+                worst, where = (
+                    ratio,
+                    f": {soc.value}, EP {ranks} on {hosts}, top-{top_k}, {routing}, {tokens} tokens, {chosen}",
+                )
     return worst, where
 
 
@@ -343,10 +415,10 @@ def plot(found: list[Measurement], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    first = found[0].series[:3]
-    found = [m for m in found if m.series[:3] == first]
+    first = found[0].series[:4]
+    found = [m for m in found if m.series[:4] == first]
     figure, (bytes_axes, time_axes) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for method in METHODS:
+    for method in {m.method: None for m in found}:
         series = [m for m in found if m.method == method]
         tokens = [m.tokens for m in series]
         bytes_axes.plot(tokens, [m.sent_bytes / 2**20 for m in series], "o-", label=method, markersize=4)
@@ -355,7 +427,7 @@ def plot(found: list[Measurement], path: Path) -> None:
     bytes_axes.plot(list(floor), list(floor.values()), "k--", label="floor", zorder=5)
     bytes_axes.set(ylabel="MiB sent per layer and rank (measured)")
     time_axes.set(ylabel="ms per layer (virtual NPU, this machine)")
-    figure.suptitle("EP {}, top-{}, {} routing".format(*first))
+    figure.suptitle("EP {} on {} hosts, top-{}, {} routing".format(*first))
     for axes in (bytes_axes, time_axes):
         axes.set(xscale="log", yscale="log", xlabel="tokens per rank")
         axes.legend()
@@ -366,6 +438,7 @@ def plot(found: list[Measurement], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="processes, one per virtual device")
+    parser.add_argument("--hosts", type=int, nargs="+", default=[1, 2], help="that ranks are taken to be on")
     parser.add_argument("--layout", choices=("dp", "sp"), default="dp", help="data parallel, or sequence-parallel TP")
     parser.add_argument("--tokens", type=int, nargs="+", default=[16, 256], help="per rank")
     parser.add_argument("--experts", type=int, default=32)
@@ -378,8 +451,9 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="draw bytes and times to this file")
     options = parser.parse_args()
     found: list[Measurement] = []
-    for ranks in options.ranks:
-        found += values_of(run_ranks(run_rank, ranks, options, group="hccl", together=True, timeout=900))[0]
+    for ranks, hosts in product(options.ranks, options.hosts):
+        if hosts == 1 or ranks >= 2 * hosts:
+            found += values_of(run_ranks(run_rank, ranks, hosts, options, group="hccl", together=True, timeout=900))[0]
     report(found, options)
     return 0
 

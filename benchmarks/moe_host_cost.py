@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.support.ranks import run_ranks, values_of
 from vllm_ascend_patch.core.moe.comm import METHODS, make_method
@@ -88,7 +89,10 @@ class Watch(TorchDispatchMode):
         if aliases and _memory(result) == _memory(args[0]):
             self.views += 1
             return result
-        if not str(func).startswith(("aten.empty", "aten.new_empty")):
+        on_device = any(
+            tensor.device.type == "npu" for tensor in tree_leaves((args, result)) if torch.is_tensor(tensor)
+        )
+        if on_device and not str(func).startswith(("aten.empty", "aten.new_empty")):
             self.kernels.append(str(func))
         return result
 
@@ -164,7 +168,7 @@ def _times(layer: Callable[[], None], bare: Callable[[], None], repeat: int) -> 
 def run_rank(rank: int, size: int, repeat: int) -> None:
     group = dist.new_group(list(range(RANKS)), backend="hccl")
     axis = ParallelAxis(RANKS, rank, group)
-    topology = Topology(ParallelAxis(), axis, axis, mc2=Mc2Communicator(group))
+    topology = Topology(ParallelAxis(), axis, axis, mc2=Mc2Communicator(group), ranks_per_host=(1, 1))
     found: dict[str, Cost] = {}
     with torch.inference_mode():
         for kind, quantized in KINDS.items():

@@ -18,6 +18,7 @@ from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.soc import Soc
 from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.moe import tokens as step_tokens
+from vllm_ascend_patch.seams.moe.topology import in_runs
 
 from .worlds import matrix
 
@@ -89,3 +90,11 @@ def test_all_ranks_choose_alike_and_idle_ranks_have_no_active_token() -> None:
         assert [active for _, active in choices] == [0 if v.idle else v.tokens for v in vectors]
         seen.add(choices[0][0])
     assert seen == {"mc2", "alltoall"}, f"the cases do not reach both methods: {seen}"
+
+
+def test_the_ranks_of_hosts_are_told_only_where_they_follow_each_other() -> None:
+    assert in_runs(["a", "a", "b", "b"]) == (2, 2)
+    assert in_runs(["b", "b", "b", "a"]) == (3, 1)
+    assert in_runs(["a", "b", "c"]) == (1, 1, 1)
+    assert in_runs(["a", "b", "a", "b"]) == (), "two levels would send to ranks that are elsewhere"
+    assert in_runs(["a", "a"]) == (), "one host has one level"

@@ -15,6 +15,7 @@ class Grid:
     tp: int
     expert_parallel: bool = True
     sequence_parallel: bool = False
+    hosts: tuple[int, ...] = ()  # ranks of each
 
     @property
     def world(self) -> int:
@@ -26,7 +27,8 @@ class Grid:
 
     def __str__(self) -> str:
         kind = "sp" if self.sequence_parallel else "ep" if self.expert_parallel else "sliced"
-        return f"dp{self.dp}tp{self.tp}{kind}"
+        hosts = "".join(f"on{ranks}" for ranks in self.hosts)
+        return f"dp{self.dp}tp{self.tp}{kind}{hosts}"
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
         local = 16 // grid.world
         yield replace(base, name="one-rank-per-token", routing="one-rank", top_k=min(4, local))
         yield replace(base, name="a-rank-per-expert", routing="each-on-another", top_k=min(4, grid.world))
+    if grid.hosts:
+        yield replace(base, name="one-host-per-token", routing="one-host", tokens=(5, 9))
     yield replace(base, name="redundant-experts", logical_experts=12, redundant=4)
     yield replace(base, name="shared", shared=True, tokens=(6, 3))
     yield replace(base, name="shared-padded-idle", shared=True, tokens=(8, 1), active=(5, 0))
@@ -109,11 +113,11 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
         yield replace(base, name="fp32-top-8-padded", dtype="float32", top_k=8, tokens=(9, 4), active=(7, 1))
         if grid.expert_parallel:
             yield replace(base, name="experts-not-even", logical_experts=16 + 1, tokens=(6, 3))
-    if method != "alltoall":
+    if method in ("allgather", "mc2"):
         captured = replace(base, name="captured-with-mask", captured=True, tokens=(8,), active=(5, 0))
         yield captured
         yield replace(captured, name="captured-w8a8", quantized=True)
-    if method == "alltoall":
+    if method in ("alltoall", "hierarchical"):
         older = replace(base, name="older-operators", operator_version=1, tokens=(7, 2, 11, 1), active=(5, 2, 0, 1))
         yield older
         yield replace(older, name="older-operators-w8a8", quantized=True)
@@ -133,12 +137,21 @@ def grids(world: int) -> list[Grid]:
     return plain + sequence_parallel + sliced
 
 
+def grids_over_hosts(world: int) -> list[Grid]:
+    """Hosts with equal and unequal parts of the ranks, and one that has a single rank."""
+    if world == 4:
+        return [Grid(4, 1, hosts=(2, 2)), Grid(4, 1, hosts=(3, 1)), Grid(2, 2, sequence_parallel=True, hosts=(2, 2))]
+    return [Grid(8, 1, hosts=hosts) for hosts in ((4, 4), (2, 5, 1))] if world == 8 else []
+
+
 def all_cases(world: int) -> list[Case]:
     """Every case of a world size: all methods where experts are distributed, AllGather also where they are sliced."""
     found: list[Case] = []
     for grid in grids(world):
         for method in ("allgather", "mc2", "alltoall") if grid.expert_parallel else ("allgather",):
             found += conditions(grid, method)
+    for grid in grids_over_hosts(world):
+        found += conditions(grid, "hierarchical")
     return found
 
 
@@ -184,6 +197,7 @@ def a2_cases() -> list[Case]:
 _SHORT = (
     "uneven",
     "one-rank-per-token",
+    "one-host-per-token",
     "a-rank-per-expert",
     "redundant-experts",
     "shared-padded-idle",
@@ -195,7 +209,7 @@ def by_default(soc: str, case: Case) -> bool:
     """Whether a case runs in the default run: all conditions on two ranks and where four ranks are TP 2 x DP 2, a few on the
     other layouts and on eight ranks, and the version 1 operators."""
     grid = case.grid
-    both_ways = grid.dp == grid.tp == 2
+    both_ways = grid.dp == grid.tp == 2 and not grid.hosts
     if grid.expert_parallel and (grid.world == 2 or (both_ways and (grid.sequence_parallel or soc == "A2"))):
         return True
     if (

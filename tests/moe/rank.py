@@ -21,6 +21,7 @@ from tests.support.ranks import run_ranks
 from vllm_ascend_patch.core.moe.comm import make_method
 from vllm_ascend_patch.core.moe.comm.all_to_all import AllToAllMethod
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
+from vllm_ascend_patch.core.moe.comm.hierarchical import HierarchicalMethod
 from vllm_ascend_patch.core.moe.comm.mc2 import Mc2Method, Mc2Operators
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
@@ -63,9 +64,8 @@ class Rank:
             if grid.expert_parallel and self.mc2 is None:
                 assert ep.group is not None
                 self.mc2 = Mc2Communicator(ep.group)
-            self.topologies[grid] = Topology(
-                tp, dp, ep, grid.sequence_parallel, self.mc2 if grid.expert_parallel else None
-            )
+            mc2 = self.mc2 if grid.expert_parallel else None
+            self.topologies[grid] = Topology(tp, dp, ep, grid.sequence_parallel, mc2, grid.hosts)
         return self.topologies[grid]
 
     @torch.inference_mode()
@@ -143,8 +143,9 @@ def _shared(topology: Topology, layer: Layer, hidden: torch.Tensor) -> torch.Ten
 def make(case: Case, topology: Topology, placement: ExpertPlacement) -> MoECommMethod[Any, Any]:
     if case.method == "mc2":
         return Mc2Method(topology, placement, Mc2Operators(detect_soc(), case.operator_version))
-    if case.method == "alltoall":
-        return AllToAllMethod(topology, placement, case.operator_version)
+    if case.method in ("alltoall", "hierarchical"):
+        kind = HierarchicalMethod if case.method == "hierarchical" else AllToAllMethod
+        return kind(topology, placement, case.operator_version)
     return make_method(case.method, topology, placement)
 
 

@@ -115,12 +115,26 @@ def _route(case: Case, tokens: int, generator: torch.Generator) -> torch.Tensor:
     if case.routing == "last-experts":
         last = torch.arange(case.physical_experts - case.top_k, case.physical_experts, dtype=torch.int32)
         return last.expand(tokens, case.top_k).clone()
+    if case.routing == "one-host":
+        return _route_by_host(case, tokens, generator)
     if case.routing in ("one-rank", "each-on-another"):
         return _route_by_rank(case, tokens)
     scores = torch.rand(tokens, case.logical_experts, generator=generator)
     logical = scores.topk(case.top_k, dim=1).indices
     use_copy = (torch.rand(logical.shape, generator=generator) < 0.5) & (logical < case.redundant)
     return torch.where(use_copy, logical + case.logical_experts, logical).to(torch.int32)
+
+
+def _route_by_host(case: Case, tokens: int, generator: torch.Generator) -> torch.Tensor:
+    """All experts of token t on one host, t modulo the hosts."""
+    local, ends = case.physical_experts // case.grid.world, [0]
+    for ranks in case.grid.hosts:
+        ends.append(ends[-1] + ranks * local)
+    scores = torch.rand(tokens, case.physical_experts, generator=generator)
+    for token in range(tokens):
+        host = token % len(case.grid.hosts)
+        scores[token, ends[host] : ends[host + 1]] += 1
+    return scores.topk(case.top_k, dim=1).indices.to(torch.int32)
 
 
 def _route_by_rank(case: Case, tokens: int) -> torch.Tensor:

@@ -223,7 +223,7 @@ def test_methods_that_need_distributed_experts_refuse_to_start_without_them() ->
     with pytest.raises(MoEConfigError, match="AllToAll needs expert parallelism"):
         make_method("alltoall", ALONE, placement)
     with pytest.raises(
-        MoEConfigError, match="unknown MoE communication method 'nccl'; known: allgather, alltoall, mc2"
+        MoEConfigError, match="unknown MoE communication method 'nccl'; known: allgather, alltoall, hierarchical, mc2"
     ):
         make_method("nccl", ALONE, placement)
 

@@ -77,5 +77,18 @@ def test_what_the_exchange_itself_rounds_is_bounded(
     assert rounded <= exact_weights + roundings * UNIT_ROUNDOFF[dtype]
 
 
+@pytest.mark.slow  # a world of its own
+@pytest.mark.parametrize(("dtype", "roundings"), [("bfloat16", 2), ("float16", 3)])
+def test_what_a_second_level_rounds_is_bounded(
+    world_of: Callable[[str, int], World], dtype: str, roundings: int
+) -> None:
+    """The sum that a relay returns is rounded once more."""
+    grid = Grid(4, 1, hosts=(2, 2))
+    case = Case("rounding", grid, "hierarchical", tokens=(40, 30), top_k=8, dtype=dtype)
+    world = world_of("A3", 4)
+    exact_weights = world.run(replace(case, method="allgather"))
+    assert world.run(case) <= exact_weights + roundings * UNIT_ROUNDOFF[dtype]
+
+
 def _tolerance(case: Case) -> float:
     return TOLERANCE_W8A8 if case.quantized else TOLERANCE[case.dtype]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 torch_npu = pytest.importorskip("torch_npu", reason="needs the virtual NPU")
 
 from vllm_ascend_patch.core.moe.comm.destinations import Sizes, Targets, find_pairs  # noqa: E402
+from vllm_ascend_patch.core.moe.comm.hierarchical import relays  # noqa: E402
 from vllm_ascend_patch.core.moe.comm.packed_rows import RowLayout  # noqa: E402
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement  # noqa: E402
 
@@ -40,7 +41,7 @@ def test_a_token_is_sent_once_to_each_rank_that_has_one_of_its_experts(
     targets = Targets.ranks(placement, top_k)
     pairs = find_pairs(ids.npu(), targets, placement.num_experts, fused)
     ranks = len(placement.counts)
-    counts = pairs.counts.cpu().view(ranks, targets.copies)
+    counts = pairs.counts.cpu().view(ranks, targets.copies[0])
     assert counts.sum(1).tolist() == [sum(rank in row for row in held) for rank in range(ranks)]
     copies = (counts * torch.arange(1, counts.shape[1] + 1)).sum(1)
     assert copies.tolist() == [sum(row.count(rank) for row in held) for rank in range(ranks)]
@@ -59,16 +60,14 @@ def test_a_token_is_sent_once_to_each_rank_that_has_one_of_its_experts(
 @settings(max_examples=40, deadline=None)
 @given(
     ends=st.lists(st.integers(0, 40), min_size=3, max_size=8, unique=True).map(sorted),
-    copies=st.integers(1, 8),
     top_k=st.integers(1, 12),
     seed=st.integers(0, 1000),
 )
-def test_keys_are_the_same_whichever_operators_find_them(ends: list[int], copies: int, top_k: int, seed: int) -> None:
-    """Of any ranges of experts: some belong nowhere, as those of other hosts do; copies told apart only up to a number."""
-    targets = Targets(tuple(pairwise(ends)), copies)
-    copies_behind = max(min(top_k, last - first) for first, last in targets.experts)
-    if 1 < copies < copies_behind:
-        return
+def test_keys_are_the_same_whichever_operators_find_them(ends: list[int], top_k: int, seed: int) -> None:
+    """Of any ranges of experts, twice, with and without copies counted; other experts are behind no destination."""
+    ranges = tuple(pairwise(ends))
+    counted = Targets(ranges, (min(top_k, max(last - first for first, last in ranges)),) * len(ranges))
+    targets = Targets.pairs_only(ranges) + counted
     ids = torch.rand(20, 41, generator=torch.Generator().manual_seed(seed)).topk(top_k, dim=1).indices.int().npu()
     fused, by_table = (find_pairs(ids, targets, 41, fused) for fused in (True, False))
     assert torch.equal(fused.counts.cpu(), by_table.counts.cpu())
@@ -81,6 +80,12 @@ def test_sizes_of_an_exchange_by_hand() -> None:
     counts[1, 0], counts[1, 1] = torch.tensor([0, 0, 0]), torch.tensor([0, 4, 7])
     assert Sizes.of(counts, 0) == Sizes(send=[6, 5], receive=[6, 0], copies=5 * 1 + 1 * 3)
     assert Sizes.of(counts, 1) == Sizes(send=[0, 11], receive=[5, 11], copies=2 + 3 * 2 + 4 * 2 + 7 * 3)
+
+
+def test_the_relay_is_the_own_rank_at_home_and_the_one_in_the_same_place_elsewhere() -> None:
+    assert relays((2, 2)) == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    assert relays((3, 1)) == [[0, 3], [1, 3], [2, 3], [0, 3]]
+    assert relays((1, 2, 1)) == [[0, 1, 3], [0, 1, 3], [0, 2, 3], [0, 1, 3]]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -18,11 +18,18 @@ from safetensors.torch import save_file
 
 from tests.support.command_line import Called, called
 from vllm_ascend_patch.commands.plan import command, default_captured_tokens
+from vllm_ascend_patch.core.moe.cost import between_hosts
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts
 from vllm_ascend_patch.core.moe.soc import Soc
-from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, method_traffic
+from vllm_ascend_patch.core.moe.traffic import (
+    distinct_ranks,
+    floor,
+    floor_between_hosts,
+    method_traffic,
+    other_hosts,
+)
 from vllm_ascend_patch.releases.latent import first_release
 
 QWEN3_30B: dict[str, Any] = {
@@ -339,7 +346,7 @@ def test_plan_refuses_what_start_up_would_refuse(model: Path, arguments: tuple[o
         (("--captured-tokens", -1), "-1 is not in the range x>=0"),
         (("--captured-tokens", 8, "--enforce-eager"), "--captured-tokens 8 is no --enforce-eager"),
         (("--hccl-buffsize", 0), "0 is not in the range x>=1"),
-        (("--moe-comm", "magic"), "'magic' is not one of 'auto', 'allgather', 'mc2', 'alltoall'"),
+        (("--moe-comm", "magic"), "'magic' is not one of 'auto', 'allgather', 'mc2', 'alltoall', 'hierarchical'"),
         (("--dp", 512), "1 x 512 ranks cannot share 128 experts"),
         (("--dp", 2, "--nodes", 5), "1 x 2 ranks cannot be divided over --nodes 5"),
         (("--plot", "/nonexistent/x.png"), "/nonexistent is no folder that can be written"),
@@ -445,6 +452,54 @@ def test_traffic_formulas_by_hand() -> None:
     assert gather.routing == 3 * 8 * 4 * 8
     assert gather.tp == 2 * 1 / 2 * 8 * 2048
     assert method_traffic(replace(facts, sequence_parallel=True), "allgather", 8).rows == 2 * 7 * 4 * 2048
+
+
+def test_traffic_in_two_levels_by_hand() -> None:
+    facts = MoEFacts(
+        soc=Soc.A2,
+        operator_version=2,
+        tp_size=1,
+        dp_size=8,
+        ep_size=8,
+        num_experts=64,
+        hidden_size=1024,
+        top_k=4,
+        num_nodes=2,
+        ranks_per_host=(5, 3),
+    )
+    # 40 experts are on the first host, where 5 of 8 tokens are; 24 on the second
+    first = 1 - 24 * 23 * 22 * 21 / (64 * 63 * 62 * 61)
+    second = 1 - 40 * 39 * 38 * 37 / (64 * 63 * 62 * 61)
+    others = 3 / 8 * first + 5 / 8 * second
+    assert other_hosts(facts) == pytest.approx(others)
+    assert floor_between_hosts(facts, 8) == pytest.approx(8 * others * 2 * 2048)
+    traffic = method_traffic(facts, "hierarchical", 8)
+    # to each rank that a token has to reach, but the two relays themselves
+    reached = 1 - 56 * 55 * 54 * 53 / (64 * 63 * 62 * 61)
+    assert traffic.rows == pytest.approx(8 * (others + reached * 6) * 2 * 2048)
+    # 2 hosts and 1 to 4 copies on 8 ranks, 8 bytes each; 3 ranks are elsewhere for five, 5 for three
+    counts = (2 + 8 * 4) * 8
+    assert traffic.routing == pytest.approx(8 * (others + reached * 6) * 32 + counts * 7)
+    apart = 8 * others * (2 * 2048 + 32) + counts * 2 * 15 / 8
+    assert between_hosts(facts, "hierarchical", 8) == pytest.approx(apart)
+    # all other methods send to every other rank alike
+    alltoall = method_traffic(facts, "alltoall", 8).over_ep
+    assert between_hosts(facts, "alltoall", 8) == pytest.approx(alltoall * (2 * 15 / 8) / 7)
+
+
+def test_plan_over_hosts_says_what_crosses_them_and_why_two_levels(model: Path) -> None:
+    plan = planned(model, "--dp", 16, "--soc", "A2", "--nodes", 2, "--enforce-eager", "--max-num-batched-tokens", 8192)
+    assert [(r["first"], r["method"]) for r in plan["regimes"]] == [(1, "mc2"), (197, "hierarchical")]
+    assert "cheapest of hierarchical 242 us" in plan["regimes"][1]["reason"]
+    largest = plan["traffic"][-1]
+    assert largest["floor"] < largest["alltoall"] < largest["hierarchical"]
+    apart = largest["between_hosts"]
+    assert apart["floor"] < apart["hierarchical"] < 1.02 * apart["floor"]
+    assert apart["alltoall"] > 3 * apart["floor"]
+    shown = run(model, "--dp", 16, "--soc", "A2", "--nodes", 2).output
+    assert "Of that, to other hosts: MiB" in shown
+    assert "1.00, routed evenly" in shown
+    assert "to other hosts" not in run(model, "--dp", 16, "--soc", "A2").output
 
 
 @pytest.mark.parametrize(("top_k", "ranks", "reached"), [(1, 4, 1), (8, 2, 2), (64, 8, 8), (2, 64, 2)])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.core.moe.arithmetic import even_parts
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts, mc2_capacity
 from vllm_ascend_patch.core.moe.comm import METHODS, method_class
 from vllm_ascend_patch.core.moe.cost import estimate
@@ -32,6 +33,7 @@ A3 = MoEFacts(
     hccl_buffsize_mib=1024,
 )
 A2 = replace(A3, soc=Soc.A2)
+A2_HOSTS = replace(A2, tp_size=1, dp_size=16, num_nodes=2, ranks_per_host=(8, 8))
 SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
 
 
@@ -74,6 +76,14 @@ SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
         # A2 gathers within eight ranks, and exchanges where a second host makes bytes dear.
         (replace(A2, tp_size=1, dp_size=8, ep_size=8), 256, False, "allgather", "expert parallel size"),
         (replace(A2, tp_size=1, dp_size=16, num_nodes=2), 512, False, "alltoall", "1.211 us (49.9 KiB)"),
+        (replace(A2, tp_size=1, dp_size=16, num_nodes=2), 512, False, "alltoall", "not in two levels"),
+        # Where it is known who shares a host, a token crosses to the other host once, not three times.
+        (A2_HOSTS, 512, False, "hierarchical", "hierarchical 242 us + 0.572 us (54.6 KiB)"),
+        (A2_HOSTS, 228, False, "mc2", "alltoall 170 us + 1.211 us (49.9 KiB)"),
+        (A2_HOSTS, 512, True, "allgather", "cannot be captured"),
+        (replace(A2_HOSTS, ranks_per_host=(11, 5)), 512, False, "hierarchical", "cheapest of hierarchical"),
+        # A bus that is as fast between hosts as inside leaves nothing to save.
+        (replace(A2_HOSTS, soc=Soc.A3), 8192, False, "alltoall", "hierarchical 242 us + "),
     ],
 )
 def test_rule(facts: MoEFacts, tokens: int, captured: bool, method: str, reason: str) -> None:
@@ -97,6 +107,15 @@ facts_strategy = st.builds(
     hccl_buffsize_mib=st.none() | st.integers(1, 8192),
     newest_limits=st.booleans(),
 )
+
+
+def _on_hosts(facts: MoEFacts, hosts: int) -> MoEFacts:
+    ranks = facts.tp_size * facts.dp_size
+    parts = even_parts(ranks, min(hosts, ranks))
+    return replace(facts, ep_size=ranks, num_nodes=hosts, ranks_per_host=parts if len(parts) > 1 else ())
+
+
+deployments = st.builds(_on_hosts, facts_strategy, st.sampled_from([1, 2, 3, 8]))
 scheduler_strategy = st.builds(
     SchedulerFacts,
     max_num_batched_tokens=st.integers(1, 65536),
@@ -107,7 +126,7 @@ scheduler_strategy = st.builds(
 
 
 @given(
-    facts=facts_strategy,
+    facts=facts_strategy | deployments,
     scheduler=scheduler_strategy,
     tokens=st.lists(st.integers(0, 65536), min_size=1, max_size=8),
     captured=st.booleans(),
@@ -133,6 +152,8 @@ def test_choice_is_the_same_on_all_ranks_and_never_breaks_a_limit(
     assert METHODS[choice.method].capturable or not captured
     if facts.ep_size == 1:
         assert choice.method == "allgather"
+    if choice.method == "hierarchical":
+        assert len(facts.ranks_per_host) > 1
     if choice.method == "mc2":
         rows = max(-(-agreed // facts.tp_size), 1)
         assert mc2_violations(facts, any_release=forced == "auto" and not facts.newest_limits) == ()
@@ -144,9 +165,28 @@ def test_choice_is_the_same_on_all_ranks_and_never_breaks_a_limit(
 @pytest.mark.parametrize(
     ("facts", "scheduler", "forced", "message"),
     [
-        (A3, SCHEDULER, "mc3", r"unknown MoE communication method 'mc3'; known: auto, allgather, mc2, alltoall"),
+        (
+            A3,
+            SCHEDULER,
+            "mc3",
+            r"unknown MoE communication method 'mc3'; known: auto, allgather, mc2, alltoall, hierarchical",
+        ),
         (replace(A3, ep_size=1), SCHEDULER, "mc2", r"mc2 was forced, but expert parallel size .* is 1, at least 2"),
         (replace(A3, ep_size=1), SCHEDULER, "alltoall", r"alltoall was forced, but expert parallel size is 1"),
+        (A3, SCHEDULER, "hierarchical", r"forced, but number of hosts whose ranks follow each other is 1, at least 2"),
+        (
+            replace(A3, num_nodes=2),
+            SCHEDULER,
+            "hierarchical",
+            r"ranks follow each other is 0, at least 2 is supported: use more than one host, and start the ranks host by",
+        ),
+        (replace(A3, ep_size=1), SCHEDULER, "hierarchical", r"expert parallel size is 1, at least 2 is supported"),
+        (
+            A2_HOSTS,
+            replace(SCHEDULER, max_captured_tokens=64),
+            "hierarchical",
+            r"largest captured graph .* cannot be captured",
+        ),
         (A3, SCHEDULER, "mc2", r"is 4096, 1\.\.512 is supported: at most 1024 tokens per DP rank"),
         (replace(A3, top_k=17), SCHEDULER, "mc2", r"top-k on A3 .* is 17, at most 16.*; .* is 4096, 1\.\.512"),
         (A3, replace(SCHEDULER, max_captured_tokens=64), "alltoall", r"largest captured graph .* cannot be captured"),
@@ -179,8 +219,8 @@ def test_start_up_refuses_in_one_readable_message(
 
 
 def test_forced_method_is_used_for_every_step_it_was_accepted_for() -> None:
-    facts = replace(A3, hccl_buffsize_mib=4096)
-    for forced in ("allgather", "mc2", "alltoall"):
+    facts = replace(A3, hccl_buffsize_mib=4096, ranks_per_host=(8, 8))
+    for forced in METHODS:
         selector = MethodSelector(facts, SchedulerFacts(1024, 64), forced)
         assert {selector.choose(tokens, captured=False).method for tokens in (0, 1, 1024)} == {forced}
 
@@ -219,11 +259,10 @@ def test_hosts_with_unequal_parts_of_the_ranks_estimate_alike(
         assert first == second
 
 
-@given(facts=facts_strategy, scheduler=scheduler_strategy, captured=st.booleans(), data=st.data())
+@given(facts=deployments, scheduler=scheduler_strategy, captured=st.booleans(), data=st.data())
 def test_regimes_say_what_select_says(
     facts: MoEFacts, scheduler: SchedulerFacts, captured: bool, data: st.DataObject
 ) -> None:
-    facts = replace(facts, ep_size=facts.tp_size * facts.dp_size)
     try:
         capacity = check_start_up(facts, scheduler)
     except MoELimitError:
@@ -242,9 +281,8 @@ def test_regimes_say_what_select_says(
         assert METHODS[regime.choice.method].capturable or not captured
 
 
-@given(facts=facts_strategy, scheduler=scheduler_strategy, tokens=st.integers(1, 65536))
+@given(facts=deployments, scheduler=scheduler_strategy, tokens=st.integers(1, 65536))
 def test_auto_is_the_cheapest_method_that_may_run(facts: MoEFacts, scheduler: SchedulerFacts, tokens: int) -> None:
-    facts = replace(facts, ep_size=facts.tp_size * facts.dp_size)
     try:
         capacity = check_start_up(facts, scheduler)
     except MoELimitError:
@@ -253,6 +291,7 @@ def test_auto_is_the_cheapest_method_that_may_run(facts: MoEFacts, scheduler: Sc
     allowed = ["allgather"]
     if facts.ep_size > 1:
         allowed.append("alltoall")
+        allowed += ["hierarchical"] if len(facts.ranks_per_host) > 1 else []
         fits = -(-tokens // facts.tp_size) <= capacity.rows
         allowed += ["mc2"] if fits and not mc2_violations(facts, any_release=not facts.newest_limits) else []
     assert chosen in allowed
@@ -271,3 +310,8 @@ def test_each_choice_and_reason_is_logged_once_however_often_steps_alternate(
     lines = [record.getMessage() for record in caplog.records]
     assert [line.split()[2] for line in lines] == ["mc2", "mc2", "alltoall"]
     assert all("cheapest of" in line for line in lines)
+
+
+def test_hosts_whose_ranks_are_not_all_there_are_refused() -> None:
+    with pytest.raises(MoEConfigError, match=r"hosts with \(8, 4\) ranks do not make 16 expert parallel ranks"):
+        replace(A3, ranks_per_host=(8, 4))

@@ -16,15 +16,16 @@ from vllm_ascend_patch.core.local_checkpoint import LocalCheckpoint, look_at
 from vllm_ascend_patch.core.memory_plan import MemoryPlan, memory_plan
 from vllm_ascend_patch.core.model_support import Parallelism, latent_release_problem, problems
 from vllm_ascend_patch.core.model_traits import traits_of
+from vllm_ascend_patch.core.moe.arithmetic import even_parts
 from vllm_ascend_patch.core.moe.capacity import Capacity, SchedulerFacts
 from vllm_ascend_patch.core.moe.comm import METHODS
-from vllm_ascend_patch.core.moe.cost import estimate
+from vllm_ascend_patch.core.moe.cost import between_hosts, estimate
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_row_violation, mc2_violations
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
 from vllm_ascend_patch.core.moe.selection import AUTO, check_start_up, regimes, select
 from vllm_ascend_patch.core.moe.soc import Soc
-from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, method_traffic
+from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, floor_between_hosts, method_traffic, other_hosts
 from vllm_ascend_patch.releases.guard import installed_release
 from vllm_ascend_patch.releases.latent import first_release, latent_obstacle
 
@@ -56,7 +57,8 @@ class TrafficRow:
     """MiB that a rank sends per layer at one token count, and each method's estimate; None for methods that cannot run.
 
     The floor is what no method can go below: each token once to every rank that has one of its experts, and one sum back;
-    ``floor_skewed`` is that for routing that prefers some experts (``traffic.distinct_ranks``).
+    ``floor_skewed`` is that for routing that prefers some experts (``traffic.distinct_ranks``). ``between_hosts`` is what of
+    each method's bytes leaves the host, with the floor of that; empty on one host.
     """
 
     tokens: int
@@ -66,7 +68,9 @@ class TrafficRow:
     allgather: float
     mc2: float | None
     alltoall: float | None
+    hierarchical: float | None
     microseconds: dict[str, float]
+    between_hosts: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,11 @@ def _traffic(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, for
     while tokens <= scheduler.max_num_batched_tokens:
         per_rank = -(-tokens // facts.tp_size)
         mc2_runs = not mc2_violations(facts, any_release=False) and mc2_row_violation(facts, per_rank) is None
-        runs = {"allgather": True, "mc2": mc2_runs, "alltoall": facts.ep_size > 1}
+        several = len(facts.ranks_per_host) > 1
+        runs = {"allgather": True, "mc2": mc2_runs, "alltoall": facts.ep_size > 1, "hierarchical": several}
+        apart = {m: between_hosts(facts, m, tokens) / MIB for m in METHODS if runs[m]} if several else {}
+        if several:
+            apart["floor"] = floor_between_hosts(facts, tokens) / MIB
         mib = {m: method_traffic(facts, m, tokens).total / MIB if runs[m] else None for m in METHODS}
         rows.append(
             TrafficRow(
@@ -157,7 +165,9 @@ def _traffic(facts: MoEFacts, scheduler: SchedulerFacts, capacity: Capacity, for
                 allgather=method_traffic(facts, "allgather", tokens).total / MIB,
                 mc2=mib["mc2"],
                 alltoall=mib["alltoall"],
+                hierarchical=mib["hierarchical"],
                 microseconds={m: estimate(facts, m, tokens).microseconds for m in METHODS if runs[m]},
+                between_hosts=apart,
             )
         )
         tokens *= 4 if tokens < 16 else 2
@@ -200,6 +210,8 @@ def show(plan: Plan) -> None:
         summary.append(
             ("ranks that a token has to reach", f"{plan.ranks_per_token:.2f} of {facts.ep_size}, routed evenly")
         )
+    if facts.ranks_per_host:
+        summary.append(("other hosts that a token has to reach", f"{other_hosts(facts):.2f}, routed evenly"))
     if model.note:
         summary.append(("note", model.note))
     if plan.mc2_obstacles:
@@ -220,19 +232,27 @@ def show(plan: Plan) -> None:
     out.print(
         table(
             "Per MoE layer and rank: MiB sent / estimated microseconds (all DP ranks equally full)",
-            ("tokens per DP rank", "chosen", "floor", "floor, skewed", "allgather", "mc2", "alltoall"),
+            ("tokens per DP rank", "chosen", "floor", "floor, skewed", *METHODS),
             [
                 (
                     str(t.tokens),
                     t.chosen,
                     _mib(t.floor),
                     _mib(t.floor_skewed),
-                    *(_figures(t, method) for method in ("allgather", "mc2", "alltoall")),
+                    *(_figures(t, method) for method in METHODS),
                 )
                 for t in plan.traffic
             ],
         )
     )
+    if facts.ranks_per_host:
+        out.print(
+            table(
+                "Of that, to other hosts: MiB",
+                ("tokens per DP rank", "chosen", "floor", *METHODS),
+                [(str(t.tokens), t.chosen, *(_between(t, name) for name in ("floor", *METHODS))) for t in plan.traffic],
+            )
+        )
 
 
 def _memory_rows(memory: MemoryPlan) -> list[tuple[str, str]]:
@@ -258,6 +278,10 @@ def _figures(row: TrafficRow, method: str) -> str:
     return "-" if value is None else f"{_mib(value)} / {row.microseconds[method]:,.0f}"
 
 
+def _between(row: TrafficRow, name: str) -> str:
+    return _mib(row.between_hosts[name]) if name in row.between_hosts else "-"
+
+
 def _mib(value: float) -> str:
     return f"{value:,.3f}"
 
@@ -274,12 +298,13 @@ def plot(plan: Plan, path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     tokens = [row.tokens for row in plan.traffic]
-    styles = {"floor": "k--", "floor_skewed": "k:", "allgather": "C0o-", "mc2": "C1s-", "alltoall": "C2^-"}
+    lines = {"allgather": "C0o-", "mc2": "C1s-", "alltoall": "C2^-", "hierarchical": "C3v-"}
+    styles = {"floor": "k--", "floor_skewed": "k:", **lines}
     for name, style in styles.items():
         points = [(t, value) for t, row in zip(tokens, plan.traffic, strict=True) if (value := getattr(row, name))]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=name.replace("_", ", "), markersize=4)
-    colours = {"allgather": "C0", "mc2": "C1", "alltoall": "C2"}
+    colours = {name: style[:2] for name, style in lines.items()}
     for regime in plan.regimes:
         if not regime.captured:
             axes.axvspan(regime.first, regime.last + 1, color=colours[regime.method], alpha=0.12)
@@ -446,6 +471,7 @@ def plan(
             newest_limits=newest_limits,
             # vLLM's rule: sequence-parallel MoE whenever experts are distributed over both TP and DP.
             sequence_parallel=expert_parallel and tp > 1 and dp > 1,
+            ranks_per_host=even_parts(tp * dp, nodes) if expert_parallel and nodes > 1 else (),
         )
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)
         if max_model_len is not None:

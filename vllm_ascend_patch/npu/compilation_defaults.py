@@ -14,6 +14,7 @@ from vllm.logger import init_logger
 from vllm.platforms.interface import Platform
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.core.moe.comm import METHODS
 from vllm_ascend_patch.core.moe.model_facts import has_experts
 
 if TYPE_CHECKING:
@@ -77,8 +78,10 @@ def _run_pieces(vllm_config: VllmConfig) -> None:
     if compilation.cudagraph_mode.has_full_cudagraphs():
         why = "attention takes its lengths from the host, so it runs between graphs"
         _change(compilation, "cudagraph_mode", CUDAGraphMode.PIECEWISE, why)
-    if envs.VLLM_ASCEND_PATCH_MOE_COMM == "alltoall" and _is_moe(vllm_config):
-        why = "VLLM_ASCEND_PATCH_MOE_COMM=alltoall reads sizes from the device, which no graph can capture"
+    forced = METHODS.get(envs.VLLM_ASCEND_PATCH_MOE_COMM)
+    if forced is not None and not forced.capturable and _is_moe(vllm_config):
+        variable = f"VLLM_ASCEND_PATCH_MOE_COMM={envs.VLLM_ASCEND_PATCH_MOE_COMM}"
+        why = f"{variable} reads sizes from the device, which no graph can capture"
         _change(compilation, "cudagraph_mode", CUDAGraphMode.NONE, why, logger.warning)
 
 

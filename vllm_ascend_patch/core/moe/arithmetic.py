@@ -5,3 +5,9 @@
 def ceil_div(value: int, divisor: int) -> int:
     """``value / divisor`` rounded up."""
     return -(-value // divisor)
+
+
+def even_parts(total: int, parts: int) -> tuple[int, ...]:
+    """``total`` in so many parts that differ by at most 1, the larger first."""
+    base, larger = divmod(total, parts)
+    return tuple(base + (part < larger) for part in range(parts))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .arithmetic import ceil_div
-from .comm import ALLGATHER, ALLTOALL, MC2
+from .comm import ALLGATHER, ALLTOALL, HIERARCHICAL, MC2
 from .limits import MoEFacts
 from .soc import Soc
 from .traffic import method_traffic
@@ -42,7 +42,7 @@ LINKS: dict[Soc, Links] = {
 DEVICES_PER_HOST = {Soc.A2: 8, Soc.A3: 16}
 """Of the servers that are sold as Atlas 800 A2 and A3, as torch counts devices."""
 
-LAUNCHES = {ALLGATHER: 18, MC2: 5, ALLTOALL: 15}
+LAUNCHES = {ALLGATHER: 18, MC2: 5, ALLTOALL: 15, HIERARCHICAL: 24}
 """Operators and collectives of a layer with its expert MLP, as ``benchmarks/moe_host_cost.py`` counts them (even steps)."""
 
 LAUNCH_US = 8.0
@@ -51,7 +51,7 @@ LAUNCH_US = 8.0
 HOST_READ_US = 50.0
 """Microseconds that the host loses when it waits for sizes on the device, and then has nothing queued. An estimate."""
 
-HOST_READS = {ALLTOALL: 1}
+HOST_READS = {ALLTOALL: 1, HIERARCHICAL: 1}
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,19 @@ class Cost:
 def estimate(facts: MoEFacts, method: str, tokens: int) -> Cost:
     """The cost of a layer when every DP rank has ``tokens`` tokens."""
     traffic, links = method_traffic(facts, method, tokens), LINKS[facts.soc]
-    gathers_over_dp = method == ALLGATHER and not facts.sequence_parallel
-    across = _across_hosts(facts, facts.dp_size if gathers_over_dp else facts.ep_size)
-    wire = traffic.over_ep * (across / links.between + (1 - across) / links.inside) + traffic.tp / links.inside
+    between = between_hosts(facts, method, tokens)
+    wire = between / links.between + (traffic.over_ep - between + traffic.tp) / links.inside
     fixed = LAUNCHES[method] * LAUNCH_US + HOST_READS.get(method, 0) * HOST_READ_US
     return Cost(method, fixed, traffic.total, wire)
+
+
+def between_hosts(facts: MoEFacts, method: str, tokens: int) -> float:
+    """Bytes that a rank sends to other hosts."""
+    traffic = method_traffic(facts, method, tokens)
+    if traffic.between_hosts is not None:
+        return traffic.between_hosts
+    gathers_over_dp = method == ALLGATHER and not facts.sequence_parallel
+    return traffic.over_ep * _across_hosts(facts, facts.dp_size if gathers_over_dp else facts.ep_size)
 
 
 def describe(facts: MoEFacts, method: str) -> str:
@@ -97,11 +105,16 @@ def describe(facts: MoEFacts, method: str) -> str:
 def _across_hosts(facts: MoEFacts, ranks: int) -> float:
     """The share of a rank's peers that are on other hosts, among the ``ranks`` of the DP or of the EP group.
 
-    Ranks count hosts by what they are told of their own, which differs where hosts have unequal parts of the ranks; that
-    there are several is what all of them see. So the ranks of a host are as many as a server has devices.
+    Where it is not known which ranks share a host, they count hosts by what they are told of their own, which differs where
+    hosts have unequal parts of the ranks; that there are several is what all of them see. So the ranks of a host are then as
+    many as a server has devices.
     """
-    if ranks == 1 or facts.num_nodes == 1:
+    if ranks == 1 or (facts.num_nodes == 1 and not facts.ranks_per_host):
         return 0.0
     apart = facts.tp_size if ranks == facts.dp_size else 1
-    hosts = max(2, ceil_div(ranks * apart, DEVICES_PER_HOST[facts.soc]))
-    return (ranks - max(ranks / hosts, 1)) / (ranks - 1)
+    if facts.ranks_per_host:
+        shares = [count / sum(facts.ranks_per_host) for count in facts.ranks_per_host]
+    else:
+        hosts = max(2, ceil_div(ranks * apart, DEVICES_PER_HOST[facts.soc]))
+        shares = [1 / hosts] * hosts
+    return sum(share * (ranks - max(ranks * share, 1)) for share in shares) / (ranks - 1)

@@ -36,7 +36,9 @@ class MoEFacts:
         hidden_size: H.
         top_k: experts per token.
         dtype: of the hidden states, as in ``str(torch.dtype)`` without the prefix.
-        num_nodes: hosts that the expert parallel ranks span.
+        num_nodes: hosts that the expert parallel ranks span, as a rank is told.
+        ranks_per_host: expert parallel ranks of each host, in rank order; empty where all are on one, or where that is not
+            known or a host's ranks do not follow each other.
         hccl_buffsize_mib: ``HCCL_BUFFSIZE``, or the communicator's own window; None when not set.
         quantized: W8A8 experts (int8 rows travel).
         sequence_parallel: each TP rank already holds its own chunk of the tokens when an MoE layer begins.
@@ -58,6 +60,7 @@ class MoEFacts:
     quantized: bool = False
     newest_limits: bool = False
     sequence_parallel: bool = False
+    ranks_per_host: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = (
@@ -71,6 +74,10 @@ class MoEFacts:
         )
         if min(sizes) < 1 or self.operator_version not in (1, 2):
             raise MoEConfigError(f"sizes have to be at least 1 and the operator version 1 or 2: {self}")
+        if self.ranks_per_host and (sum(self.ranks_per_host) != self.ep_size or min(self.ranks_per_host) < 1):
+            raise MoEConfigError(
+                f"hosts with {self.ranks_per_host} ranks do not make {self.ep_size} expert parallel ranks"
+            )
 
     @property
     def local_experts(self) -> int:

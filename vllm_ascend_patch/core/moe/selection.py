@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from .arithmetic import ceil_div
 from .capacity import Capacity, SchedulerFacts, mc2_capacity
-from .comm import ALLGATHER, ALLTOALL, MC2, METHODS
+from .comm import ALLGATHER, ALLTOALL, HIERARCHICAL, MC2, METHODS
 from .cost import describe, estimate
 from .errors import MoEConfigError, MoELimitError
 from .limits import MoEFacts, Violation, hccl_buffsize_floor_mib, mc2_row_violation, mc2_violations
@@ -160,6 +160,10 @@ def _allowed(facts: MoEFacts, capacity: Capacity, max_tokens: int, captured: boo
         excluded.append("AllToAll cannot be captured in a graph")
     else:
         allowed.append(ALLTOALL)
+        if len(facts.ranks_per_host) > 1:
+            allowed.append(HIERARCHICAL)
+        elif facts.num_nodes > 1:
+            excluded.append("not in two levels: a host's ranks do not follow each other")
     return allowed, excluded
 
 
@@ -172,7 +176,16 @@ def _forced_mc2_violations(facts: MoEFacts, scheduler: SchedulerFacts) -> list[V
 
 def _forced_violations(facts: MoEFacts, scheduler: SchedulerFacts, method: str) -> list[Violation]:
     found = []
-    if facts.ep_size == 1 and method == ALLTOALL:
+    if method == HIERARCHICAL and facts.ep_size > 1 and len(facts.ranks_per_host) < 2:
+        found.append(
+            Violation(
+                "number of hosts whose ranks follow each other",
+                "0" if facts.num_nodes > 1 else "1",
+                "at least 2",
+                "use more than one host, and start the ranks host by host",
+            )
+        )
+    if facts.ep_size == 1 and method in (ALLTOALL, HIERARCHICAL):
         found.append(
             Violation("expert parallel size", "1", "at least 2", "enable expert parallelism over more than one rank")
         )

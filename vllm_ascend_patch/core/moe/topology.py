@@ -105,6 +105,8 @@ class Topology:
         sequence_parallel: True when each TP rank already holds its own chunk of the DP rank's tokens, ``ceil(n / tp)``
             rows each.
         mc2: the dedicated communicator of the dispatch/combine operators; None when they cannot be used.
+        ranks_per_host: of the expert parallel ranks, in rank order: a host's follow each other. Empty where all are on one
+            host, or where that is not known or not so.
     """
 
     tp: ParallelAxis
@@ -112,6 +114,7 @@ class Topology:
     ep: ParallelAxis
     sequence_parallel: bool = False
     mc2: Mc2Communicator | None = None
+    ranks_per_host: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         world = self.tp.size * self.dp.size
@@ -125,6 +128,10 @@ class Topology:
             raise MoEConfigError(
                 f"expert parallel rank {self.ep.rank} does not follow the layout "
                 f"dp_rank * tp_size + tp_rank = {expected}"
+            )
+        if self.ranks_per_host and sum(self.ranks_per_host) != self.ep.size:
+            raise MoEConfigError(
+                f"hosts with {self.ranks_per_host} ranks do not make {self.ep.size} expert parallel ranks"
             )
         if self.sequence_parallel and self.ep.size != world:
             raise MoEConfigError("sequence-parallel MoE needs expert parallelism over all TP x DP ranks")

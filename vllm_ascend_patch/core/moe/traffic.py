@@ -7,11 +7,11 @@ collectives are assumed for gather and reduce, exact sends for the others. What 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 from .arithmetic import ceil_div
-from .comm import ALLGATHER, ALLTOALL, MC2
+from .comm import ALLGATHER, ALLTOALL, HIERARCHICAL, MC2
 from .limits import MoEFacts
 
 ROUTE_BYTES = 8
@@ -35,12 +35,14 @@ class Traffic:
         combine: result rows on their way back.
         routing: router weights, ids and row counts.
         tp: what restores or sums the result over TP.
+        between_hosts: of what travels over EP, what leaves the host; None where every peer is sent alike.
     """
 
     dispatch: float
     combine: float
     routing: float = 0.0
     tp: float = 0.0
+    between_hosts: float | None = None
 
     @property
     def rows(self) -> float:
@@ -81,11 +83,7 @@ def distinct_ranks(facts: MoEFacts, skewed: bool = False) -> float:
     """
     experts, ranks = facts.num_experts, facts.ep_size
     if not skewed:
-        others = experts - experts / ranks
-        missed = 1.0
-        for drawn in range(facts.top_k):
-            missed *= max(others - drawn, 0.0) / max(experts - drawn, 1)
-        return ranks * (1 - missed)
+        return ranks * _reaches(facts, 1 / ranks)
     weights = [1 / (expert + 1) for expert in range(experts)]
     rate = _rate(weights, min(facts.top_k, experts))
     base, larger = divmod(experts, ranks)
@@ -95,6 +93,21 @@ def distinct_ranks(facts: MoEFacts, skewed: bool = False) -> float:
         reached += 1 - exp(-rate * sum(weights[first:after]))
         first = after
     return reached
+
+
+def _reaches(facts: MoEFacts, share: float) -> float:
+    """The probability that one of a token's experts is among a ``share`` of them, when all choices are alike."""
+    others = facts.num_experts * (1 - share)
+    missed = 1.0
+    for drawn in range(facts.top_k):
+        missed *= max(others - drawn, 0.0) / max(facts.num_experts - drawn, 1)
+    return 1 - missed
+
+
+def other_hosts(facts: MoEFacts) -> float:
+    """Hosts besides its own that a token has to reach on average, all choices of experts alike."""
+    shares = [ranks / facts.ep_size for ranks in facts.ranks_per_host]
+    return sum((1 - share) * _reaches(facts, share) for share in shares)
 
 
 def _rate(weights: list[float], drawn: int) -> float:
@@ -120,9 +133,17 @@ def floor(facts: MoEFacts, tokens: float, skewed: bool = False) -> Traffic:
     return _per_pair(facts, tokens, distinct_ranks(facts, skewed), 0)
 
 
+def floor_between_hosts(facts: MoEFacts, tokens: float) -> float:
+    """The least bytes to other hosts: each token once to every other host that has one of its experts, and one sum back.
+
+    Uniform routing; 0 unless ``ranks_per_host`` is known.
+    """
+    return tokens / facts.tp_size * other_hosts(facts) * (dispatch_row_bytes(facts) + combine_row_bytes(facts))
+
+
 def method_traffic(facts: MoEFacts, method: str, tokens: int) -> Traffic:
     """Traffic of a method when every DP rank has ``tokens`` tokens and experts are chosen uniformly."""
-    formulas = {ALLGATHER: _allgather, MC2: _mc2, ALLTOALL: _alltoall}
+    formulas = {ALLGATHER: _allgather, MC2: _mc2, ALLTOALL: _alltoall, HIERARCHICAL: _hierarchical}
     return formulas[method](facts, tokens)
 
 
@@ -163,7 +184,24 @@ def _alltoall(facts: MoEFacts, tokens: int) -> Traffic:
     return _with_tp_gather(facts, tokens, Traffic(exchanged.dispatch, exchanged.combine, exchanged.routing + counts))
 
 
+def _hierarchical(facts: MoEFacts, tokens: int) -> Traffic:
+    """A row to each other host, and on each host from the relay to each other rank; sums the same ways back."""
+    own, hosts = tokens / facts.tp_size, facts.ranks_per_host
+    between = own * other_hosts(facts)
+    rows = between + own * distinct_ranks(facts) / facts.ep_size * (facts.ep_size - len(hosts))
+    dispatch, combine, routing = dispatch_row_bytes(facts), combine_row_bytes(facts), packed_routing_bytes(facts)
+    counts = (len(hosts) + facts.ep_size * min(facts.top_k, facts.local_experts)) * COUNT_BYTES
+    ranks_elsewhere = facts.ep_size - sum(ranks * ranks for ranks in hosts) / facts.ep_size
+    exchanged = Traffic(
+        rows * dispatch,
+        rows * combine,
+        rows * routing + counts * (facts.ep_size - 1),
+        between_hosts=between * (dispatch + combine + routing) + counts * ranks_elsewhere,
+    )
+    return _with_tp_gather(facts, tokens, exchanged)
+
+
 def _with_tp_gather(facts: MoEFacts, tokens: int, exchanged: Traffic) -> Traffic:
     chunk = ceil_div(tokens, facts.tp_size)
     tp = 0.0 if facts.sequence_parallel else (facts.tp_size - 1) * chunk * combine_row_bytes(facts)
-    return Traffic(exchanged.dispatch, exchanged.combine, exchanged.routing, tp)
+    return replace(exchanged, tp=tp)

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.core.moe.arithmetic import even_parts
 from vllm_ascend_patch.core.moe.capacity import SchedulerFacts
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_violations
@@ -40,6 +41,7 @@ def selector_of(layer: Any, layout: Topology, quantized: bool) -> MethodSelector
         top_k=layer.moe_config.experts_per_token,
         quantized=quantized,
         sequence_parallel=layout.sequence_parallel,
+        ranks_per_host=layout.ranks_per_host,
     )
     selectors = serving.current().moe.selectors
     key = facts, scheduler_facts(config), envs.VLLM_ASCEND_PATCH_MOE_COMM
@@ -78,16 +80,20 @@ def facts_of(vllm_config: VllmConfig) -> MoEFacts | None:
     except MoEConfigError as error:
         logger.info("The limits of the MoE communication methods are checked when the workers start: %s", error)
         return None
-    ranks = parallel.tensor_parallel_size * parallel.data_parallel_size
+    ranks, hosts = parallel.tensor_parallel_size * parallel.data_parallel_size, num_nodes(parallel)
+    if not parallel.enable_expert_parallel:
+        ranks = 1
     return _facts(
         vllm_config,
         tp_size=parallel.tensor_parallel_size,
         dp_size=parallel.data_parallel_size,
-        ep_size=ranks if parallel.enable_expert_parallel else 1,
+        ep_size=ranks,
         num_experts=model.num_experts + redundant_experts(parallel),
         hidden_size=model.hidden_size,
         top_k=model.top_k,
         quantized=model.quantized,
+        # The workers, which meet, know; which of these many follow each other decides nothing that is checked here.
+        ranks_per_host=even_parts(ranks, hosts) if 1 < hosts <= ranks else (),
     )
 
 

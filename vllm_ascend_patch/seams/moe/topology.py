@@ -6,10 +6,16 @@ The only place that knows the names of vLLM's groups and of its MoE parallel con
 
 from __future__ import annotations
 
+import socket
+from itertools import groupby
+from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
 from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams.config import num_nodes
 
 
 def _axis(coordinator: Any) -> ParallelAxis:
@@ -29,7 +35,35 @@ def _topology(expert_parallel: bool, sequence_parallel: bool) -> Topology:
 
     tp, dp = _axis(parallel_state.get_tp_group()), _axis(parallel_state.get_dp_group())
     ep = _axis(parallel_state.get_ep_group()) if expert_parallel else ParallelAxis()
-    return Topology(tp, dp, ep, sequence_parallel, _mc2_communicator() if ep.size > 1 else None)
+    if ep.size == 1:
+        return Topology(tp, dp, ep, sequence_parallel)
+    return Topology(tp, dp, ep, sequence_parallel, _mc2_communicator(), _ranks_per_host())
+
+
+def _ranks_per_host() -> tuple[int, ...]:
+    """Expert parallel ranks of each host. Collective where ranks are told of several hosts: all of them are, or none."""
+    from vllm.distributed import parallel_state
+
+    if num_nodes(serving.current().config.parallel_config) == 1:
+        return ()
+    group = parallel_state.get_ep_group()
+    hosts: list[Any] = [None] * group.world_size
+    dist.all_gather_object(hosts, _this_host(), group=group.cpu_group)
+    return in_runs(hosts)
+
+
+def in_runs(hosts: list[str]) -> tuple[int, ...]:
+    """Ranks of each host, from the host of each rank; empty for a single host, and where a host's ranks are not in a row."""
+    runs = [len(list(ranks)) for _, ranks in groupby(hosts)]
+    return tuple(runs) if 1 < len(runs) == len(set(hosts)) else ()
+
+
+def _this_host() -> str:
+    """The same in all containers of a host, and in no other host: names need be neither."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def _mc2_communicator() -> Mc2Communicator:

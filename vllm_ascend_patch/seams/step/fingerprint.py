@@ -72,9 +72,13 @@ def _soc(device: torch.device) -> str:
         return str(error)
 
 
-def _hosts(parallel: Any, device: torch.device) -> int | None:
-    """On A2 MC2 depends on it. It is counted from this host's part of the ranks, and hosts may have unequal parts."""
-    return num_nodes(parallel) if _soc(device) == Soc.A2.value else None
+def _hosts(parallel: Any, device: torch.device) -> int | str:
+    """On A2 MC2 depends on it. It is counted from this host's part of the ranks, and hosts may have unequal parts; whether
+    there are several is what ranks everywhere have to agree on, who then tell each other which host each is on."""
+    hosts = num_nodes(parallel)
+    if _soc(device) == Soc.A2.value:
+        return hosts
+    return "several" if hosts > 1 else "one"
 
 
 def _eplb(parallel: Any) -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .base import MoECommMethod
 
-ALLGATHER, MC2, ALLTOALL = "allgather", "mc2", "alltoall"
+ALLGATHER, MC2, ALLTOALL, HIERARCHICAL = "allgather", "mc2", "alltoall", "hierarchical"
 
 
 class Method(NamedTuple):
@@ -36,6 +36,7 @@ METHODS: dict[str, Method] = {
     ALLGATHER: Method(f"{__name__}.all_gather:AllGatherMethod", capturable=True),
     MC2: Method(f"{__name__}.mc2:Mc2Method", capturable=True),
     ALLTOALL: Method(f"{__name__}.all_to_all:AllToAllMethod", capturable=False),
+    HIERARCHICAL: Method(f"{__name__}.hierarchical:HierarchicalMethod", capturable=False),
 }
 
 

@@ -28,7 +28,7 @@ from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
 
 from .base import DispatchedRows, MoECommMethod, MoEInput
 from .collectives import all_gather
-from .destinations import Pairs, Sizes, Targets, find_pairs, no_pairs, sort_index
+from .destinations import Pairs, Sizes, Targets, find_pairs, sort_index
 from .local_routing import SortedRows, sort_by_expert, sum_present
 from .packed_rows import RowLayout
 from .token_split import TokenShare, restore_all, take_share
@@ -94,49 +94,59 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
     def dispatch(self, prepared: Share) -> ExchangedRows:
         """``[n, H]`` -> a row per pair of token and rank -> all-to-all(EP) -> ``[R, H]`` -> by local expert ``[A, H]``."""
         inputs = prepared.inputs
-        layout = self._layout(inputs)
-        targets = Targets.ranks(self.placement, inputs.top_k)
-        pairs = None
-        if inputs.hidden_states.shape[0]:
-            pairs = find_pairs(inputs.topk_ids, targets, self.placement.num_experts, fused=self.newest_operators)
-        counts = no_pairs(targets, inputs.topk_ids.device) if pairs is None else pairs.counts
-        sizes = self._sizes(counts)
-        rows = _pack(inputs, layout)
-        if pairs is not None:
-            rows = rows.index_select(0, pairs.tokens[: sum(sizes.send)])
-        received = self._exchange(rows, sizes.receive, sizes.send)
-        return self._order_by_expert(received, layout, pairs, sizes)
+        layout, ranks = self.layout_of(inputs), Targets.ranks(self.placement, inputs.top_k)
+        pairs, counts = self.find(inputs.topk_ids, ranks)
+        size, rank = self.topology.ep.size, self.topology.ep.rank
+        sizes = Sizes.of(self.counts_of_all(counts).view(size, size, -1), rank)
+        received = self.send(pack(inputs, layout), pairs, sizes)
+        return self.order_by_expert(received, layout, pairs, sizes)
 
     def combine(self, dispatched: ExchangedRows, expert_output: torch.Tensor) -> torch.Tensor:
         """``[A, H]`` -> weighted sums per received row ``[R, H]`` -> all-to-all(EP) -> sums per token ``[n, H]``."""
-        sizes, pairs = dispatched.sizes, dispatched.pairs
         partial = expert_output
         if dispatched.weights.shape[0]:
             partial = sum_present(expert_output, dispatched.positions, dispatched.weights)
-        returned = self._exchange(partial, sizes.send, sizes.receive)
-        if pairs is None:
-            return returned
-        ranks = self.topology.ep.size
-        ones = one_rows(pairs.positions.shape[0] // ranks, ranks, returned)
-        return sum_present(returned, pairs.positions, ones)
+        return self.bring_back(partial, dispatched.pairs, dispatched.sizes)
 
     def finalize(self, prepared: Share, combined: torch.Tensor) -> torch.Tensor:
         """``[n, H]`` -> pad -> all-gather(TP) unless sequence parallel -> ``[T, H]``, zero past the real tokens."""
         return restore_all(prepared.share, combined, self.topology)
 
-    def _layout(self, inputs: MoEInput) -> RowLayout:
+    def layout_of(self, inputs: MoEInput) -> RowLayout:
+        """How rows travel."""
         dtype = inputs.hidden_states.dtype
         float32 = dtype == torch.bfloat16 and self.newest_operators
         weights_dtype = torch.float32 if float32 else dtype
         return RowLayout(inputs.hidden_states.shape[1], inputs.top_k, dtype, inputs.quantize, weights_dtype)
 
-    def _sizes(self, counts: torch.Tensor) -> Sizes:
-        """What this rank sends and receives, from the counts of all ranks: one exchange, and the layer's one host read."""
+    def find(self, topk_ids: torch.Tensor, targets: Targets) -> tuple[Pairs | None, torch.Tensor]:
+        """The pairs of int32 ``[n, K]`` expert ids and destinations, None without a token; and int64 counts per key."""
+        if topk_ids.shape[0] == 0:
+            return None, torch.zeros(targets.keys, dtype=torch.int64, device=topk_ids.device)
+        pairs = find_pairs(topk_ids, targets, self.placement.num_experts, fused=self.newest_operators)
+        return pairs, pairs.counts
+
+    def counts_of_all(self, counts: torch.Tensor) -> torch.Tensor:
+        """This rank's counts, int64 ``[keys]`` -> those of all, ``[EP, keys]`` on the CPU: the layer's one host read."""
         ep = self.topology.ep
         assert ep.group is not None
-        return Sizes.of(all_gather(counts, ep.group, ep.size).cpu().view(ep.size, ep.size, -1), ep.rank)
+        return all_gather(counts, ep.group, ep.size).cpu().view(ep.size, -1)
 
-    def _order_by_expert(
+    def send(self, rows: torch.Tensor, pairs: Pairs | None, sizes: Sizes) -> torch.Tensor:
+        """``[n, width]`` -> a row for each pair -> all-to-all(EP) -> ``[R, width]``."""
+        if pairs is not None:
+            rows = rows.index_select(0, pairs.tokens[: sum(sizes.send)])
+        return self._exchange(rows, sizes.receive, sizes.send)
+
+    def bring_back(self, sums: torch.Tensor, pairs: Pairs | None, sizes: Sizes) -> torch.Tensor:
+        """The way back of ``send``: a sum per received row ``[R, H]`` -> all-to-all(EP) -> sums per row ``[n, H]``."""
+        returned = self._exchange(sums, sizes.send, sizes.receive)
+        if pairs is None:
+            return returned
+        ones = one_rows(pairs.positions.shape[0] // pairs.destinations, pairs.destinations, returned)
+        return sum_present(returned, pairs.positions, ones)
+
+    def order_by_expert(
         self, received: torch.Tensor, layout: RowLayout, pairs: Pairs | None, sizes: Sizes
     ) -> ExchangedRows:
         """``[R, width]`` -> one row per copy that a local expert needs ``[A, H]``, sorted by expert."""
@@ -168,7 +178,8 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
         return received
 
 
-def _pack(inputs: MoEInput, layout: RowLayout) -> torch.Tensor:
+def pack(inputs: MoEInput, layout: RowLayout) -> torch.Tensor:
+    """Tokens with their routing: ``[n, width]``."""
     hidden, scales = inputs.hidden_states, None
     if inputs.quantize:
         hidden, scales = quantize_rows(hidden)

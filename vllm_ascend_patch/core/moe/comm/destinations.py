@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which destinations a token has to reach: each (token, destination) pair once, sorted. No communication, no host read.
+"""Which destinations, ranks or hosts, a token has to reach: each (token, destination) pair once, sorted. No communication.
 
 A pair is sorted under a key that also says how many of the token's experts are behind the destination. The counts per key,
 which the sort gives anyway, are thus all that sizes are worked out from: rows to a rank, and copies that its experts need.
+Nothing here reads the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -25,20 +27,23 @@ _GAP = 1.0625
 
 @dataclass(frozen=True)
 class Targets:
-    """Destinations of one kind.
+    """Destinations.
 
     Attributes:
         experts: for each, the first expert behind it and the one after its last.
-        copies: most experts of a token that are told apart behind one destination; 1 counts pairs only.
+        copies: for each, the most experts of a token that are told apart behind it; 1 counts pairs only.
     """
 
     experts: tuple[tuple[int, int], ...]
-    copies: int
+    copies: tuple[int, ...]
+
+    def __add__(self, others: Targets) -> Targets:
+        return Targets(self.experts + others.experts, self.copies + others.copies)
 
     @property
     def keys(self) -> int:
         """Keys that pairs are sorted under: those of a destination follow each other, one for each number of copies."""
-        return len(self.experts) * self.copies
+        return sum(self.copies)
 
     @classmethod
     def ranks(cls, placement: ExpertPlacement, top_k: int) -> Targets:
@@ -46,7 +51,13 @@ class Targets:
         ends = [0]
         for count in placement.counts:
             ends.append(ends[-1] + count)
-        return cls(tuple(pairwise(ends)), min(top_k, max(placement.counts)))
+        return cls(tuple(pairwise(ends)), (min(top_k, max(placement.counts)),) * len(placement.counts))
+
+    @classmethod
+    def pairs_only(cls, experts: Iterable[tuple[int, int]]) -> Targets:
+        """With copies not counted."""
+        experts = tuple(experts)
+        return cls(experts, (1,) * len(experts))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +67,19 @@ class Pairs:
     Attributes:
         tokens: int32 ``[n * T]``: the token of each pair in sorted order; only the first entries, one a pair, are defined.
         positions: int32 ``[n * T]``: where pair (t, d) went (entry ``t * T + d``), -1 when t has no expert behind d.
-        counts: int64 ``[keys]``: pairs of destination d that need c copies there, at ``d * copies + c - 1``.
+        counts: int64 ``[keys]``: of each destination, pairs that need 1, 2, ... copies there.
+        destinations: T.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
     counts: torch.Tensor
+    destinations: int
+
+    def first(self, destinations: int) -> Pairs:
+        """Those with the first ``destinations`` only, whose pairs come first; counts are not cut."""
+        positions = self.positions.view(-1, self.destinations)[:, :destinations].reshape(-1)
+        return Pairs(self.tokens, positions, self.counts, destinations)
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,7 @@ def find_pairs(topk_ids: torch.Tensor, targets: Targets, num_experts: int, fused
     """The pairs of int32 ``[n, K]`` expert ids, n at least 1.
 
     Args:
-        targets: destinations, with disjoint ranges of experts.
+        targets: destinations.
         num_experts: E, all ids are below it.
         fused: whether the operators that ``_keys_fused`` takes may be used.
     """
@@ -103,12 +121,7 @@ def find_pairs(topk_ids: torch.Tensor, targets: Targets, num_experts: int, fused
     else:
         keys = _keys_fused(topk_ids, targets, num_experts, values)
     found = sort_index(keys, targets.keys + 1, 1, targets.keys + 1)
-    return Pairs(found.rows, found.positions, found.counts)
-
-
-def no_pairs(targets: Targets, device: torch.device) -> torch.Tensor:
-    """The counts of a rank without a token."""
-    return torch.zeros(targets.keys, dtype=torch.int64, device=device)
+    return Pairs(found.rows, found.positions, found.counts, len(targets.experts))
 
 
 def sort_index(
@@ -132,8 +145,8 @@ def _values(targets: Targets, top_k: int) -> list[tuple[float, float]] | None:
     float32 has no room for that.
     """
     values, value = [], _SMALLEST
-    for first, last in targets.experts:
-        largest = value * max(min(top_k, last - first), targets.copies)
+    for (first, last), copies in zip(targets.experts, targets.copies, strict=True):
+        largest = value * max(min(top_k, last - first), copies)
         values.append((value, largest))
         value = largest * _GAP
     return values if value <= _LARGEST else None
@@ -158,8 +171,8 @@ def _keys_fused(
 
     def between(_: int) -> torch.Tensor:
         edges, below = [], 0.0
-        for value, largest in values:
-            for copies in range(1, targets.copies + 1):
+        for (value, largest), most in zip(values, targets.copies, strict=True):
+            for copies in range(1, most + 1):
                 edges.append((below + value * copies) / 2)
                 below = value * copies
             below = largest
@@ -176,7 +189,7 @@ def _keys_by_table(topk_ids: torch.Tensor, targets: Targets, num_experts: int) -
 
     ``2 * K * d + copies behind d`` is summed over the token's experts, and a table has the key for each such sum.
     """
-    (tokens, top_k), width, copies = topk_ids.shape, len(targets.experts), targets.copies
+    (tokens, top_k), width = topk_ids.shape, len(targets.experts)
     device, key = topk_ids.device, (targets, num_experts, top_k, topk_ids.device)
 
     def ones(_: int) -> torch.Tensor:
@@ -186,8 +199,8 @@ def _keys_by_table(topk_ids: torch.Tensor, targets: Targets, num_experts: int) -
         return table.int().to(device)
 
     def key_of(_: int) -> torch.Tensor:
-        held = torch.arange(2 * top_k)
-        keys = copies * torch.arange(width).unsqueeze(1) + held.clamp(max=copies)
+        held, most = torch.arange(2 * top_k), torch.tensor(targets.copies).unsqueeze(1)
+        keys = most.cumsum(0) - most + held.minimum(most)
         return keys.where(held > 0, torch.tensor(0)).int().view(-1).to(device)
 
     table, keys = at_least(1, ("held", *key), ones), at_least(1, ("pair keys", *key), key_of)
