@@ -75,6 +75,15 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _links(text: str) -> tuple[float, float] | None:
+    if not text:
+        return None
+    inside, between = (float(part) for part in text.split(","))
+    if not (0 < inside < float("inf") and 0 < between < float("inf")):
+        raise ValueError(text)
+    return inside, between
+
+
 def _choices(name: str, default: str, choices: tuple[str, ...], meaning: str, when: str) -> Variable:
     values = "one of " + ", ".join(choices)
     return Variable(name=name, default=default, values=values, meaning=meaning, when=when, parse=_choice(*choices))
@@ -163,6 +172,15 @@ VARIABLES: dict[str, Variable] = {
             "start-up.",
             "when the model runner starts",
         ),
+        Variable(
+            name="VLLM_ASCEND_PATCH_LINKS",
+            default="",
+            values="two numbers above 0 with a comma between them, like 196,25",
+            meaning="GB/s that one NPU can send to the others of its host, and to other hosts: what the choice of the MoE "
+            "communication method reckons with. Empty: the published figures of the SoC. It must be the same on every rank.",
+            when="when the model runner starts",
+            parse=_links,
+        ),
     )
 }
 
@@ -176,6 +194,7 @@ if TYPE_CHECKING:
     VLLM_ASCEND_PATCH_DP_TIMEOUT: float
     VLLM_ASCEND_PATCH_TRACE: str
     VLLM_ASCEND_PATCH_MOE_COMM: str
+    VLLM_ASCEND_PATCH_LINKS: tuple[float, float] | None
 
 
 def __getattr__(name: str) -> Any:

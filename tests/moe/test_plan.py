@@ -349,6 +349,8 @@ def test_plan_refuses_what_start_up_would_refuse(model: Path, arguments: tuple[o
         (("--moe-comm", "magic"), "'magic' is not one of 'auto', 'allgather', 'mc2', 'alltoall', 'hierarchical'"),
         (("--dp", 512), "1 x 512 ranks cannot share 128 experts"),
         (("--dp", 2, "--nodes", 5), "1 x 2 ranks cannot be divided over --nodes 5"),
+        (("--links", "196"), "VLLM_ASCEND_PATCH_LINKS='196' is not valid: use two numbers above 0 with a comma"),
+        (("--links", "196,0"), "VLLM_ASCEND_PATCH_LINKS='196,0' is not valid"),
         (("--plot", "/nonexistent/x.png"), "/nonexistent is no folder that can be written"),
         (("--plot", "x.foo"), "x.foo says no format that can be drawn: it has to end in .png, .svg, .pdf"),
         (("--plot", "x"), "x says no format"),
@@ -498,8 +500,11 @@ def test_plan_over_hosts_says_what_crosses_them_and_why_two_levels(model: Path) 
     assert apart["alltoall"] > 3 * apart["floor"]
     shown = run(model, "--dp", 16, "--soc", "A2", "--nodes", 2).output
     assert "Of that, to other hosts: MiB" in shown
+    assert "196 GB/s inside a host, 25 GB/s to other hosts" in shown
+    fast = planned(model, "--dp", 16, "--soc", "A2", "--nodes", 2, "--links", "196,196", "--enforce-eager")
+    assert {r["method"] for r in fast["regimes"]} == {"mc2", "alltoall"}
     assert "1.00, routed evenly" in shown
-    assert "to other hosts" not in run(model, "--dp", 16, "--soc", "A2").output
+    assert "Of that, to other hosts" not in run(model, "--dp", 16, "--soc", "A2").output
 
 
 @pytest.mark.parametrize(("top_k", "ranks", "reached"), [(1, 4, 1), (8, 2, 2), (64, 8, 8), (2, 64, 2)])

@@ -82,6 +82,9 @@ SCHEDULER = SchedulerFacts(max_num_batched_tokens=8192, max_num_seqs=256)
         (A2_HOSTS, 228, False, "mc2", "alltoall 170 us + 1.211 us (49.9 KiB)"),
         (A2_HOSTS, 512, True, "allgather", "cannot be captured"),
         (replace(A2_HOSTS, ranks_per_host=(11, 5)), 512, False, "hierarchical", "cheapest of hierarchical"),
+        # Hosts of A3 that RoCE alone joins, by the two numbers that replace the table.
+        (replace(A2_HOSTS, soc=Soc.A3, links=(196, 25)), 8192, False, "hierarchical", "242 us + 0.572 us (54.6 KiB)"),
+        (replace(A2_HOSTS, links=(196, 196)), 8192, False, "alltoall", "cheapest of alltoall"),
         # A bus that is as fast between hosts as inside leaves nothing to save.
         (replace(A2_HOSTS, soc=Soc.A3), 8192, False, "alltoall", "hierarchical 242 us + "),
     ],
@@ -106,6 +109,7 @@ facts_strategy = st.builds(
     num_nodes=st.sampled_from([1, 2, 3, 4, 16]),
     hccl_buffsize_mib=st.none() | st.integers(1, 8192),
     newest_limits=st.booleans(),
+    links=st.none() | st.tuples(st.floats(1, 1000), st.floats(1, 1000)),
 )
 
 

@@ -41,7 +41,10 @@ def test_every_default_is_valid_and_documented(variable: envs.Variable) -> None:
         ("VLLM_ASCEND_PATCH_DP_TIMEOUT", "-1", "above 0"),
         ("VLLM_ASCEND_PATCH_DP_TIMEOUT", "nan", "above 0"),
         ("VLLM_ASCEND_PATCH_DP_TIMEOUT", "soon", "seconds"),
-        ("VLLM_ASCEND_PATCH_MOE_COMM", "mc3", "auto, allgather, mc2, alltoall"),
+        ("VLLM_ASCEND_PATCH_MOE_COMM", "mc3", "auto, allgather, mc2, alltoall, hierarchical"),
+        ("VLLM_ASCEND_PATCH_LINKS", "196", "two numbers above 0 with a comma"),
+        ("VLLM_ASCEND_PATCH_LINKS", "196,nan", "two numbers above 0 with a comma"),
+        ("VLLM_ASCEND_PATCH_LINKS", "196,-25", "two numbers above 0 with a comma"),
     ],
 )
 def test_a_bad_value_is_an_error_that_lists_the_valid_ones(
@@ -56,7 +59,13 @@ def test_a_bad_value_is_an_error_that_lists_the_valid_ones(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "parsed"), [("STRICT", " WARN ", "warn"), ("DP_SYNC", "", "auto"), ("DP_TIMEOUT", "1.5", 1.5)]
+    ("name", "value", "parsed"),
+    [
+        ("STRICT", " WARN ", "warn"),
+        ("DP_SYNC", "", "auto"),
+        ("DP_TIMEOUT", "1.5", 1.5),
+        ("LINKS", "196, 25", (196.0, 25.0)),
+    ],
 )
 def test_values_are_forgiving_about_case_and_space(name: str, value: str, parsed: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv(f"{envs.PREFIX}_{name}", value)

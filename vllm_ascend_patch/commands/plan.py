@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.local_checkpoint import LocalCheckpoint, look_at
 from vllm_ascend_patch.core.memory_plan import MemoryPlan, memory_plan
 from vllm_ascend_patch.core.model_support import Parallelism, latent_release_problem, problems
@@ -19,7 +20,7 @@ from vllm_ascend_patch.core.model_traits import traits_of
 from vllm_ascend_patch.core.moe.arithmetic import even_parts
 from vllm_ascend_patch.core.moe.capacity import Capacity, SchedulerFacts
 from vllm_ascend_patch.core.moe.comm import METHODS
-from vllm_ascend_patch.core.moe.cost import between_hosts, estimate
+from vllm_ascend_patch.core.moe.cost import between_hosts, estimate, links_of
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.limits import MoEFacts, mc2_row_violation, mc2_violations
 from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
@@ -183,6 +184,7 @@ def show(plan: Plan) -> None:
         out.print(f"Not served: {problem}", markup=False, highlight=False, soft_wrap=True)
     facts, capacity = plan.facts, plan.capacity
     layout = f"TP {facts.tp_size} x DP {facts.dp_size}, EP {facts.ep_size}"
+    links = links_of(facts)
     if facts.sequence_parallel:
         layout += ", sequence-parallel MoE"
     model = plan.model
@@ -197,6 +199,7 @@ def show(plan: Plan) -> None:
         *([("checkpoint", plan.checkpoint.what)] if plan.checkpoint is not None else []),
         *([("vLLM", f"{plan.served_from} or newer, for latent attention (MLA)")] if plan.served_from else []),
         ("cluster", f"{facts.soc.value}, {facts.num_nodes} node(s), {layout}"),
+        ("links per NPU", f"{links.inside / 1000:g} GB/s inside a host, {links.between / 1000:g} GB/s to other hosts"),
         (
             "experts per rank",
             f"{facts.local_experts} of {facts.num_experts} physical"
@@ -396,6 +399,11 @@ def default_captured_tokens(max_num_batched_tokens: int, max_num_seqs: int) -> i
 )
 @click.option("--hccl-buffsize", type=_COUNT, help="HCCL_BUFFSIZE in MiB.  [default: from the environment]")
 @click.option("--moe-comm", type=click.Choice([AUTO, *METHODS]), default=AUTO, show_default=True)
+@click.option(
+    "--links",
+    metavar="INSIDE,BETWEEN",
+    help="VLLM_ASCEND_PATCH_LINKS: GB/s per NPU inside a host and to other hosts.  [default: from the environment]",
+)
 @click.option("--operators", type=click.IntRange(1, 2), default=2, show_default=True, help="Dispatch/combine version.")
 @click.option("--newest-limits", is_flag=True, help="Trust the newest edition of the operators' limits.")
 @click.option("--plot", "plot_path", type=ImageFile(), help="Also draw to this file (PNG, SVG, PDF).")
@@ -418,6 +426,7 @@ def plan(
     release: str | None,
     hccl_buffsize: int | None,
     moe_comm: str,
+    links: str | None,
     operators: int,
     newest_limits: bool,
     plot_path: Path | None,
@@ -472,6 +481,7 @@ def plan(
             # vLLM's rule: sequence-parallel MoE whenever experts are distributed over both TP and DP.
             sequence_parallel=expert_parallel and tp > 1 and dp > 1,
             ranks_per_host=even_parts(tp * dp, nodes) if expert_parallel and nodes > 1 else (),
+            links=_links(links),
         )
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)
         if max_model_len is not None:
@@ -498,6 +508,14 @@ def plan(
         plot(made, plot_path)
         click.echo(f"plot: {plot_path}", err=True)
     return 1 if made.not_served else 0
+
+
+def _links(given: str | None) -> tuple[float, float] | None:
+    variable = envs.VARIABLES["VLLM_ASCEND_PATCH_LINKS"]
+    try:
+        return variable.read(None if given is None else {variable.name: given})
+    except envs.EnvError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _from_environment() -> int | None:

@@ -35,7 +35,7 @@ LINKS: dict[Soc, Links] = {
     Soc.A2: Links(inside=196_000, between=25_000),
     # "Serving LLMs on Huawei CloudMatrix384" (Zuo et al., June 2025): 392 GB/s one way per Ascend 910C, which is two devices
     # to torch, over one bus inside and between the hosts of a super-node. Taken as estimates too. Hosts that only RoCE joins
-    # have far less; but then all methods' bytes cost more, and their order is that of many tokens here.
+    # have far less: VLLM_ASCEND_PATCH_LINKS.
     Soc.A3: Links(inside=196_000, between=196_000),
 }
 
@@ -78,7 +78,7 @@ class Cost:
 
 def estimate(facts: MoEFacts, method: str, tokens: int) -> Cost:
     """The cost of a layer when every DP rank has ``tokens`` tokens."""
-    traffic, links = method_traffic(facts, method, tokens), LINKS[facts.soc]
+    traffic, links = method_traffic(facts, method, tokens), links_of(facts)
     between = between_hosts(facts, method, tokens)
     wire = between / links.between + (traffic.over_ep - between + traffic.tp) / links.inside
     fixed = LAUNCHES[method] * LAUNCH_US + HOST_READS.get(method, 0) * HOST_READ_US
@@ -92,6 +92,14 @@ def between_hosts(facts: MoEFacts, method: str, tokens: int) -> float:
         return traffic.between_hosts
     gathers_over_dp = method == ALLGATHER and not facts.sequence_parallel
     return traffic.over_ep * _across_hosts(facts, facts.dp_size if gathers_over_dp else facts.ep_size)
+
+
+def links_of(facts: MoEFacts) -> Links:
+    """Those that were given, else the SoC's."""
+    if facts.links is None:
+        return LINKS[facts.soc]
+    inside, between = facts.links
+    return Links(1000 * inside, 1000 * between)
 
 
 def describe(facts: MoEFacts, method: str) -> str:

@@ -39,6 +39,7 @@ class MoEFacts:
         num_nodes: hosts that the expert parallel ranks span, as a rank is told.
         ranks_per_host: expert parallel ranks of each host, in rank order; empty where all are on one, or where that is not
             known or a host's ranks do not follow each other.
+        links: GB/s that a rank can send inside its host, and to other hosts; None for the SoC's (``cost.LINKS``).
         hccl_buffsize_mib: ``HCCL_BUFFSIZE``, or the communicator's own window; None when not set.
         quantized: W8A8 experts (int8 rows travel).
         sequence_parallel: each TP rank already holds its own chunk of the tokens when an MoE layer begins.
@@ -61,6 +62,7 @@ class MoEFacts:
     newest_limits: bool = False
     sequence_parallel: bool = False
     ranks_per_host: tuple[int, ...] = ()
+    links: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         sizes = (
@@ -74,6 +76,8 @@ class MoEFacts:
         )
         if min(sizes) < 1 or self.operator_version not in (1, 2):
             raise MoEConfigError(f"sizes have to be at least 1 and the operator version 1 or 2: {self}")
+        if self.links is not None and min(self.links) <= 0:
+            raise MoEConfigError(f"links of {self.links} GB/s: both have to be above 0")
         if self.ranks_per_host and (sum(self.ranks_per_host) != self.ep_size or min(self.ranks_per_host) < 1):
             raise MoEConfigError(
                 f"hosts with {self.ranks_per_host} ranks do not make {self.ep_size} expert parallel ranks"

@@ -117,6 +117,7 @@ def _facts(config: Any, **sizes: Any) -> MoEFacts:
         dtype=_dtype(config),
         num_nodes=num_nodes(config.parallel_config),
         hccl_buffsize_mib=hccl_buffsize(),
+        links=envs.VLLM_ASCEND_PATCH_LINKS,
         **sizes,
     )
 

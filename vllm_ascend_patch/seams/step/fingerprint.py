@@ -54,6 +54,7 @@ def fingerprint(vllm_config: Any, device: torch.device, patches: Sequence[str]) 
         "SoC": _soc(device),
         "hosts": _hosts(parallel, device),
         "VLLM_ASCEND_PATCH_MOE_COMM": envs.VLLM_ASCEND_PATCH_MOE_COMM,
+        "VLLM_ASCEND_PATCH_LINKS": envs.VLLM_ASCEND_PATCH_LINKS,
         # Decides MC2's capacity, and the vendor wants one value on all ranks.
         "HCCL_BUFFSIZE": os.environ.get("HCCL_BUFFSIZE"),
     }
