@@ -163,7 +163,7 @@ def _allowed(facts: MoEFacts, capacity: Capacity, max_tokens: int, captured: boo
         if len(facts.ranks_per_host) > 1:
             allowed.append(HIERARCHICAL)
         elif facts.num_nodes > 1:
-            excluded.append("not in two levels: a host's ranks do not follow each other")
+            excluded.append("not in two levels: no hosts whose ranks follow each other")
     return allowed, excluded
 
 
