@@ -17,7 +17,8 @@ SIZE = 2
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    result = under_virtual_npu("-m", "tests.dp.device_transport", str(SIZE), devices=SIZE)
+    check = {"VIRTUAL_NPU_CHECK_ORDER": "line"}
+    result = under_virtual_npu("-m", "tests.dp.device_transport", str(SIZE), devices=SIZE, environment=check)
     return result_of(result)
 
 

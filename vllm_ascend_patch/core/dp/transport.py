@@ -132,6 +132,7 @@ class DeviceTransport(_AllReduce):
         self._host_in = [torch.zeros(fields, size, dtype=torch.int32, pin_memory=pin) for _ in range(2)]
         self._host_out = [torch.zeros(fields, size, dtype=torch.int32, pin_memory=pin) for _ in range(2)]
         self._device = [torch.zeros(fields, size, dtype=torch.int32, device=device) for _ in range(2)]
+        self._stream.wait_stream(self._module.current_stream(device))  # that has the zeros yet to write
         self._events = [self._module.Event() for _ in range(2)]
         self._in_arrays = [t.numpy() for t in self._host_in]
         self._out_arrays = [t.numpy() for t in self._host_out]
