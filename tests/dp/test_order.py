@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device transport's order: silent under the virtual NPU's check as it is, caught with any synchronisation taken away."""
+"""The device transport's order: silent under the virtual NPU's check, caught with any synchronisation taken away."""
 
 from __future__ import annotations
 
