@@ -20,7 +20,7 @@ def has_npus() -> bool:
 
 
 def virtual_npu_command(command: Sequence[str], devices: int, soc: str = "A2", memory: str = "8GiB") -> list[str]:
-    """``command`` as it runs on ``devices`` virtual NPUs of ``memory`` each; with the check of order if this process has it."""
+    """``command`` as it runs on ``devices`` virtual NPUs of ``memory`` each; its order is checked if this process's is."""
     launcher = [sys.executable, "-m", "vllm_ascend_patch", "virtual-npu"]
     launcher += ["--check-order"] if "VIRTUAL_NPU_CHECK_ORDER" in os.environ else []
     return [*launcher, "--devices", str(devices), "--soc", soc, "--memory", memory, "--", *command]
