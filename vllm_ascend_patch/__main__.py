@@ -29,6 +29,7 @@ def cli() -> None:
 
 for _name, _module, _summary in (
     ("doctor", ".commands.doctor", "Say whether a serve would work here, and why not."),
+    ("selftest", ".commands.selftest", "Try on this machine's NPUs what the package stands on."),
     ("plan", ".commands.plan", "Say which MoE communication method a deployment will use, and why."),
     ("trace", ".commands.trace", "Read the traces that the ranks wrote."),
     ("upstream", ".commands.upstream", "Record a vLLM release, or compare one with its record."),

@@ -17,7 +17,7 @@ from tests.support.environment import ROOT, without_devices
 from vllm_ascend_patch import __main__ as command_line
 from vllm_ascend_patch.commands import trace, upstream
 
-NAMES = ("docs", "doctor", "plan", "trace", "upstream", "virtual-npu")
+NAMES = ("docs", "doctor", "plan", "selftest", "trace", "upstream", "virtual-npu")
 EVENT = {"name": "wait", "ph": "X", "ts": 1.0, "dur": 2.0, "pid": 0}
 
 
@@ -53,6 +53,7 @@ WRONG = [
     ("docs", "/nonexistent.md", "'/nonexistent.md' does not exist"),
     ("upstream", "record", "name the releases to record, or give --all"),
     ("upstream", "check {folder} --release newest", "'newest' is no version"),
+    ("selftest", "--part everything", "'everything' is not one of 'operators', 'device', 'ranks', 'model'"),
     ("doctor", "now", "Got unexpected extra argument (now)"),
 ]
 
