@@ -140,7 +140,8 @@ def grids(world: int) -> list[Grid]:
 def grids_over_hosts(world: int) -> list[Grid]:
     """Hosts with equal and unequal parts of the ranks, and one that has a single rank."""
     if world == 4:
-        return [Grid(4, 1, hosts=(2, 2)), Grid(4, 1, hosts=(3, 1)), Grid(2, 2, sequence_parallel=True, hosts=(2, 2))]
+        equal = [Grid(4, 1, hosts=(2, 2)), Grid(2, 2, hosts=(2, 2)), Grid(2, 2, sequence_parallel=True, hosts=(2, 2))]
+        return [*equal, Grid(4, 1, hosts=(3, 1))]
     return [Grid(8, 1, hosts=hosts) for hosts in ((4, 4), (2, 5, 1))] if world == 8 else []
 
 
