@@ -23,13 +23,15 @@ def forward_impl(original: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _allocate_like_prefill(layer: Any, output: torch.Tensor) -> None:
-    """Take and give back the memory of the largest prefill: the step's tokens beside the largest chunk of context."""
+    """Take and give back the memory of the largest prefill: the step's tokens beside the largest chunk of context, or
+    themselves as keys and values where they are more."""
     width = layer.qk_head_dim + layer.v_head_dim
     chunk = layer.chunked_prefill_workspace_size
+    rows = max(chunk, output.shape[0])
     elements = (
         chunk * layer.head_size,  # the workspace, which the metadata builder keeps from later on
-        chunk * layer.num_heads * (layer.qk_nope_head_dim + layer.v_head_dim),  # projected from the latents
-        chunk * layer.num_heads * width,  # keys and values as the operator takes them
+        rows * layer.num_heads * (layer.qk_nope_head_dim + layer.v_head_dim),  # projected from the latents
+        rows * layer.num_heads * width,  # keys and values as the operator takes them
         3 * output.numel(),  # the result so far, the chunk's, and what they merge to
     )
     held = [output.new_empty(count) for count in elements]

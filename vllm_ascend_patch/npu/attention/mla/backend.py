@@ -144,36 +144,48 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
         assert prefill is not None
         context, backend = prefill.chunked_context, prefill.prefill_backend
         assert backend is not None
-        keys, values = self._keys_and_values(kv_c_normed, k_pe)
+        own = backend.run_prefill_new_tokens(
+            q, *self._keys_and_values(kv_c_normed, k_pe), return_softmax_lse=context is not None
+        )
         if context is None:
-            output.copy_(backend.run_prefill_new_tokens(q, keys, values, return_softmax_lse=False).flatten(1))
+            output.copy_(own.flatten(1))
             return
-        result, sums = backend.run_prefill_new_tokens(q, keys, values, return_softmax_lse=True)
+        result, sums = own
         for chunk in context.chunks:
-            latents, ropes = split_rows(context.workspace, chunk.num_context_tokens, (chunk.num_context_tokens, 1))
-            torch_npu.npu_gather_pa_kv_cache(
-                *split_cache(kv_c_and_k_pe_cache),
-                prefill.block_table[chunk.request_slice].contiguous(),
-                chunk.cu_seq_lens,
-                latents,
-                ropes,
-                seq_offset=chunk.starts,
-                is_seq_lens_cumsum=True,
-            )
-            keys, values = self._keys_and_values(latents.squeeze(1), ropes)
-            rows = chunk.token_slice
-            part, part_sums = backend.run_prefill_context_chunk(chunk=chunk, q=q[rows], k=keys, v=values)
-            merged, merged_sums = torch_npu.npu_attention_update(
-                [sums[:, rows].t().flatten(), part_sums.t().flatten()],
-                [result[rows].flatten(0, 1), part.flatten(0, 1)],
-                1,  # with the log-sum-exp, for the next chunk
-            )
-            merged, merged_sums = merged.view_as(part), merged_sums.view(-1, self.num_heads).t()
-            if len(part) == len(result):  # all requests have context in this chunk, as in most steps
-                result, sums = merged, merged_sums
-            else:
-                result[rows], sums[:, rows] = merged, merged_sums
+            result, sums = self._add_chunk(chunk, q, kv_c_and_k_pe_cache, prefill, result, sums)
         output.copy_(result.flatten(1))
+
+    def _add_chunk(
+        self, chunk: Any, q: torch.Tensor, cache: torch.Tensor, prefill: Any, result: torch.Tensor, sums: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``result`` ``[T, heads, value size]`` and ``sums`` ``[heads, T]`` with attention to one more chunk of context.
+
+        A call for each, so that the keys and values of one chunk are gone before those of the next are made: memory
+        profiling counts one.
+        """
+        rows, tokens = chunk.token_slice, chunk.num_context_tokens
+        latents, ropes = split_rows(prefill.chunked_context.workspace, tokens, (tokens, 1))
+        torch_npu.npu_gather_pa_kv_cache(
+            *split_cache(cache),
+            prefill.block_table[chunk.request_slice].contiguous(),
+            chunk.cu_seq_lens,
+            latents,
+            ropes,
+            seq_offset=chunk.starts,
+            is_seq_lens_cumsum=True,
+        )
+        keys, values = self._keys_and_values(latents.squeeze(1), ropes)
+        part, part_sums = prefill.prefill_backend.run_prefill_context_chunk(chunk=chunk, q=q[rows], k=keys, v=values)
+        merged, merged_sums = torch_npu.npu_attention_update(
+            [sums[:, rows].t().flatten(), part_sums.t().flatten()],
+            [result[rows].flatten(0, 1), part.flatten(0, 1)],
+            1,  # with the log-sum-exp, for the next chunk
+        )
+        merged, merged_sums = merged.view_as(part), merged_sums.view(-1, self.num_heads).t()
+        if len(part) == len(result):  # all requests have context in this chunk, as in most steps
+            return merged, merged_sums
+        result[rows], sums[:, rows] = merged, merged_sums
+        return result, sums
 
     def _keys_and_values(self, latents: torch.Tensor, ropes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Per head, from latents ``[rows, 512]`` and rope parts ``[rows, 1, 64]``."""
