@@ -55,19 +55,20 @@ def plan(context_lens: Sequence[int], rows: int, block_size: int) -> list[list[t
         start = 0
         while start < length:
             follows = bool(chunks) and chunks[-1][-1][0] == request - 1
-            room = free if follows else 0
-            take = min(length - start, room)
-            if take < length - start:
-                take -= take % block_size
+            take = _share(length - start, free if follows else 0, block_size)
             if take == 0:
                 chunks.append([])
                 free = rows
-                take = min(length - start, rows)
-                take -= take % block_size if take < length - start else 0
+                take = _share(length - start, rows, block_size)
             chunks[-1].append((request, start, take))
             free -= take
             start += take
     return chunks
+
+
+def _share(left: int, room: int, block_size: int) -> int:
+    """Tokens of the ``left`` that go into ``room``: all, or whole blocks."""
+    return left if left <= room else room - room % block_size
 
 
 def chunked_context(
