@@ -59,7 +59,9 @@ def order(repair: str | None, first: Stream, second: Stream) -> None:
         case "event":
             second.wait_event(first.record_event())
         case "event synchronize":
-            first.record_event().synchronize()
+            event = first.record_event()
+            event.synchronize()
+            assert event.query(), "an event that was waited for is complete"
         case "event query":
             event = first.record_event()
             while not event.query():

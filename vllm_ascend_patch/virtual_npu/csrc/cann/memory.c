@@ -167,6 +167,12 @@ EXPORT int aclrtPointerGetAttributes(const void *pointer, uint32_t *attributes) 
     return ACL_SUCCESS;
 }
 
+EXPORT int virtual_registered(const void *memory) {
+    uint32_t attributes[7];
+    aclrtPointerGetAttributes(memory, attributes);
+    return attributes[1] != 2;
+}
+
 EXPORT int virtual_pinned_pages(const void *memory, void **start, size_t *bytes) {
     int found = 0;
     pthread_mutex_lock(&lock);

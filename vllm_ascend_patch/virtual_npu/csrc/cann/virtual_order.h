@@ -51,6 +51,9 @@ void virtual_order_check(virtual_order_checker checker);
 /* The number of a stream (aclrtStreamGetId) and its device, for messages. */
 void virtual_order_stream(void *stream, int *number, int *device);
 
+/* Whether `memory` is a device's or pinned or registered host memory. */
+int virtual_registered(const void *memory);
+
 /* Whether `memory` lies in pinned host memory of the runtime's own, and the pages that it has there. */
 int virtual_pinned_pages(const void *memory, void **start, size_t *bytes);
 

@@ -127,14 +127,8 @@ std::string host_joins(Checker& all, const Stamp& stamp, uint32_t site) {
   return settle(all, over, site);
 }
 
-bool is_registered(const void* memory) {
-  aclrtPtrAttributes attributes{};
-  aclrtPointerGetAttributes(memory, &attributes);
-  return attributes.location.type != ACL_MEM_LOCATION_TYPE_UNREGISTERED;
-}
-
 void add_range(const void* memory, size_t bytes, bool write, std::vector<Access>& ranges) {
-  if (bytes != 0 && is_registered(memory)) {
+  if (bytes != 0 && virtual_registered(memory) != 0) {
     ranges.push_back({reinterpret_cast<uintptr_t>(memory), bytes, write});
   }
 }
@@ -176,7 +170,7 @@ int host_waits_for_event(const void* event, bool asks) {
     if (stamp == nullptr) {
       return 0;
     }
-    if (asks && !all.asked[event]) { // a device answers "not yet" before it answers "done"
+    if (asks && !all.clocks.host_knows(*stamp) && !all.asked[event]) { // a device answers "not yet" before "done"
       all.asked[event] = true;
       return ORDER_NOT_YET;
     }
@@ -304,9 +298,9 @@ int told(const virtual_order_call* call) {
 // say that memory was reused.
 template <typename Allocator>
 void observe_allocator(Allocator* allocator) {
-  if constexpr (requires { typename std::enable_if_t<true, c10_npu::NPUCachingAllocator::AllocatorTraceTracker>; }) {
-    allocator->attachAllocatorTraceTracker([](const c10_npu::NPUCachingAllocator::TraceEntry& entry) {
-      if (entry.action_ == c10_npu::NPUCachingAllocator::TraceEntry::ALLOC) {
+  if constexpr (requires { &Allocator::attachAllocatorTraceTracker; }) {
+    allocator->attachAllocatorTraceTracker([](const auto& entry) {
+      if (entry.action_ == std::decay_t<decltype(entry)>::ALLOC) {
         Checker& all = checker();
         const std::lock_guard<std::mutex> lock(all.mutex);
         all.memory.give_out(static_cast<uintptr_t>(entry.addr_), static_cast<size_t>(entry.size_));

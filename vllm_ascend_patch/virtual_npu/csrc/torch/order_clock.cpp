@@ -37,6 +37,15 @@ void Clocks::host_waits(const Stamp& stamp) {
   ++host_waits_;
 }
 
+bool Clocks::host_knows(const Stamp& stamp) const {
+  for (size_t i = 0; i < stamp.size(); ++i) {
+    if (stamp[i] != 0 && !before(static_cast<Agent>(i), stamp[i], host_)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 void Clocks::record(const void* event, Agent agent) {
   events_[event] = streams_[agent];
 }

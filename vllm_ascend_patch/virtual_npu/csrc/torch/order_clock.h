@@ -59,6 +59,7 @@ class Clocks {
 
   void join(Agent agent, const Stamp& stamp) { join(streams_[agent], stamp); }
   void host_waits(const Stamp& stamp);
+  bool host_knows(const Stamp& stamp) const;
 
   void record(const void* event, Agent agent);
   const Stamp* recorded(const void* event) const;
