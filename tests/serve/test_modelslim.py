@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import modelslim_models
+from tests.support import draft_models, latent_models, modelslim_models
 from tests.support.installed import needs_modelslim
 from tests.support.modelslim_models import Export
 from tests.support.tiny_models import Case
@@ -33,12 +33,19 @@ EXPORTS = {
 }
 
 
+FROM_ELSEWHERE: dict[str, Callable[[Path], Path]] = {
+    "deepseek_v3": lambda folder: latent_models.make("deepseek_v3", folder),
+    "glm4_moe": draft_models.make,  # with a prediction layer, which is quantised, too
+}
+
+
 @pytest.fixture
 def exported(checkpoints: Callable[[str], Path], tmp_path: Path) -> Callable[..., tuple[Path, list[Case]]]:
     """A checkpoint of an export, and prompts with the oracle's answers."""
 
     def make(export: str, family: str = "qwen3_moe") -> tuple[Path, list[Case]]:
-        dense = checkpoints(family)
+        maker = FROM_ELSEWHERE.get(family)
+        dense = maker(tmp_path) if maker is not None else checkpoints(family)
         quantised = modelslim_models.make(dense, tmp_path, EXPORTS[export])
         oracle = modelslim_models.oracle(dense, quantised)
         return quantised, modelslim_models.clear_cases(oracle, LENGTHS, TOKENS)
@@ -53,7 +60,7 @@ def answers(cases: list[Case]) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("export", "family", "changes"),
     [
-        pytest.param("usual", "qwen3_moe", {}, marks=pytest.mark.slow),
+        ("usual", "qwen3_moe", {}),
         pytest.param("older name", "qwen3_moe", {"quantization": "ascend"}, marks=pytest.mark.slow),
         pytest.param("bfloat16", "qwen3_moe", {"dtype": "float16"}, marks=pytest.mark.slow),
         pytest.param("mixed", "qwen3_moe", {}, marks=pytest.mark.slow),
@@ -61,6 +68,8 @@ def answers(cases: list[Case]) -> list[list[int]]:
             "dynamic", "qwen2_moe", {}, marks=pytest.mark.slow
         ),  # biases of query, key and value; shared experts
         pytest.param("usual", "qwen2_moe", {}, marks=pytest.mark.slow),
+        pytest.param("usual", "deepseek_v3", {}, marks=pytest.mark.slow),  # latent attention, kv_b_proj float
+        pytest.param("usual", "glm4_moe", {}, marks=pytest.mark.slow),
         pytest.param("static beside float experts", "qwen3_moe", {}, marks=pytest.mark.slow),
         pytest.param("usual", "qwen3_moe", {"enforce_eager": False}, marks=pytest.mark.slow),
     ],
@@ -78,6 +87,18 @@ def test_tokens_equal_transformers_with_the_checkpoints_integers(
     assert result["tokens"] == answers(cases)
     assert result["again"] == answers(cases)
     assert ("is a ModelSlim checkpoint" in result["log"]) == ("quantization" not in changes)
+
+
+@pytest.mark.slow
+def test_a_quantised_prediction_layer_drafts_what_is_accepted(
+    exported: Callable[..., tuple[Path, list[Case]]], run_engine: Callable[..., Any]
+) -> None:
+    checkpoint, cases = exported("dynamic", "glm4_moe")
+    speculation = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}, "disable_log_stats": False}
+    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, dp=1, arguments=speculation)
+    result = run_engine(job | {"ep": False}, devices=1)
+    assert result["tokens"] == answers(cases)
+    assert result["drafts"]["accepted"] > 0
 
 
 @pytest.mark.slow

@@ -53,7 +53,8 @@ class Export:
         """The type of a module, by its name in transformers."""
         parts = module.split(".")
         layer = int(parts[parts.index("layers") + 1]) if "layers" in parts else -1
-        if layer in self.float_layers or not module.endswith("_proj") or "kv_b_proj" in module:
+        linear = module.endswith(("_proj", "kv_a_proj_with_mqa")) and not module.endswith(("kv_b_proj", "eh_proj"))
+        if layer in self.float_layers or not linear:
             return "FLOAT"
         if EXPERT in module:
             return self.experts

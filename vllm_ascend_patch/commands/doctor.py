@@ -288,7 +288,7 @@ def _model(model: str) -> list[Check]:
         return [Check("model", FAIL, str(error), "give a folder with config.json, or a model name")]
     plain = os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0")
     traits = traits_of(model, config, mla_disabled=plain)
-    found = look_at(model, config, traits.latent)
+    found = look_at(model, config)
     refused = [*problems(traits, Parallelism(tp_size=1, dp_size=1, expert_parallel=False))]
     checks = []
     if found is not None:

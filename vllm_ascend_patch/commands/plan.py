@@ -457,7 +457,7 @@ def plan(
         config = load_config(model)
         plain = os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0")
         traits = traits_of(model, config, mla_disabled=plain)
-        checkpoint = look_at(model, config, traits.latent, drafts=speculative_tokens > 0)
+        checkpoint = look_at(model, config, drafts=speculative_tokens > 0)
         facts_of_model = ModelFacts.from_config(model, config, checkpoint.int8_experts if checkpoint else None)
         experts = facts_of_model.num_experts + redundant_experts
         if expert_parallel and tp * dp > experts:

@@ -37,12 +37,11 @@ class LocalCheckpoint:
     total_bytes: int | None = None
 
 
-def look_at(model: str, config: Mapping[str, Any], latent: bool, drafts: bool = False) -> LocalCheckpoint | None:
+def look_at(model: str, config: Mapping[str, Any], drafts: bool = False) -> LocalCheckpoint | None:
     """The checkpoint in the folder ``model``; None where there is none.
 
     Args:
         config: the parsed ``config.json``.
-        latent: whether attention is computed as multi-head latent attention, which takes unquantised checkpoints.
         drafts: whether a drafter is asked for.
     """
     folder = Path(model)
@@ -60,11 +59,6 @@ def look_at(model: str, config: Mapping[str, Any], latent: bool, drafts: bool = 
                 description = modelslim.read(path)
                 what, int8_experts = _words(description), description.int8_experts
                 found += modelslim.problems(description, drafts)
-                if latent:
-                    found.append(
-                        f"{model}: multi-head latent attention (MLA) with quantisation '{modelslim.METHOD}' is not "
-                        "supported on Ascend NPUs by this port: bfloat16 checkpoints are."
-                    )
         except modelslim.ModelSlimError as error:
             what = "a damaged ModelSlim checkpoint"
             found.append(f"{error}.")

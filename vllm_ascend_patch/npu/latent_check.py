@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_ascend_patch.core.latent_support import MAX_QUERIES
 from vllm_ascend_patch.core.model_support import latent_release_problem, mla_remedy
 from vllm_ascend_patch.core.model_traits import ModelTraits
+from vllm_ascend_patch.core.modelslim import METHOD
 from vllm_ascend_patch.releases.guard import installed_release
 from vllm_ascend_patch.releases.latent import latent_obstacle
 
@@ -30,10 +31,10 @@ def check_latent(vllm_config: VllmConfig, model: ModelTraits) -> None:
     if problem is not None:
         raise ValueError(problem)
     quantization = vllm_config.model_config.quantization
-    if quantization not in (None, "compressed-tensors"):
+    if quantization not in (None, "compressed-tensors", METHOD):
         raise ValueError(
-            f"{what} with quantisation {quantization!r} is not supported on Ascend NPUs by this port: bfloat16 and W8A8 "
-            f"compressed-tensors checkpoints are. {mla_remedy(model)}"
+            f"{what} with quantisation {quantization!r} is not supported on Ascend NPUs by this port: bfloat16 checkpoints "
+            f"are, and W8A8 ones of compressed-tensors and ModelSlim. {mla_remedy(model)}"
         )
     if vllm_config.kv_transfer_config is not None:
         raise ValueError(
