@@ -18,7 +18,8 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from vllm_ascend_patch.core.moe.experts import scale_dtypes
 
-from .method import NPUExperts
+from .expert_slots import slots_of
+from .method import NPUExperts, local_expert
 
 _UPSTREAM = "_ascend_expert_loader"
 _SHAPES = {
@@ -59,7 +60,9 @@ class _Int8Parameters(FusedMoEMethodBase):
             _add(layer, f"{name}_weight", torch.empty(num_experts, rows, columns, dtype=torch.int8), attributes)
             scale = torch.empty(num_experts, rows, 1, dtype=dtype)
             _add(layer, f"{name}_weight_scale", scale, attributes | channel)
-            _add(layer, f"{name}_weight_offset", torch.empty(0), {"weight_loader": MethodType(_look_at, layer)})
+            # A zero for each offset that was looked at: what upstream moves and counts has an element per tensor.
+            offsets = torch.zeros(num_experts, 2 if name == "w13" else 1, dtype=torch.int8)
+            _add(layer, f"{name}_weight_offset", offsets, {"weight_loader": MethodType(_look_at, layer)})
 
     def get_fused_moe_quant_config(self, layer: Any) -> FusedMoEQuantConfig:
         return FusedMoEQuantConfig.make()
@@ -120,7 +123,10 @@ def _look_at(
             "asymmetrically are not supported on Ascend NPUs by this port. Export with symmetric weights (msModelSlim: "
             "weight symmetric: true)"
         )
-    return True if return_success else None
+    local = [one for slot in slots_of(layer, expert_id) if (one := local_expert(layer, slot)) >= 0]
+    for one in local:
+        param.data[one, 1 if shard_id == "w3" else 0].copy_(loaded_weight.flatten()[0])
+    return bool(local) if return_success else None
 
 
 def _name(layer: Any, kind: str, shard_id: str, expert: int) -> str:
