@@ -15,12 +15,12 @@ from vllm_ascend_patch.patching.errors import PatchError
 
 from . import armed, envs
 from .platforms import competitor, raise_if_too_late
+from .releases import runner
 
 logger = logging.getLogger(__name__)
 
 PLATFORM = "vllm_ascend_patch.npu.platform.NPUPlatform"
 _SWITCH = "VLLM_ASCEND_PATCH"
-V2 = "VLLM_USE_V2_MODEL_RUNNER"
 
 
 @dataclass
@@ -124,7 +124,7 @@ def general() -> None:
     armed.patch_set().foresee()
     guard.forget()
     armed.patch_set().raise_failures()
-    _use_model_runner_v1()
+    _settle_model_runner()
 
 
 def _register_variables() -> None:
@@ -135,18 +135,21 @@ def _register_variables() -> None:
             registry.setdefault(variable.name, variable.read)
 
 
-def _use_model_runner_v1() -> None:
-    """Pin vLLM's model runner to V1, where the seams are; say so, and refuse an explicit wish for V2."""
+def _settle_model_runner() -> None:
+    """Pin vLLM's model runner to V1, and say so, unless the user asks for V2 on a release that serves it."""
+    from .releases import guard
+
     registry = getattr(sys.modules.get("vllm.envs"), "environment_variables", {})
-    if V2 not in registry:
+    if runner.VARIABLE not in registry:
         return  # this release has one runner
-    value = os.environ.get(V2)
-    if value == "0":
-        return
-    if value is not None and value.strip() not in ("", "0"):
-        raise envs.EnvError(
-            f"{V2}={value} asks for model runner V2, but vllm_ascend_patch works on model runner V1: unset {V2} or set it "
-            "to 0"
-        )
-    os.environ[V2] = "0"
-    logger.info("%s=0: the patch set works on vLLM's model runner V1", V2)
+    value = os.environ.get(runner.VARIABLE)
+    if runner.v2_asked_for():
+        obstacle = runner.v2_obstacle(guard.installed_release())
+        if obstacle is not None:
+            raise envs.EnvError(
+                f"{runner.VARIABLE}={value} asks for model runner V2, but {obstacle}: unset {runner.VARIABLE} or set it to 0"
+            )
+        logger.info("%s=%s: model runner V2 serves", runner.VARIABLE, value)
+    elif value is None:
+        os.environ[runner.VARIABLE] = "0"
+        logger.info("%s=0: vLLM's model runner V1 serves; 1 asks for V2", runner.VARIABLE)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.installed import needs_runner_v2
 from tests.support.processes import under_virtual_npu
 from vllm_ascend_patch.core.dp.agreement import agree, last_microbatch_empty
 from vllm_ascend_patch.core.dp.errors import StepMismatchError
@@ -140,3 +141,24 @@ def test_upstream_derives_the_same_from_the_rows_that_it_is_given() -> None:
     result = under_virtual_npu("-m", "tests.dp.upstream_post_processing", "2000")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "2000 worlds" in result.stdout
+
+
+@needs_runner_v2
+def test_model_runner_v2_agrees_as_upstreams_own_exchange_would() -> None:
+    result = under_virtual_npu("-m", "tests.dp.upstream_runner_v2", "1000")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1000 worlds of model runner V2" in result.stdout
+
+
+def test_ranks_that_end_up_eager_keep_their_padding_or_drop_it_as_the_runner_does() -> None:
+    rows = matrix([StepVector(3, 4, graph_mode=1), StepVector(50, 50)])
+    assert agree(rows).padded_tokens == (4, 50)
+    assert agree(rows, padding_when_eager=False).padded_tokens == (3, 50)
+
+
+def test_what_model_runner_v2_tells_of_its_batch_arrives() -> None:
+    vectors = [
+        StepVector(3, 4, uniform_tokens=1, longest_query=1, requests=3),
+        StepVector(9, 9, requests=2, skip_drafts=True),
+    ]
+    assert agree(matrix(vectors)).batch_rows == ((1, 0), (1, 0), (3, 2), (0, 1))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.environment import ROOT
-from tests.support.installed import needs_kernel_registry
+from tests.support.installed import needs_kernel_registry, needs_runner_v2
 from tests.support.processes import result_of, under_virtual_npu
 from vllm_ascend_patch.commands.trace import read_trace, summarise
 from vllm_ascend_patch.core.dp.vector import NUM_FIELDS
@@ -31,6 +31,7 @@ class Setup:
     family: str
     transport: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    runner: str = "V1"
 
     @property
     def step(self) -> tuple[str, int, str, int]:
@@ -49,6 +50,8 @@ SETUPS = {
     "cpu": Setup("qwen3_moe", "cpu"),
     "shared": Setup("qwen3_moe", "shared"),
     "graphs": Setup("qwen3_moe", "cpu", {"enforce_eager": False}),
+    "runner V2": Setup("qwen3_moe", "cpu", runner="V2"),
+    "runner V2, shared, graphs": Setup("qwen3_moe", "shared", {"enforce_eager": False}, runner="V2"),
     "device, no async scheduling": Setup("qwen3_moe", "device", {"async_scheduling": False}),
     "drafter with forwards": Setup(
         "glm4_moe", "device", {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}
@@ -66,7 +69,14 @@ class Run:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(name, marks=needs_kernel_registry if "speculative_config" in setup.arguments else ())
+        pytest.param(
+            name,
+            marks=needs_runner_v2
+            if setup.runner == "V2"
+            else needs_kernel_registry
+            if "speculative_config" in setup.arguments
+            else (),
+        )
         for name, setup in SETUPS.items()
     ],
 )
@@ -87,6 +97,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         environment={
             "VLLM_ASCEND_PATCH_DP_SYNC": setup.transport,
             "VLLM_ASCEND_PATCH_TRACE": str(folder / "trace.json"),
+            "VLLM_USE_V2_MODEL_RUNNER": str(int(setup.runner == "V2")),
         },
     )
     return Run(setup, result_of(result), folder)

@@ -98,7 +98,6 @@ OBSTACLES = [
     ("switched off", {"VLLM_ASCEND_PATCH": "0"}, None, "VLLM_ASCEND_PATCH", "set it to 1"),
     ("bad value", {"VLLM_ASCEND_PATCH_MOE_COMM": "mc3"}, None, "settings", ""),
     ("bad id", {"VLLM_ASCEND_PATCH_DISABLE": "nothing"}, None, "settings", ""),
-    ("runner V2", {"VLLM_USE_V2_MODEL_RUNNER": "1"}, None, "VLLM_USE_V2_MODEL_RUNNER", "unset"),
     ("target device", {"VLLM_TARGET_DEVICE": "cpu"}, None, "VLLM_TARGET_DEVICE", "unset"),
 ]
 
@@ -118,6 +117,26 @@ def test_an_obstacle_is_found_and_given_a_remedy(
     assert not report["ok"]
     assert checks(report)[check]["status"] == "fail"
     assert advice in checks(report)[check]["advice"]
+
+
+@pytest.mark.parametrize("value", [None, "0", "1"])
+@pytest.mark.parametrize("release", ["0.31.0", "0.33.0"])
+def test_which_model_runner_a_serve_would_take(
+    devices: Any, monkeypatch: pytest.MonkeyPatch, value: str | None, release: str
+) -> None:
+    monkeypatch.setattr(guard, "installed_release", lambda: release)
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    if value is not None:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", value)
+    check = checks(doctor.collect())["model runner"]
+    if value != "1":
+        assert (check["status"], check["found"]) == ("ok", "V1, the default; VLLM_USE_V2_MODEL_RUNNER=1 asks for V2")
+    elif release == "0.33.0":
+        assert (check["status"], check["found"]) == ("ok", "V2, asked for by VLLM_USE_V2_MODEL_RUNNER=1")
+    else:
+        assert check["status"] == "fail"
+        assert "vLLM >=0.32, and this is 0.31.0" in check["found"]
+        assert check["advice"] == "unset VLLM_USE_V2_MODEL_RUNNER"
 
 
 def test_a_rival_platform_is_found(devices: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

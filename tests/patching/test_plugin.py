@@ -12,6 +12,7 @@ from tests.support.installed import needs_vllm
 from tests.support.processes import result_of, run
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.plugin import PLATFORM
+from vllm_ascend_patch.releases import guard, records, runner
 
 pytestmark = needs_vllm
 
@@ -55,8 +56,21 @@ def test_the_model_runner_is_pinned_and_the_log_says_so(outcomes: Outcomes) -> N
     assert "VLLM_USE_V2_MODEL_RUNNER=0" in outcomes["variable"]["log"]
 
 
-def test_an_explicit_wish_for_the_other_model_runner_is_refused(outcomes: Outcomes) -> None:
-    assert outcomes["v2 wanted"]["error"].startswith("EnvError: VLLM_USE_V2_MODEL_RUNNER=1")
+def test_the_other_model_runner_serves_where_it_is_asked_for_and_known_to_work(outcomes: Outcomes) -> None:
+    outcome, obstacle = outcomes["v2 wanted"], runner.v2_obstacle(guard.installed_release())
+    if obstacle is None:
+        assert "error" not in outcome, outcome
+        assert outcome["v2"] == "1"
+    else:
+        assert outcome["error"] == (
+            f"EnvError: VLLM_USE_V2_MODEL_RUNNER=1 asks for model runner V2, but {obstacle}: "
+            "unset VLLM_USE_V2_MODEL_RUNNER or set it to 0"
+        )
+
+
+def test_which_releases_serve_model_runner_v2() -> None:
+    assert [r for r in records.STORE.releases() if runner.v2_obstacle(r) is None] == ["0.32.0", "0.33.0"]
+    assert runner.v2_obstacle("0.31.0") == "it is served with vLLM >=0.32, and this is 0.31.0"
 
 
 def test_an_explicit_zero_keeps_everything_off(outcomes: Outcomes) -> None:

@@ -28,6 +28,7 @@ from transformers import (
 from vllm.engine.arg_utils import EngineArgs
 
 from tests.support.processes import report
+from vllm_ascend_patch.releases import guard, runner
 
 _SIZES = {
     "vocab_size": 512,
@@ -131,6 +132,23 @@ CASES: dict[str, dict[str, Any]] = {
     "no modelslim": {"quantization": "ascend"},
     "small window": {**WIDE_STEP, "environment": {"HCCL_BUFFSIZE": "4"}},
 }
+ON_RUNNER_V2: dict[str, dict[str, Any]] = {
+    "v2": {},
+    "v2 drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+    "v2 load balancing": {**DP, "additional_config": {"eplb_config": {"num_redundant_experts": 2}}},
+    "v2 stages": {"pipeline_parallel_size": 2},
+    "v2 launcher": {"distributed_executor_backend": "external_launcher"},
+    "v2 sharded sampling": {"tensor_parallel_size": 2, "enable_batch_sharded_sampling": True},
+    "v2 prompts": {"enable_prompt_embeds": True},
+    "v2 noise": {"use_fp64_gumbel": True},
+    "v2 transfer": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+    "v2 reasoning": {"reasoning_config": {"reasoning_start_str": "<a>", "reasoning_end_str": "<b>"}},
+    "v2 nans": {"environment": {"VLLM_COMPUTE_NANS_IN_LOGITS": "1"}},
+    "v2 breakable graphs": {"environment": {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}},
+}
+if runner.v2_obstacle(guard.installed_release()) is None:
+    for name, case in ON_RUNNER_V2.items():
+        CASES[name] = {**case, "environment": {runner.VARIABLE: "1", **case.get("environment", {})}}
 
 
 @contextlib.contextmanager

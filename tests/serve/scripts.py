@@ -15,8 +15,11 @@ import psutil
 from tests.support.environment import clean_environment
 from tests.support.npus import npu_command
 from tests.support.processes import run
+from vllm_ascend_patch.releases import runner
 
 ENGINE = "tests.serve.engine_script"
+RUNNERS: dict[str, dict[str, str]] = {"V1": {}, "V2": {runner.VARIABLE: "1"}}
+"""vLLM's model runners, and the environment that asks for them."""
 
 
 def run_script(
@@ -61,6 +64,13 @@ def job_for(
         "many": 10,
         "arguments": arguments,
     }
+
+
+def runs(model_runner: str, log: str) -> bool:
+    """Whether the workers said that this model runner serves."""
+    return (f"({model_runner} model runner)" in log) and not any(
+        f"({other} model runner)" in log for other in RUNNERS.keys() - {model_runner}
+    )
 
 
 def chosen(log: str) -> set[str]:

@@ -15,6 +15,7 @@ import pytest
 from tests.support import tiny_models
 from tests.support.installed import HAS_LATENT_ATTENTION, HAS_MODELSLIM, vllm_file
 from tests.support.processes import result_of
+from vllm_ascend_patch.releases import guard, runner
 
 from .scripts import job_for, run_script
 
@@ -98,6 +99,25 @@ else:
     REFUSED |= {
         case: ("is not supported for ModelSlim checkpoints", "Install such a release") for case in ("modelslim",)
     }
+NOT_YET = (
+    "is not served on Ascend NPUs by model runner V2 yet. Leave it out, or start without VLLM_USE_V2_MODEL_RUNNER=1"
+)
+NOT_ON_RUNNER_V2 = {
+    "v2 drafts": "speculative decoding (--speculative-config)",
+    "v2 load balancing": "expert load balancing (eplb_config in --additional-config)",
+    "v2 stages": "pipeline parallelism (--pipeline-parallel-size)",
+    "v2 launcher": "an external launcher (--distributed-executor-backend external_launcher)",
+    "v2 sharded sampling": "batch-sharded sampling (--enable-batch-sharded-sampling)",
+    "v2 prompts": "prompts of embeddings (--enable-prompt-embeds)",
+    "v2 noise": "64-bit noise (--use-fp64-gumbel)",
+    "v2 transfer": "transfer of KV caches (--kv-transfer-config)",
+    "v2 reasoning": "a reasoning parser (--reasoning-parser, --reasoning-config: its budget of thinking tokens)",
+    "v2 nans": "VLLM_COMPUTE_NANS_IN_LOGITS",
+    "v2 breakable graphs": "VLLM_USE_BREAKABLE_CUDAGRAPH",
+}
+if runner.v2_obstacle(guard.installed_release()) is None:
+    REFUSED |= {case: (what, NOT_YET) for case, what in NOT_ON_RUNNER_V2.items()}
+    SERVED["v2"] = OURS
 _RUNNER = vllm_file("model_executor", "layers", "fused_moe", "runner", "moe_runner.py")
 if not (_RUNNER.exists() and "_maybe_apply_routed_scale_to_output" in _RUNNER.read_text()):
     del REFUSED["scaled in float16"]

@@ -10,44 +10,57 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models, w8a8_models
-from tests.support.installed import needs_int8_experts
+from tests.support.installed import needs_int8_experts, needs_runner_v2
 
-from .scripts import chosen, job_for, refused
+from .scripts import RUNNERS, chosen, job_for, refused
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 
+METHODS = ("allgather", "mc2", "alltoall")
 LAYOUTS = [(1, 2), (2, 1), (2, 2)]  # TP, DP
 QUICK = {("alltoall", 1, 2, "A2")}  # the others take minutes together; MC2 and AllGather are the A3 test below
 
 
 @pytest.mark.parametrize(
-    ("method", "tp", "dp", "soc"),
+    ("method", "tp", "dp", "soc", "runner"),
     [
-        pytest.param(method, tp, dp, soc, marks=[] if (method, tp, dp, soc) in QUICK else pytest.mark.slow)
-        for method in ("allgather", "mc2", "alltoall")
+        pytest.param(method, tp, dp, soc, "V1", marks=[] if (method, tp, dp, soc) in QUICK else pytest.mark.slow)
+        for method in METHODS
         for tp, dp in LAYOUTS
         for soc in ("A2", "A3")
+    ]
+    + [
+        pytest.param(method, tp, dp, "A3", "V2", marks=[needs_runner_v2, pytest.mark.slow])
+        for method in METHODS
+        for tp, dp in LAYOUTS
     ],
 )
 def test_a_forced_method_gives_the_oracles_tokens(
-    method: str, tp: int, dp: int, soc: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
+    method: str,
+    tp: int,
+    dp: int,
+    soc: str,
+    runner: str,
+    checkpoints: Callable[[str], Path],
+    run_engine: Callable[..., Any],
 ) -> None:
     checkpoint = checkpoints("qwen2_moe_wide" if soc == "A3" else "qwen2_moe")  # both have shared experts
     cases = tiny_models.cases(checkpoint)
     job = job_for(checkpoint, [case.prompt for case in cases], tiny_models.NEW_TOKENS, tp, dp)
-    result = run_engine(job, devices=tp * dp, soc=soc, VLLM_ASCEND_PATCH_MOE_COMM=method)
+    result = run_engine(job, devices=tp * dp, soc=soc, VLLM_ASCEND_PATCH_MOE_COMM=method, **RUNNERS[runner])
     assert result["together" if dp > 1 else "tokens"] == [case.answer for case in cases]
     assert chosen(result["log"]) == {method}
 
 
+@pytest.mark.parametrize("runner", ["V1", pytest.param("V2", marks=[needs_runner_v2, pytest.mark.slow])])
 def test_the_method_changes_between_prompt_and_decoding_on_a3(
-    checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
+    runner: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
 ) -> None:
     checkpoint = checkpoints("mixtral_wide")
     cases = tiny_models.cases(checkpoint)
     job = job_for(checkpoint, [case.prompt for case in cases], tiny_models.NEW_TOKENS)
-    result = run_engine(job, devices=2, soc="A3")
+    result = run_engine(job, devices=2, soc="A3", **RUNNERS[runner])
     assert result["together"] == [case.answer for case in cases]
     assert result["late"] == [case.answer for case in cases]
     assert chosen(result["log"]) == {"mc2", "allgather"}

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models
+from tests.support.installed import needs_runner_v2
+
+from .scripts import RUNNERS, runs
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -22,18 +25,26 @@ LAYOUTS = {
 }
 # The default run takes every family on one device and each other layout with one family; ``-m slow`` takes the rest.
 DEFAULT = {("qwen2_moe", "tp 2"), ("mixtral", "dp 2 with ep"), ("qwen3_moe", "tp 2 x dp 2 with ep")}
+DEFAULT_V2 = ("qwen3_moe", "dp 2 with ep")
+
+
+def _marks(family: str, layout: str, runner: str) -> list[pytest.MarkDecorator]:
+    if runner == "V2":
+        return [needs_runner_v2, *([] if (family, layout) == DEFAULT_V2 else [pytest.mark.slow])]
+    return [] if layout == "one device" or (family, layout) in DEFAULT else [pytest.mark.slow]
+
+
 COMBINATIONS = [
-    pytest.param(
-        family, layout, marks=[] if layout == "one device" or (family, layout) in DEFAULT else pytest.mark.slow
-    )
+    pytest.param(family, layout, runner, marks=_marks(family, layout, runner))
     for family in tiny_models.CONFIGS
     for layout in LAYOUTS
+    for runner in RUNNERS
 ]
 
 
-@pytest.mark.parametrize(("family", "layout"), COMBINATIONS)
+@pytest.mark.parametrize(("family", "layout", "runner"), COMBINATIONS)
 def test_greedy_tokens_equal_transformers(
-    family: str, layout: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
+    family: str, layout: str, runner: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
 ) -> None:
     tp, dp, ep = LAYOUTS[layout]
     checkpoint = checkpoints(family)
@@ -47,7 +58,8 @@ def test_greedy_tokens_equal_transformers(
         "max_tokens": tiny_models.NEW_TOKENS,
         "many": 50,
     }
-    result = run_engine(job, devices=tp * dp)
+    result = run_engine(job, devices=tp * dp, **RUNNERS[runner])
+    assert runs(runner, result["log"])
     expected = [case.answer for case in cases]
     if dp == 1:
         assert result["tokens"] == expected

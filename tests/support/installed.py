@@ -46,3 +46,9 @@ needs_modelslim = pytest.mark.skipif(
     not HAS_MODELSLIM,
     reason="ModelSlim checkpoints were run on newer releases, and are refused here, as test_config_refusals.py shows",
 )
+_CONFIG = vllm_file("config", "vllm.py")
+needs_runner_v2 = pytest.mark.skipif(
+    not vllm_file("v1", "worker", "gpu", "input_batch.py").exists()
+    or "_validate_v2_model_runner" not in _CONFIG.read_text(),
+    reason="model runner V2 is not served on this vLLM: refused, as test_plugin.py shows",
+)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from vllm_ascend_patch import envs, platforms, plugin
+from vllm_ascend_patch import envs, platforms
 from vllm_ascend_patch.core.local_checkpoint import look_at
 from vllm_ascend_patch.core.model_support import Parallelism, problems
 from vllm_ascend_patch.core.model_traits import traits_of
@@ -21,7 +21,7 @@ from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.model_facts import load_config
 from vllm_ascend_patch.patching import PatchError, PatchStatus, State
 from vllm_ascend_patch.patching.patchset import state_of
-from vllm_ascend_patch.releases import declarations, guard, records, wanted
+from vllm_ascend_patch.releases import declarations, guard, records, runner, wanted
 from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
 
 from .calling import call
@@ -205,8 +205,7 @@ def _environment() -> list[Check]:
         wanted.check(declarations.patches())
     except (envs.EnvError, PatchError) as error:
         checks.append(Check("settings", FAIL, str(error), "correct the value"))
-    if os.environ.get(plugin.V2, "0").strip() not in ("", "0"):
-        checks.append(Check(plugin.V2, FAIL, os.environ[plugin.V2], "unset it: the patch set works on model runner V1"))
+    checks.append(_model_runner())
     if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
         checks.append(Check("VLLM_TARGET_DEVICE", FAIL, "cpu: vLLM does not look at platform plugins", "unset it"))
     shown = [
@@ -214,6 +213,16 @@ def _environment() -> list[Check]:
     ]
     checks.append(Check("device and HCCL settings", OK, ", ".join(shown) or "none set"))
     return checks
+
+
+def _model_runner() -> Check:
+    """Which of vLLM's model runners a serve would take, and why."""
+    if not runner.v2_asked_for():
+        return Check("model runner", OK, f"V1, the default; {runner.VARIABLE}=1 asks for V2")
+    obstacle = runner.v2_obstacle(guard.installed_release())
+    if obstacle is not None:
+        return Check("model runner", FAIL, f"V2 is asked for, but {obstacle}", f"unset {runner.VARIABLE}")
+    return Check("model runner", OK, f"V2, asked for by {runner.VARIABLE}={os.environ[runner.VARIABLE]}")
 
 
 def _devices(found: dict[str, Any]) -> Check:

@@ -57,6 +57,7 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("The same in the oldest releases, whose ranks exchange token counts only", ("step_before_0_12",)),
     ("The engines' own exchange", ("engines",)),
     ("MoE forward", ("moe",)),
+    ("Model runner V2, met where it serves", ("runner_v2",)),
     ("Device port", ("port", "latent", "graphs")),
 )
 

@@ -18,6 +18,7 @@ from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
 
 from .flag_check import check_flags
 from .latent_check import check_latent
+from .runner_check import check_runner
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -44,6 +45,7 @@ def check_config(vllm_config: VllmConfig) -> None:
     """Raise ``ValueError`` for the first thing in ``vllm_config`` that cannot be served."""
     check_flags(vllm_config)
     _check_parallel(vllm_config)
+    check_runner(vllm_config)
     if vllm_config.model_config is None:
         return
     _check_model(vllm_config)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton kernels of vLLM that this port brings in torch operators, given to vLLM's own registry of kernel overrides.
+"""The Triton kernels of vLLM that this port brings in torch operators, given to vLLM's own registry of kernel
+overrides.
 
-An out-of-tree device has no Triton. The functions themselves are in ``slot_mapping.py``, ``rejection.py`` and
-``drafts.py``; their parameters have the names of the upstream kernels', so that they are bound by name.
+An out-of-tree device has no Triton. The functions themselves are in ``core/kernels/``; their parameters have the names
+of the upstream kernels', so that they are bound by name.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_ascend_patch.core.kernels import drafts, rejection
+from vllm_ascend_patch.core.kernels import drafts, logprobs, rejection, request_tables, sampling, step_inputs
 from vllm_ascend_patch.core.kernels.slot_mapping import compute_slot_mapping
+from vllm_ascend_patch.releases import runner
 
 logger = init_logger(__name__)
 
@@ -37,6 +39,31 @@ SPECULATIVE: dict[str, Callable[..., None]] = {
     f"{_DRAFT}.eagle_prepare_next_token_padded_kernel": drafts.eagle_prepare_next_token_padded,
 }
 
+_V2 = "vllm.v1.worker.gpu"
+RUNNER_V2: dict[str, Callable[..., None]] = {
+    f"{_V2}.buffer_utils._apply_write_kernel": request_tables.apply_write,
+    f"{_V2}.block_table._gather_block_tables_kernel": request_tables.gather_block_tables,
+    f"{_V2}.block_table._compute_slot_mappings_kernel": request_tables.compute_slot_mappings,
+    f"{_V2}.input_batch._prepare_prefill_inputs_kernel": step_inputs.prepare_prefill_inputs,
+    f"{_V2}.input_batch._prepare_pos_seq_lens_kernel": step_inputs.prepare_pos_seq_lens,
+    f"{_V2}.input_batch._combine_sampled_and_draft_tokens_kernel": step_inputs.combine_sampled_and_draft_tokens,
+    f"{_V2}.input_batch._get_num_sampled_and_rejected_kernel": step_inputs.get_num_sampled_and_rejected,
+    f"{_V2}.input_batch._post_update_kernel": step_inputs.post_update,
+    f"{_V2}.sample.gumbel._gumbel_sample_kernel": sampling.gumbel_sample,
+    f"{_V2}.sample.gumbel._temperature_kernel": sampling.temperature,
+    f"{_V2}.sample.min_p._min_p_kernel": sampling.min_p,
+    f"{_V2}.sample.penalties._penalties_kernel": sampling.penalties,
+    f"{_V2}.sample.penalties._bincount_kernel": sampling.bincount,
+    f"{_V2}.sample.logit_bias._bias_kernel": sampling.bias,
+    f"{_V2}.sample.bad_words._bad_words_kernel": sampling.bad_words,
+    f"{_V2}.structured_outputs._apply_grammar_bitmask_kernel": sampling.apply_grammar_bitmask,
+    f"{_V2}.sample.logprob._topk_log_softmax_kernel": logprobs.topk_log_softmax,
+    f"{_V2}.sample.logprob._ranks_kernel": logprobs.ranks,
+    f"{_V2}.sample.logprob._fill_logprob_token_ids_kernel": logprobs.fill_logprob_token_ids,
+    f"{_V2}.sample.prompt_logprob._prompt_logprobs_token_ids_kernel": logprobs.prompt_logprobs_token_ids,
+}
+"""What model runner V2 launches without drafts; ``runner_check.py`` refuses what else would."""
+
 
 def registry_exists() -> bool:
     """Whether the installed vLLM lets a platform replace its Triton kernels (from 0.31 on)."""
@@ -47,7 +74,8 @@ def register() -> None:
     """Give vLLM the overrides; called by vLLM while a model runner is built."""
     from vllm.triton_utils.dispatcher import register_kernels
 
-    overrides = {name: _bound_by_name(_find(name), function) for name, function in NEEDED.items()}
+    needed = NEEDED | (RUNNER_V2 if runner.v2_asked_for() else {})
+    overrides = {name: _bound_by_name(_find(name), function) for name, function in needed.items()}
     missing = []
     for name, function in SPECULATIVE.items():
         try:

@@ -7,8 +7,9 @@ Everything else is upstream's ``Worker``.
 from __future__ import annotations
 
 import gc
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch_npu
@@ -19,6 +20,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from vllm_ascend_patch import armed
 from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams.config import uses_runner_v2
 
 from .accelerator import map_accelerator_names
 from .compilation_defaults import graphs_supported
@@ -28,10 +30,10 @@ from .kv_limit import capped
 from .modelslim.recognition import register as register_modelslim
 from .profiler import map_profiler_names
 
-if TYPE_CHECKING:
-    from .model_runner import NPUModelRunner
-
 logger = init_logger(__name__)
+
+_WARMUPS = ("kernel_warmup", "warmup_kernels")
+"""What upstream runs to compile Triton kernels and CUDA's, for either model runner."""
 
 
 class NPUWorker(Worker):
@@ -50,7 +52,8 @@ class NPUWorker(Worker):
         _register_int8_linear()
         register_modelslim()
         map_profiler_names(args[0] if args else kwargs["vllm_config"])
-        super().__init__(*args, **kwargs)
+        with _triton_answered():
+            super().__init__(*args, **kwargs)
 
     def init_device(self) -> None:
         """Bind the NPU, join the process groups, measure free memory, build the runner."""
@@ -68,12 +71,13 @@ class NPUWorker(Worker):
         self.requested_memory = requested_memory(self.init_snapshot, self.cache_config)
         self._init_workspace_and_model_runner()
         logger.info(
-            "NPU worker on %s (%s), rank %d, %.1f GiB free of %.1f GiB",
+            "NPU worker on %s (%s), rank %d, %.1f GiB free of %.1f GiB (%s model runner)",
             self.device,
             torch_npu.npu.get_device_name(index),
             self.rank,
             self.init_snapshot.free_memory / 2**30,
             self.init_snapshot.total_memory / 2**30,
+            "V2" if uses_runner_v2(self.vllm_config) else "V1",
         )
 
     def _join_process_groups(self, index: int) -> None:
@@ -127,14 +131,14 @@ class NPUWorker(Worker):
 
     def compile_or_warm_up_model(self) -> Any:
         """Upstream's warm-up without its kernel warm-up, which imports CUDA-only model code."""
-        if not hasattr(gpu_worker, "kernel_warmup"):
-            return super().compile_or_warm_up_model()
-        original = gpu_worker.kernel_warmup
-        gpu_worker.kernel_warmup = _no_kernel_warmup
+        found = {name: getattr(gpu_worker, name) for name in _WARMUPS if hasattr(gpu_worker, name)}
+        for name in found:
+            setattr(gpu_worker, name, _no_kernel_warmup)
         try:
             return super().compile_or_warm_up_model()
         finally:
-            gpu_worker.kernel_warmup = original
+            for name, original in found.items():
+                setattr(gpu_worker, name, original)
 
     def shutdown(self) -> None:
         """Leave the data-parallel group in order, then upstream's; the oldest releases have nothing to shut down."""
@@ -145,7 +149,11 @@ class NPUWorker(Worker):
         if upstream is not None:
             upstream()
 
-    def _make_model_runner(self) -> NPUModelRunner:
+    def _make_model_runner(self) -> Any:
+        if uses_runner_v2(self.vllm_config):
+            from .model_runner_v2 import NPUModelRunnerV2
+
+            return NPUModelRunnerV2(self.vllm_config, self.device)
         from .model_runner import NPUModelRunner
 
         return NPUModelRunner(self.vllm_config, self.device)
@@ -191,5 +199,19 @@ def _register_int8_linear() -> None:
     int8_linear.register()
 
 
-def _no_kernel_warmup(worker: Worker) -> None:
+def _no_kernel_warmup(*_: Any) -> None:
     """The port's kernels are torch_npu's and need none."""
+
+
+@contextmanager
+def _triton_answered() -> Iterator[None]:
+    """Upstream's worker refuses model runner V2 without Triton from 0.33 on; its kernels are ours (kernel_overrides.py)."""
+    found = getattr(gpu_worker, "HAS_TRITON", None)
+    if found is None:
+        yield
+        return
+    gpu_worker.HAS_TRITON = True
+    try:
+        yield
+    finally:
+        gpu_worker.HAS_TRITON = found

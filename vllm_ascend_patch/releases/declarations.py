@@ -6,7 +6,7 @@ from importlib import import_module
 
 from vllm_ascend_patch.patching.declaration import Patch
 
-SEAMS: tuple[str, ...] = ("port", "latent", "moe", "step", "step_before_0_12", "engines", "graphs")
+SEAMS: tuple[str, ...] = ("port", "latent", "moe", "step", "step_before_0_12", "engines", "runner_v2", "graphs")
 """Modules of ``declared/``, each with ``PATCHES: tuple[Patch, ...]``."""
 
 

@@ -20,6 +20,11 @@ def largest_graph(compilation: Any) -> int:
     return max(compilation.cudagraph_capture_sizes or (0,))
 
 
+def uses_runner_v2(config: Any) -> bool:
+    """Whether model runner V2 serves; releases without it have no such question."""
+    return bool(getattr(config, "use_v2_model_runner", False))
+
+
 def num_nodes(parallel: Any) -> int:
     """Machines that the ranks span: as configured, or from how many data-parallel ranks are local."""
     local = parallel.data_parallel_size_local or parallel.data_parallel_size

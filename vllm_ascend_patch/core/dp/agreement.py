@@ -5,7 +5,7 @@ No communication, no state and no clock here. The rules:
 
 * The least capable rank decides the graph mode.
 * Ranks are padded to one size only if a graph or micro-batching demands it, or all of them say that they pad anyway;
-  otherwise each keeps its own.
+  otherwise each keeps its own, as it padded it, or unpadded where ranks that end up eager drop their graph's padding.
 * Micro-batching is all or none. Idle ranks have no say: they can neither veto nor bring it about. It is dropped if any
   busy rank's last micro-batch would hold no token of its own.
 * The columns must belong together: same sequence number, same kind of forward. If not, every rank finds the same error.
@@ -32,19 +32,18 @@ class StepAgreement:
     All tuples have one entry per data-parallel rank, in rank order.
 
     Attributes:
-        sequence: the number of the vector that led to this agreement.
-        kind: the main model's forward or a drafter's.
-        tokens: tokens before any padding (an idle rank's dummy tokens included).
-        active_tokens: tokens that belong to a request: ``tokens``, and 0 for idle ranks. Rows from there on are padding.
-        padded_tokens: tokens each rank runs.
+        sequence: the number of the vector that led to this agreement. kind: the main model's forward or a drafter's.
+        tokens: tokens before any padding (an idle rank's dummy tokens included). active_tokens: tokens that belong to a
+        request: ``tokens``, and 0 for idle ranks. Rows from there on are padding. padded_tokens: tokens each rank runs.
         max_tokens: the largest of ``padded_tokens``; the number a choice that all ranks must share may depend on.
-        graph_mode: the agreed ``GraphMode``.
-        microbatch: whether all ranks split their batch.
-        any_prefill: whether any rank has a request inside its prompt.
-        idle: which ranks run a dummy step.
-        padded_across_ranks: whether ranks were padded to one size.
-        drafts: agreements for the drafter forwards that follow (first, later ones), or None if some rank could not
+        graph_mode: the agreed ``GraphMode``. microbatch: whether all ranks split their batch. any_prefill: whether any
+        rank has a request inside its prompt. idle: which ranks run a dummy step. padded_across_ranks: whether ranks
+        were padded to one size. drafts: agreements for the drafter forwards that follow (first, later ones), or None if
+        some rank could not
             foresee them, so that they need a sync of their own.
+        batch_rows: what model runner V2 tells of each rank's batch: uniform query length, longest query, requests, and
+        whether
+            drafts may be skipped, as in ``StepVector``.
     """
 
     sequence: int
@@ -59,6 +58,7 @@ class StepAgreement:
     idle: tuple[bool, ...]
     padded_across_ranks: bool
     drafts: tuple[StepAgreement, StepAgreement] | None = field(default=None, repr=False)
+    batch_rows: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     @property
     def dp_size(self) -> int:
@@ -78,17 +78,19 @@ class StepAgreement:
 
 
 def last_microbatch_empty(tokens: int, padded_tokens: int, num_microbatches: int) -> bool:
-    """Whether splitting ``padded_tokens`` into ``num_microbatches`` equal parts (the last takes the remainder) leaves the
-    last part without any of the first ``tokens`` rows."""
+    """Whether splitting ``padded_tokens`` into ``num_microbatches`` equal parts (the last takes the remainder) leaves
+    the last part without any of the first ``tokens`` rows."""
     return padded_tokens // num_microbatches * (num_microbatches - 1) >= tokens
 
 
-def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgreement:
+def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2, padding_when_eager: bool = True) -> StepAgreement:
     """Decide one step from the reduced matrix.
 
     Args:
-        rows: ``[NUM_FIELDS, dp_size]`` ints, what the transport made of all ranks' columns.
-        num_microbatches: parts a micro-batched step has; a setting that all ranks share.
+        rows: ``[NUM_FIELDS, dp_size]`` ints, what the transport made of all ranks' columns. num_microbatches: parts a
+        micro-batched step has; a setting that all ranks share. padding_when_eager: whether a rank that had a graph
+        keeps that graph's padding when the ranks agree to run eager, as
+            model runner V1 does and V2 does not; a setting that all ranks share.
 
     Raises:
         StepMismatchError: the columns are not from the same step or the same kind of forward, or a column is empty.
@@ -101,6 +103,8 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
     _check_same_step(kinds, sequences)
     tokens, own_padded, idle = tuple(counts), tuple(own), tuple(map(bool, idles))
     graph_mode = min(modes)
+    if graph_mode == _NO_GRAPH and not padding_when_eager:
+        own_padded = tokens
     largest = max(own_padded)
     microbatch = any(votes) and _agree_microbatching(tokens, votes, idle, largest, num_microbatches)
     kind = _KINDS[kinds[0]]
@@ -124,6 +128,7 @@ def agree(rows: Sequence[Sequence[int]], num_microbatches: int = 2) -> StepAgree
         idle=idle,
         padded_across_ranks=pad,
         drafts=drafts,
+        batch_rows=tuple(map(tuple, rows[Field.UNIFORM_TOKENS :])),
     )
 
 

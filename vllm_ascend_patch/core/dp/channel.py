@@ -54,6 +54,7 @@ class DPChannel:
         watchdog: None only where the caller can afford to hang (never in an engine).
         num_microbatches: parts of a micro-batched step.
         counters: None to count nothing.
+        padding_when_eager: see ``agree``.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class DPChannel:
         watchdog: Watchdog | None = None,
         num_microbatches: int = 2,
         counters: StepCounters | None = None,
+        padding_when_eager: bool = True,
     ) -> None:
         if transport.fields != NUM_FIELDS:
             raise ValueError(f"transport carries {transport.fields} rows, the step vector has {NUM_FIELDS}")
@@ -71,6 +73,7 @@ class DPChannel:
         self.watchdog = watchdog
         self.num_microbatches = num_microbatches
         self.counters = counters
+        self.padding_when_eager = padding_when_eager
         self._outstanding: Posted | None = None
 
     @property
@@ -126,7 +129,7 @@ class DPChannel:
             raise self.watchdog.explain(error) from error
         end = time.perf_counter_ns()
         self._outstanding = None
-        agreement = agree(rows, self.num_microbatches)
+        agreement = agree(rows, self.num_microbatches, self.padding_when_eager)
         self.progress.enter(*previous)
         if self.counters is not None:
             self.counters.count(agreement, (end - start) * 1e-9, (start - posted.posted_ns) * 1e-9)

@@ -33,6 +33,10 @@ class Vote:
     microbatch: bool = False
     graph_mode: int = GraphMode.NONE
     pad: bool = False
+    uniform_tokens: int = 0
+    longest_query: int = 0
+    requests: int = 0
+    skip_drafts: bool = False
 
     def as_draft(self) -> DraftVote:
         return DraftVote(self.tokens, self.padded_tokens, self.graph_mode)
@@ -54,6 +58,10 @@ class Vote:
             with_prefill=with_prefill,
             idle=idle,
             drafts=drafts,
+            uniform_tokens=self.uniform_tokens,
+            longest_query=self.longest_query,
+            requests=self.requests,
+            skip_drafts=self.skip_drafts,
         )
 
 
@@ -80,6 +88,11 @@ class DPSession:
         self._agreed_drafts: tuple[StepAgreement, StepAgreement] | None = None
         self._draft_index = 0
         self._step_is_eager = False
+
+    @property
+    def announced(self) -> bool:
+        """Whether the vector of a step of real work is under way."""
+        return self._pending is not None
 
     # -- steps ---------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class SessionConfig:
         fingerprint: what must be equal on all ranks; these settings are added to it.
         name: keeps several groups of one job apart (one data-parallel group per tensor-parallel rank).
         log_interval: seconds between counter lines in the log, 0 for none.
+        padding_when_eager: see ``agree``.
         landmarks: how the main thread is read for the other ranks, see ``activity.py``.
     """
 
@@ -59,6 +60,7 @@ class SessionConfig:
     fingerprint: Mapping[str, str]
     name: str
     log_interval: float = 60.0
+    padding_when_eager: bool = True
     landmarks: Landmarks = NO_LANDMARKS
 
     def __post_init__(self) -> None:
@@ -133,7 +135,7 @@ def start_session(
         watchdog.report_failure(f"{type(error).__name__}: {error}")
         raise
     counters = StepCounters(rank, config.log_interval)
-    channel = DPChannel(transport, progress, watchdog, config.num_microbatches, counters)
+    channel = DPChannel(transport, progress, watchdog, config.num_microbatches, counters, config.padding_when_eager)
     if rank == 0:
         logger.info(
             "DP metadata: %s per step over %d ranks, watchdog %g s",

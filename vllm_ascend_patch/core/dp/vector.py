@@ -38,10 +38,14 @@ class Field(enum.IntEnum):
     DRAFT_NEXT_TOKENS = 13
     DRAFT_NEXT_PADDED = 14
     DRAFT_NEXT_GRAPH_MODE = 15
+    UNIFORM_TOKENS = 16
+    LONGEST_QUERY = 17
+    REQUESTS = 18
+    SKIP_DRAFTS = 19
 
 
 NUM_FIELDS = len(Field)
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 
 class StepKind(enum.IntEnum):
@@ -96,6 +100,11 @@ class StepVector:
             configured).
         kind: which forward this is.
         drafts: the drafter forwards this step will be followed by, or None if they are not known for certain.
+        uniform_tokens: tokens that every request of a decoding step runs, 0 if they differ; this and what follows is told by
+            model runner V2 alone.
+        longest_query: tokens that no request of the step runs more of, 0 for no bound.
+        requests: requests of the step.
+        skip_drafts: no request of this rank can use drafts of this step.
     """
 
     tokens: int
@@ -107,6 +116,10 @@ class StepVector:
     pad_vote: bool = False
     kind: StepKind = StepKind.MAIN
     drafts: DraftPlan | None = None
+    uniform_tokens: int = 0
+    longest_query: int = 0
+    requests: int = 0
+    skip_drafts: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.tokens <= self.padded_tokens:
@@ -144,3 +157,7 @@ def pack(vector: StepVector, sequence: int, column: _Column) -> None:
         column[base] = vote.tokens if vote else 0
         column[base + 1] = vote.padded_tokens if vote else 0
         column[base + 2] = int(vote.graph_mode) if vote else 0
+    column[16] = vector.uniform_tokens
+    column[17] = vector.longest_query
+    column[18] = vector.requests
+    column[19] = int(vector.skip_drafts)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kernels around a drafter's forwards in torch operators: its next positions and slots, and where it goes on from.
 
-Parameter names are the upstream kernels'. Per-request values are ``[requests]``, or the same as a column, since upstream's
-kernels read them through flat pointers. Nothing is read from the device.
+Parameter names are the upstream kernels'. Per-request values are ``[requests]``, or the same as a column, since
+upstream's kernels read them through flat pointers. Nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def eagle_prepare_next_token_padded(
     num_reqs: int,
     **_layout: Any,
 ) -> None:
-    """Each request's last sampled token, or its backup token if it sampled none or is discarded; and how many it sampled.
+    """Each request's last sampled token, or its backup token if it sampled none or is discarded; and how many it
+    sampled.
 
     ``sampled_token_ids_ptr`` is ``[requests, num_sampled_tokens_per_req]``, -1 where a draft was refused.
     """

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rejection sampler's kernels in torch operators: which draft tokens are accepted, and what replaces the first refused.
+"""The rejection sampler's kernels in torch operators: which draft tokens are accepted, and what replaces the first
+refused.
 
 Parameter names are the upstream kernels'. Per-request values are ``[requests]``, per-draft values ``[drafts]`` with the
-drafts of a request side by side; ``cu_num_draft_tokens_ptr`` has their inclusive running sum. Upstream's kernels read them
-through flat pointers, so a column ``[n, 1]`` means the same as ``[n]``, here too. All shapes come from the host, nothing is
-read from the device.
+drafts of a request side by side; ``cu_num_draft_tokens_ptr`` has their inclusive running sum. Upstream's kernels read
+them through flat pointers, so a column ``[n, 1]`` means the same as ``[n]``, here too. All shapes come from the host,
+nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def rejection_greedy_sample(
     synthetic_conditional_rates_ptr: torch.Tensor | None,
     SYNTHETIC_MODE: bool,
 ) -> None:
-    """Fill the rows of greedy requests: drafts up to the first that is not the model's own choice, then that choice; the
-    bonus token if none was refused. ``output_token_ids_ptr`` is int32 ``[requests, max_spec_len + 1]``."""
+    """Fill the rows of greedy requests: drafts up to the first that is not the model's own choice, then that choice;
+    the bonus token if none was refused. ``output_token_ids_ptr`` is int32 ``[requests, max_spec_len + 1]``."""
     rows = _Rows(cu_num_draft_tokens_ptr, draft_token_ids_ptr, max_spec_len)
     draft = rows.of(draft_token_ids_ptr)
     chosen = rows.of(target_argmax_ptr).to(draft.dtype)
@@ -150,7 +151,8 @@ class _Rows:
         bonus: torch.Tensor,
         which: torch.Tensor | None,
     ) -> None:
-        """Up to and including the first refused position take ``chosen``; with none refused, the bonus token follows."""
+        """Up to and including the first refused position take ``chosen``; with none refused, the bonus token
+        follows."""
         fine = accepted | ~self.inside
         through = fine.to(torch.int32).cumprod(dim=1).bool()
         before = torch.cat([torch.ones_like(through[:, :1]), through[:, :-1]], dim=1)  # none refused so far

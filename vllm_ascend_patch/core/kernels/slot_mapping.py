@@ -26,7 +26,8 @@ def compute_slot_mapping(
     block_size: int | None = None,
     **_unused: Any,
 ) -> None:
-    """Write ``slot_mapping_ptr[max_num_tokens]``: block x block size + offset per token, ``PAD_ID`` past ``num_tokens``.
+    """Write ``slot_mapping_ptr[max_num_tokens]``: block x block size + offset per token, ``PAD_ID`` past
+    ``num_tokens``.
 
     Args:
         query_start_loc_ptr: int32 ``[requests + 1]``, where each request's tokens start; its tail may repeat.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from vllm_ascend_patch.core.moe.selection import regimes
 from vllm_ascend_patch.seams import serving
 
@@ -20,6 +22,16 @@ def profile_run(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
     for tokens in extra_passes(runner.max_num_tokens):
         runner._dummy_run(tokens, is_profile=True)
         runner._sync_device()
+    return result
+
+
+def profile_run_v2(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """The same on model runner V2, whose dummy steps prepare attention unless they are told not to."""
+    serving.entering(runner)
+    result = original(runner, *args, **kwargs)
+    for tokens in extra_passes(runner.max_num_tokens):
+        runner._dummy_run(tokens, skip_attn=True, is_profile=True)
+        torch.accelerator.synchronize()
     return result
 
 

@@ -14,7 +14,7 @@ import torch
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.soc import Soc, detect_soc
-from vllm_ascend_patch.seams.config import num_nodes
+from vllm_ascend_patch.seams.config import num_nodes, uses_runner_v2
 
 
 def fingerprint(vllm_config: Any, device: torch.device, patches: Sequence[str]) -> dict[str, str]:
@@ -32,6 +32,7 @@ def fingerprint(vllm_config: Any, device: torch.device, patches: Sequence[str]) 
     settings: dict[str, Any] = {
         "patch set": _version("vllm-ascend-patch"),
         "patches": hashlib.sha256(",".join(sorted(patches)).encode()).hexdigest()[:12],
+        "model runner": "V2" if uses_runner_v2(vllm_config) else "V1",
         "model": model.model,
         "dtype": model.dtype,
         "quantization": model.quantization,

@@ -14,6 +14,7 @@ from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.core.dp import DPSession, DPSyncError, startup
 from vllm_ascend_patch.core.dp.startup import Groups, SessionConfig, start_session
 from vllm_ascend_patch.seams import serving
+from vllm_ascend_patch.seams.config import uses_runner_v2
 
 from . import landmarks
 from .fingerprint import fingerprint
@@ -89,6 +90,7 @@ def _config(vllm_config: Any, device: torch.device, patches: Sequence[str], name
         fingerprint=fingerprint(vllm_config, device, patches),
         name=name,
         landmarks=landmarks.WORKER,
+        padding_when_eager=not uses_runner_v2(vllm_config),
     )
 
 
