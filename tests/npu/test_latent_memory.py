@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prefill of latent attention over context needs the memory of one chunk however many there are, and memory profiling has
-taken as much. The product's own class and operators, without an engine."""
+taken as much; its values are those of attention to everything at once. The product's own class and operators, no engine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import torch_npu
 
 from tests.support.installed import needs_latent_attention
+from vllm_ascend_patch.npu.attention.mla.layout import split_cache
 from vllm_ascend_patch.seams.port.latent_attention import forward_impl
 
 BLOCK, HEADS, NOPE, ROPE, VALUE, RANK = 128, 16, 128, 64, 128, 512
@@ -24,6 +25,20 @@ def peak_of(call: Any) -> int:
     torch_npu.npu.reset_peak_memory_stats()
     call()
     return torch_npu.npu.max_memory_allocated() - before
+
+
+def attention(
+    q: torch.Tensor, cache: torch.Tensor, latents: torch.Tensor, ropes: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """New tokens over the whole cache and, causally, each other, in float64: ``[T, heads, value size]``."""
+    q, new, new_ropes, weight = (part.cpu().double() for part in (q, latents, ropes, weight))
+    old, old_ropes = (part.cpu().double().flatten(0, 2) for part in split_cache(cache))
+    parts = torch.cat([old, new]) @ weight
+    nope, values = parts.view(-1, HEADS, NOPE + VALUE).split([NOPE, VALUE], dim=-1)
+    rotary = torch.cat([old_ropes, new_ropes.squeeze(1)]).unsqueeze(1).expand(-1, HEADS, -1)
+    scores = torch.einsum("qhd,khd->hqk", q, torch.cat([nope, rotary], dim=-1)) * (NOPE + ROPE) ** -0.5
+    hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(old) + 1)
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values)
 
 
 @pytest.mark.slow  # what it imports of vLLM takes longer than what it does
@@ -69,7 +84,10 @@ def test_several_chunks_take_the_memory_of_one_which_profiling_has_seen(rows: in
         impl.forward_mha(q, latents, ropes, cache, SimpleNamespace(prefill=prefill), weight, output)
         return output
 
-    torch.testing.assert_close(prefill_over([4 * rows]), prefill_over([rows] * 4), rtol=5e-3, atol=5e-3)
+    expected = attention(q, cache, latents, ropes, weight)
+    for lens in ([4 * rows], [rows] * 4):
+        found = prefill_over(lens).cpu().double().view_as(expected)
+        torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
     one, four = peak_of(lambda: prefill_over([rows])), peak_of(lambda: prefill_over([rows] * 4))
     layer = SimpleNamespace(
         qk_head_dim=NOPE + ROPE,

@@ -157,9 +157,9 @@ def test_drafts_of_a_prediction_layer(folder: Path, run_engine: Callable[..., An
 def test_int8_experts_and_linear_layers(
     keep: tuple[str, ...], folder: Path, tmp_path: Path, run_engine: Callable[..., Any]
 ) -> None:
-    """Every clear choice of the dequantised model is kept, in prefill and in decoding."""
+    """Every clear choice of the dequantised model is kept; one token each, so in prefill."""
     quantised, twin = w8a8_models.make(latent_models.make("deepseek_v3", folder), tmp_path, keep)
-    cases = w8a8_models.clear_cases(twin, 6, tokens=2)
+    cases = w8a8_models.first_token_cases(twin, 8)
     result = run_engine(job_of(quantised, cases, 1, 2, **GRAPHS), devices=2)
     expected = [case.answer for case in cases]
     assert result["together"] == expected

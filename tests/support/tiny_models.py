@@ -212,10 +212,8 @@ def _clear_case(
 
 
 @torch.inference_mode()
-def greedy(
-    model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS, margin: float = MARGIN
-) -> tuple[list[int], float]:
-    """The greedy continuation and the smallest gap between first and second logit on the way; stops below ``margin``."""
+def greedy(model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS) -> tuple[list[int], float]:
+    """The greedy continuation and the smallest gap between first and second logit on the way; stops early below MARGIN."""
     tokens = torch.tensor([prompt])
     past, answer, smallest = None, [], float("inf")
     for _ in range(length):
@@ -223,7 +221,7 @@ def greedy(
         past = output.past_key_values
         best = output.logits[0, -1].topk(2)
         smallest = min(smallest, float(best.values[0] - best.values[1]))
-        if smallest < margin:
+        if smallest < MARGIN:
             break
         answer.append(int(best.indices[0]))
         tokens = best.indices[:1].unsqueeze(0)
