@@ -35,15 +35,15 @@ def test_decoding_with_any_number_of_heads(heads: int, queries: int) -> None:
         torch.randn(len(LENS) * queries, heads, ROPE).half(),
     )
     decode = NPUMLADecodeMetadata(
-        block_table=table.npu(),
-        seq_lens=torch.tensor(lens).npu(),
+        block_table=table.to("npu"),
+        seq_lens=torch.tensor(lens).to("npu"),
         dcp_tot_seq_lens=None,
         query_ends=[queries * (request + 1) for request in range(len(LENS))],
         context_lens=lens,
     )
     impl = object.__new__(NPUMLAImpl)
     impl.__dict__.update(scale=SCALE / RANK**0.5)
-    found, _ = impl.forward_mqa((nope.npu(), rope.npu()), cache.npu(), SimpleNamespace(decode=decode), None)
+    found, _ = impl.forward_mqa((nope.to("npu"), rope.to("npu")), cache.to("npu"), SimpleNamespace(decode=decode), None)
     assert found.shape == nope.shape
 
     latents, ropes = (part.squeeze(2).double() for part in split_cache(cache))
