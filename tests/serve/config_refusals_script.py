@@ -73,10 +73,8 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
 # Folders with a ModelSlim description beside the configuration: the types of one layer's tensors.
 _LAYER = "model.layers.0"
 DESCRIPTIONS: dict[str, dict[str, Any]] = {
-    "modelslim": {
-        f"{_LAYER}.self_attn.o_proj.weight": "W8A8",
-        f"{_LAYER}.mlp.experts.0.up_proj.weight": "W8A8_DYNAMIC",
-    },
+    "modelslim": {f"{_LAYER}.self_attn.o_proj.weight": "FLOAT"},
+    "modelslim without a scale": {f"{_LAYER}.mlp.experts.0.up_proj.weight": "W8A8_DYNAMIC"},
     "modelslim of another type": {f"{_LAYER}.self_attn.o_proj.weight": "W4A4_DYNAMIC"},
 }
 WINDOW_OF_ALL = {"hf_overrides": {"sliding_window": 512}}
