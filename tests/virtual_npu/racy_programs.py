@@ -262,6 +262,18 @@ def input_overwritten_during_a_replay(repair: str | None) -> None:
     x.fill_(3.0)  # later
 
 
+@program("in the replay of graph", "wait_stream")
+def input_written_on_a_side_stream(repair: str | None) -> None:
+    """As a mask of active tokens would be that is written beside the stream that replays."""
+    side, main = torch.npu.Stream(), torch.npu.current_stream()
+    x = torch.ones(16, device=NPU)
+    graph, _ = graph_of(x)
+    with torch.npu.stream(side):
+        x.fill_(3.0)  # earlier
+    order(repair, side, main)
+    graph.replay()  # later
+
+
 @program("reads 64 bytes that aten::fill_.Scalar writes on another stream", "wait_stream")
 def two_streams_of_one_capture(repair: str | None) -> None:
     x = torch.ones(16, device=NPU)

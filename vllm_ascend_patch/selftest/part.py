@@ -18,11 +18,6 @@ MARK = "SELFTEST "
 
 def results(part: str, rest: list[str]) -> Iterator[Result]:
     """The results of ``part``, as they come."""
-    if part == "model":
-        from . import model
-
-        yield from model.check()
-        return
     import torch
     import torch_npu
 
