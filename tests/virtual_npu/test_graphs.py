@@ -126,12 +126,14 @@ def test_metadata_changed_in_place_is_not_changed_again_by_a_replay() -> None:
         assert torch.equal(result, x.t() * 2)
 
 
-def test_values_on_the_host_are_those_of_the_capture() -> None:
+def test_a_host_value_that_changed_is_refused_since_a_replay_takes_that_of_the_capture() -> None:
     x, factor = torch.ones(2, device=NPU), torch.tensor(3.0)
     graph, result = captured(lambda: x * factor)
-    factor.fill_(7.0)
     graph.replay()
     assert result.tolist() == [3, 3]
+    factor.fill_(7.0)
+    with pytest.raises(RuntimeError, match=r"mul.Tensor: argument other is on the host and has changed since the call"):
+        graph.replay()
 
 
 def test_random_numbers_go_on_as_they_would_without_a_graph() -> None:
@@ -235,6 +237,23 @@ def test_a_dump_lists_the_calls(tmp_path: Path, capfd: pytest.CaptureFixture[str
 # Task groups ----------------------------------------------------------------------------------------------------------
 
 
+def in_task_group(call: Callable[[], Any]) -> Any:
+    """Make the call on a stream that is captured; the handle of a task group that holds it."""
+    stream = torch.npu.current_stream()
+    torch.npu.graph_task_group_begin(stream)
+    call()
+    return torch.npu.graph_task_group_end(stream)
+
+
+def update_group(stream: Any, handle: Any, call: Callable[[], Any]) -> None:
+    torch.npu.graph_task_update_begin(stream, handle)
+    try:
+        with torch.npu.stream(stream):
+            call()
+    finally:
+        torch.npu.graph_task_update_end(stream)
+
+
 class Decode:
     """One query token of two requests over paged keys and values."""
 
@@ -264,21 +283,107 @@ def test_an_update_replaces_the_lengths_of_captured_attention() -> None:
         "out": [torch.empty_like(case.query), torch.empty(0, device=NPU)],
     }
 
-    def attend() -> torch_npu._C._NPUTaskGroupHandle:
-        stream = torch.npu.current_stream()
-        torch.npu.graph_task_group_begin(stream)
-        case.attend([5, 9], **out)
-        return torch.npu.graph_task_group_end(stream)
-
-    graph, handle = captured(attend)
+    graph, handle = captured(lambda: in_task_group(lambda: case.attend([5, 9], **out)))
     update = torch.npu.Stream()
     for lengths in ([7, 130], [200, 1]):
-        torch.npu.graph_task_update_begin(update, handle)
-        with torch.npu.stream(update):
-            case.attend(lengths, **out)
-        torch.npu.graph_task_update_end(update)
+        update_group(update, handle, lambda now=lengths: case.attend(now, **out))
         graph.replay()
         assert torch.equal(out["out"][0], case.attend(lengths))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda update, result: update.wait_stream(torch.npu.current_stream()),
+        lambda update, result: torch.npu.current_stream().synchronize(),
+        lambda update, result: torch.npu.synchronize(),
+        lambda update, result: result.tolist(),
+        lambda update, result: None,
+        lambda update, result: update.synchronize(),
+        lambda update, result: result.to("cpu", non_blocking=True),
+    ],
+    ids=["wait_stream", "synchronize", "device", "read", "nothing", "other stream", "unfinished copy"],
+)
+def test_an_update_may_not_overtake_the_replay_before_it(
+    wait: Callable[[Any, torch.Tensor], Any], request: pytest.FixtureRequest
+) -> None:
+    x, y = torch.ones(2, device=NPU), torch.zeros(2, device=NPU)
+    graph, handle = captured(lambda: in_task_group(lambda: y.add_(x)))
+    update = torch.npu.Stream()
+    update_group(update, handle, lambda: y.add_(x, alpha=2))  # before the first replay nothing can be overtaken
+    graph.replay()
+    wait(update, y)
+    if request.node.callspec.id in ("nothing", "other stream", "unfinished copy"):
+        with pytest.raises(RuntimeError, match="may overtake the last replay of its graph"):
+            torch.npu.graph_task_update_begin(update, handle)
+    else:
+        update_group(update, handle, lambda: y.add_(x, alpha=5))
+        graph.replay()
+        assert y.tolist() == [7, 7]
+
+
+def test_an_update_knows_what_the_stream_it_waits_for_has_waited_for() -> None:
+    x, y = torch.ones(2, device=NPU), torch.zeros(2, device=NPU)
+    graph, handle = captured(lambda: in_task_group(lambda: y.add_(x)))
+    update, between, event = torch.npu.Stream(), torch.npu.Stream(), torch.npu.Event()
+    graph.replay()
+    between.wait_stream(torch.npu.current_stream())
+    event.record(between)
+    graph.replay()
+    update.wait_event(event)  # knows the first replay, not the second
+    with pytest.raises(RuntimeError, match="may overtake the last replay of its graph"):
+        torch.npu.graph_task_update_begin(update, handle)
+    between.wait_stream(torch.npu.current_stream())
+    update.wait_stream(between)
+    update_group(update, handle, lambda: y.add_(x))
+
+
+def test_a_replay_with_some_of_its_task_groups_updated_is_refused() -> None:
+    x, y = torch.ones(2, device=NPU), torch.zeros(2, device=NPU)
+
+    def two() -> list[Any]:
+        return [in_task_group(lambda: y.add_(x)) for _ in range(2)]
+
+    graph, handles = captured(two)
+    update = torch.npu.Stream()
+    update_group(update, handles[0], lambda: y.add_(x, alpha=2))
+    with pytest.raises(RuntimeError, match="1 of the graph's 2 task groups were updated since its last replay"):
+        graph.replay()
+    update_group(update, handles[1], lambda: y.add_(x, alpha=3))
+    graph.replay()
+    assert y.tolist() == [5, 5]
+
+
+def test_lengths_on_the_host_that_changed_without_an_update_are_refused() -> None:
+    query, pages = half(2, 4, 128), (half(6, 128, 2, 128), half(6, 128, 2, 128))
+    table = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32, device=NPU)
+    lengths, out = torch.tensor([5, 9], dtype=torch.int32), torch.empty_like(query)
+
+    def attend() -> None:
+        torch_npu._npu_paged_attention(
+            query=query,
+            key_cache=pages[0],
+            value_cache=pages[1],
+            num_kv_heads=2,
+            num_heads=4,
+            scale_value=0.09,
+            block_table=table,
+            context_lens=lengths,
+            out=out,
+        )
+
+    graph, handle = captured(lambda: in_task_group(attend))
+    graph.replay()
+    lengths.add_(1)
+    with pytest.raises(RuntimeError, match="argument context_lens is on the host and has changed since the call"):
+        graph.replay()
+    update = torch.npu.Stream()
+    update.wait_stream(torch.npu.current_stream())
+    update_group(update, handle, attend)
+    graph.replay()
+    replayed = out.clone()
+    attend()
+    assert torch.equal(replayed, out)
 
 
 def test_torch_npus_own_dispatch_mode_updates_captured_attention() -> None:
@@ -302,22 +407,11 @@ def test_a_replay_before_the_update_is_refused_instead_of_waiting_for_ever() -> 
 def test_an_update_must_make_the_same_calls() -> None:
     x, y = torch.ones(2, device=NPU), torch.zeros(2, device=NPU)
 
-    def group() -> Any:
-        stream = torch.npu.current_stream()
-        torch.npu.graph_task_group_begin(stream)
-        y.add_(x)
-        return torch.npu.graph_task_group_end(stream)
-
-    graph, handle = captured(group)
+    graph, handle = captured(lambda: in_task_group(lambda: y.add_(x)))
     update = torch.npu.Stream()
 
     def replace(call: Callable[[], Any]) -> None:
-        torch.npu.graph_task_update_begin(update, handle)
-        try:
-            with torch.npu.stream(update):
-                call()
-        finally:
-            torch.npu.graph_task_update_end(update)
+        update_group(update, handle, call)
 
     replace(lambda: y.add_(x, alpha=5))
     assert y.tolist() == [0, 0]

@@ -7,7 +7,7 @@ when the capture ends, and every replay runs it on the recorded addresses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +56,31 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+class _Call:
+    """One call as a replay makes it; its host tensors also as the caller holds them."""
+
+    def __init__(self, given: Mapping[str, Any], split: int) -> None:
+        frozen = {argument: _frozen(value) for argument, value in given.items()}
+        names = list(frozen)
+        self.positional = [frozen[name] for name in names[:split]]
+        self.keywords = {name: frozen[name] for name in names[split:]}
+        self._host = [
+            (argument, callers, kept)
+            for argument in given
+            for callers, kept in zip(tensors_in(given[argument]), tensors_in(frozen[argument]), strict=True)
+            if callers.device.type == "cpu"
+        ]
+
+    def check_hosttensors_in(self) -> None:
+        """Refuse a replay that its caller may take for one with new values."""
+        for argument, callers, kept in self._host:
+            if not torch.equal(callers, kept):
+                raise RuntimeError(
+                    f"argument {argument} is on the host and has changed since the call was captured or updated; a replay "
+                    "takes the old value"
+                )
+
+
 def tensors_in(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
@@ -80,7 +105,7 @@ def update(
     if returned is None:
         stream.refuse(name, "its result would be new memory; call the .out form")
     assert returned is not None
-    stream.add(name, _replay(kernel, _frozen_call(given, split), []), ordered([]) if ordered else None)
+    stream.add(name, _replay(kernel, _Call(given, split), []), ordered([]) if ordered else None)
     results = [tensor for argument in returned for tensor in tensors_in(given[argument])]
     return results[0] if len(results) == 1 else tuple(results) if results else None
 
@@ -101,7 +126,7 @@ def capture(
     the arguments ``given`` are positional. ``ordered``, where order is checked, takes the new tensors and returns what the
     call touches at every replay.
     """
-    frozen = _frozen_call(given, split)
+    call = _Call(given, split)
     for argument in written:
         for tensor in tensors_in(given[argument]):
             stream.save(tensor)
@@ -109,25 +134,17 @@ def capture(
     targets = [borrow_cpu(tensor) for tensor in new]
     for tensor in new:
         stream.poison(tensor)
-    stream.add(name, _replay(kernel, frozen, targets), ordered(new) if ordered else None)
+    stream.add(name, _replay(kernel, call, targets), ordered(new) if ordered else None)
     return result
 
 
-def _frozen_call(given: Mapping[str, Any], split: int) -> tuple[list[Any], dict[str, Any]]:
-    frozen = {argument: _frozen(value) for argument, value in given.items()}
-    names = list(frozen)
-    return [frozen[name] for name in names[:split]], {name: frozen[name] for name in names[split:]}
-
-
-def _replay(
-    kernel: Kernel, frozen: tuple[Sequence[Any], Mapping[str, Any]], targets: list[torch.Tensor]
-) -> Callable[[], None]:
-    positional, keywords = frozen
-    known = {id(tensor) for tensor in tensors_in([*positional, *keywords.values()])}
+def _replay(kernel: Kernel, call: _Call, targets: list[torch.Tensor]) -> Callable[[], None]:
+    known = {id(tensor) for tensor in tensors_in([*call.positional, *call.keywords.values()])}
 
     def replay() -> None:
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            result = kernel(*positional, **keywords)
+            call.check_hosttensors_in()
+            result = kernel(*call.positional, **call.keywords)
             fresh = [tensor for tensor in tensors_in(result) if id(tensor) not in known]
             for target, tensor in zip(targets, fresh, strict=True):
                 if target.shape != tensor.shape:

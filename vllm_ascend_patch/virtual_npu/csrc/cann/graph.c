@@ -31,6 +31,7 @@ typedef struct {
 typedef struct task_group {
     struct model *model;
     size_t first, count, updated;
+    bool fresh; /* updated since the graph's last replay */
     struct task_group *next;
 } task_group;
 
@@ -46,6 +47,8 @@ typedef struct model {
     kept_memory *kept;
     size_t kept_count, kept_capacity;
     task_group *groups, *open_group;
+    uint64_t replay;   /* number of its last replay, 0 for none */
+    int32_t replay_on; /* id of the stream that it ran on */
     struct model *next; /* in the list of captures under way */
 } model;
 
@@ -297,12 +300,27 @@ EXPORT int aclmdlRICaptureThreadExchangeMode(int *mode) {
     return ACL_SUCCESS;
 }
 
+/* A replay takes all of its task groups' host values from one step, or those of the replay before. */
+static int check_updates(const model *graph) {
+    size_t groups = 0, fresh = 0;
+    for (const task_group *group = graph->groups; group; group = group->next) ++groups, fresh += group->fresh;
+    if (!fresh || fresh == groups) return ACL_SUCCESS;
+    return virtual_error(ACL_ERROR_RT_PARAM_INVALID,
+                         "%zu of the graph's %zu task groups were updated since its last replay: the others would run with the "
+                         "host values of the replay before", fresh, groups);
+}
+
 EXPORT int aclmdlRIExecuteAsync(model *graph, virtual_stream *stream) {
     if (graph->capturing) return virtual_error(ACL_ERROR_RT_MODEL_CAPTURED, "the graph's capture has not ended");
     if (capture_on(stream)) {
         virtual_graph_invalidate(stream, "a graph was replayed on it; the virtual NPU has no graphs in graphs");
         return virtual_error(ACL_ERROR_RT_STREAM_CAPTURED, "a graph cannot be replayed on a stream that is captured");
     }
+    const int stale = check_updates(graph);
+    if (stale) return stale;
+    for (task_group *group = graph->groups; group; group = group->next) group->fresh = false;
+    graph->replay = virtual_replay_runs(stream);
+    graph->replay_on = stream ? stream->id : 0;
     int code = virtual_order_tell((virtual_order_call){.kind = ORDER_REPLAY_BEGINS, .stream = stream, .bytes = graph->number});
     for (size_t i = 0; i < graph->count && !code; ++i) {
         const node *node = &graph->nodes[i];
@@ -375,6 +393,10 @@ EXPORT int aclmdlRICaptureTaskUpdateBegin(virtual_stream *stream, task_group *gr
                              "a task group is updated on a stream of its own that neither captures nor updates anything else");
     if (group->model->capturing)
         return virtual_error(ACL_ERROR_RT_MODEL_CAPTURED, "a task group can be updated when its graph's capture has ended");
+    if (group->model->replay && !virtual_replay_seen(stream, group->model->replay_on, group->model->replay))
+        return virtual_error(ACL_ERROR_RT_PARAM_INVALID,
+                             "the update of a task group may overtake the last replay of its graph, which would then run with the "
+                             "new values: let the updating stream wait for the stream of the replay, or the host for its results");
     group->updated = 0;
     stream->updates = group;
     __atomic_add_fetch(&busy_streams, 1, __ATOMIC_ACQ_REL);
@@ -389,5 +411,6 @@ EXPORT int aclmdlRICaptureTaskUpdateEnd(virtual_stream *stream) {
     if (group->updated != group->count)
         return virtual_error(ACL_ERROR_RT_PARAM_INVALID, "the update replaced %zu of the task group's %zu call(s)", group->updated,
                              group->count);
+    group->fresh = true;
     return ACL_SUCCESS;
 }

@@ -226,6 +226,7 @@ EXPORT int aclrtMemcpy(void *destination, size_t capacity, const void *source, s
     (void)kind;
     int code = virtual_capture_refuses("aclrtMemcpy", NULL);
     if (code) return code;
+    virtual_replays_host_waits_for_all();
     code = virtual_order_tell((virtual_order_call){ORDER_HOST_COPY, NULL, destination, source, count});
     return code ? code : copy(destination, capacity, source, count);
 }

@@ -17,6 +17,7 @@ enum { ACL_EVENT_EXTERNAL = 0x20 }; /* acl/acl_rt.h: its records and waits becom
 typedef struct {
     uint64_t microseconds; /* when it was last recorded, on the monotonic clock */
     uint32_t capture;      /* the capture in which it was last recorded, 0 for none */
+    virtual_replays replays; /* what had been replayed before its last record */
     bool external;
     bool reset; /* reset and not recorded since */
 } virtual_event;
@@ -52,6 +53,7 @@ EXPORT void virtual_order_stream(void *stream, int *number, int *device) {
 
 EXPORT int aclrtDestroyStream(void *stream) {
     virtual_order_tell((virtual_order_call){.kind = ORDER_STREAM_GONE, .stream = stream});
+    if (stream) virtual_replays_drop(&((virtual_stream *)stream)->replays);
     free(stream);
     return ACL_SUCCESS;
 }
@@ -90,8 +92,10 @@ NOTHING_TO_DO(aclrtUnSubscribeReport)
 
 EXPORT int aclrtSynchronizeDevice(void) {
     int refused = virtual_capture_refuses("aclrtSynchronizeDevice", NULL);
+    if (refused) return refused;
     const size_t device = (size_t)virtual_device();
-    return refused ? refused : virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_DEVICE, .bytes = device});
+    virtual_replays_host_waits_for_all();
+    return virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_DEVICE, .bytes = device});
 }
 
 EXPORT int aclrtSynchronizeDeviceWithTimeout(int32_t timeout) {
@@ -101,7 +105,9 @@ EXPORT int aclrtSynchronizeDeviceWithTimeout(int32_t timeout) {
 
 EXPORT int aclrtSynchronizeStream(void *stream) {
     int refused = virtual_capture_refuses("aclrtSynchronizeStream", stream);
-    return refused ? refused : virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_STREAM, .stream = stream});
+    if (refused) return refused;
+    virtual_graph_host_reads(stream);
+    return virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_STREAM, .stream = stream});
 }
 
 EXPORT int aclrtSynchronizeStreamWithTimeout(void *stream, int32_t timeout) {
@@ -123,6 +129,7 @@ EXPORT int aclrtCreateEvent(void **event) { return aclrtCreateEventExWithFlag(ev
 
 EXPORT int aclrtDestroyEvent(void *event) {
     virtual_order_tell((virtual_order_call){.kind = ORDER_EVENT_GONE, .subject = event});
+    if (event) virtual_replays_drop(&((virtual_event *)event)->replays);
     free(event);
     return ACL_SUCCESS;
 }
@@ -165,7 +172,10 @@ EXPORT int aclrtRecordEvent(virtual_event *event, void *stream) {
     if (event->external && virtual_graph_state(stream) == VIRTUAL_STREAM_CAPTURES)
         return put(stream, "record of an external event", record_now, event);
     int code = record_on(stream, event);
-    if (!event->external) event->capture = virtual_capture_of(stream);
+    if (!event->external) {
+        event->capture = virtual_capture_of(stream);
+        virtual_replays_record(stream, &event->replays);
+    }
     return code;
 }
 
@@ -180,6 +190,7 @@ EXPORT int aclrtStreamWaitEvent(virtual_stream *stream, virtual_event *event) {
         int code = virtual_capture_join(stream, event->capture);
         if (code) return code;
     }
+    virtual_replays_wait(stream, &event->replays);
     return wait_on(stream, event);
 }
 
@@ -191,7 +202,9 @@ static int refuse_captured(const char *function, const virtual_event *event) {
 
 EXPORT int aclrtSynchronizeEvent(const virtual_event *event) {
     int refused = refuse_captured("aclrtSynchronizeEvent", event);
-    return refused ? refused : virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_EVENT, .subject = event});
+    if (refused) return refused;
+    virtual_replays_host_waits(&event->replays);
+    return virtual_order_tell((virtual_order_call){.kind = ORDER_SYNC_EVENT, .subject = event});
 }
 
 EXPORT int aclrtQueryEventStatus(const virtual_event *event, int *status) {
@@ -199,7 +212,10 @@ EXPORT int aclrtQueryEventStatus(const virtual_event *event, int *status) {
     int refused = refuse_captured("aclrtQueryEventStatus", event);
     if (refused) return refused;
     int code = virtual_order_tell((virtual_order_call){.kind = ORDER_QUERY_EVENT, .subject = event});
-    if (code != ORDER_NOT_YET) return code;
+    if (code != ORDER_NOT_YET) {
+        virtual_replays_host_waits(&event->replays);
+        return code;
+    }
     *status = 0; /* ACL_EVENT_RECORDED_STATUS_NOT_READY */
     return ACL_SUCCESS;
 }

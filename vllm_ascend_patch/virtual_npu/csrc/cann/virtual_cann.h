@@ -45,12 +45,24 @@ const virtual_profile *virtual_machine(void);
 /* Record `format` as the message of the most recent error of this thread and return `code`. */
 int virtual_error(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* The newest replay on each stream that somebody has waited for; replays.c. */
+typedef struct {
+    int32_t stream;
+    uint64_t replay;
+} virtual_replay;
+
+typedef struct {
+    virtual_replay *items;
+    size_t count;
+} virtual_replays;
+
 typedef struct {
     int32_t id;
     int device;
     uint32_t overflow_switch;
     uint32_t capture;           /* number of the capture it takes part in or took part in; see graph.c */
     struct task_group *updates; /* the task group whose calls are being replaced on it */
+    virtual_replays replays;    /* what its work comes after */
 } virtual_stream;
 
 /* graph.c: whether `stream` takes part in a capture that is under way, and that capture's number (0: none). */
@@ -63,6 +75,19 @@ int virtual_capture_join(virtual_stream *stream, uint32_t capture);
 /* graph.c: an error that names `function` if it waits for a stream that is captured (stream given), or is not allowed in
  * this thread while a capture is under way (stream NULL). Such a call ends the capture without a graph. */
 int virtual_capture_refuses(const char *function, virtual_stream *stream);
+
+/* replays.c: a graph runs on `stream`; the number of this replay, from 1. */
+uint64_t virtual_replay_runs(virtual_stream *stream);
+
+/* replays.c: whether what is put on `by` next comes after replay `number` on the stream with the id `on`. */
+bool virtual_replay_seen(virtual_stream *by, int32_t on, uint64_t number);
+
+/* replays.c: an event is recorded on a stream; a stream or the host waits for an event, or the host for the whole device. */
+void virtual_replays_record(virtual_stream *stream, virtual_replays *event);
+void virtual_replays_wait(virtual_stream *stream, const virtual_replays *event);
+void virtual_replays_host_waits(const virtual_replays *event);
+void virtual_replays_host_waits_for_all(void);
+void virtual_replays_drop(virtual_replays *replays);
 
 /* runtime.c, public: the message of this thread's most recent error, or NULL. */
 const char *aclGetRecentErrMsg(void);

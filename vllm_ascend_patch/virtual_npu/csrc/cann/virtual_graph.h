@@ -46,6 +46,9 @@ int virtual_graph_poison(void *stream, void *memory, size_t bytes);
 /* The capture on `stream` cannot become a graph any more; `why` is told at its end. */
 void virtual_graph_invalidate(void *stream, const char *why);
 
+/* The host reads what was computed on `stream`, hence has waited for it. */
+void virtual_graph_host_reads(void *stream);
+
 /* Set the message of the most recent error and return a code for it. */
 int virtual_graph_error(const char *message);
 

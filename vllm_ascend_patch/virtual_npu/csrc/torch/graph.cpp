@@ -75,6 +75,10 @@ void GraphStream::refuse(const std::string& call, const std::string& why) const 
   TORCH_CHECK(false, message);
 }
 
+void host_reads(c10::Device device) {
+  virtual_graph_host_reads(c10_npu::getCurrentNPUStream(device.index()).stream(false));
+}
+
 size_t span_of(const at::Tensor& tensor) {
   int64_t last = 0;
   for (int64_t i = 0; i < tensor.dim(); ++i) {

@@ -41,6 +41,9 @@ class GraphStream {
 // Above this size, memory that a captured call only writes into is left alone instead of being written and restored.
 inline constexpr size_t kLargestSave = size_t{64} << 20;
 
+// The host has waited for what `device`'s current stream computes.
+void host_reads(c10::Device device);
+
 // Bytes from the first to the last element of `tensor`.
 size_t span_of(const at::Tensor& tensor);
 

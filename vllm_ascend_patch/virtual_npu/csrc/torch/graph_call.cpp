@@ -27,7 +27,8 @@ void append_tensors(const c10::IValue& value, std::vector<at::Tensor>& found) {
   }
 }
 
-// Values on the host are part of a captured call: what becomes of them later is not seen, as with a kernel's arguments.
+// Values on the host are part of a captured call: what becomes of them later is not seen, as with a kernel's arguments. A
+// program that changes one and replays the graph has most likely forgotten that, so the replay refuses.
 bool is_value(const at::Tensor& tensor, const AliasTable& aliases) {
   return tensor.defined() && tensor.dim() == 0 && !aliases.has_storage_of(tensor);
 }
@@ -47,8 +48,10 @@ GraphCall::GraphCall(
     : op_(op), arguments_(std::move(arguments)) {
   for (size_t i = 0; i < arguments_.size(); ++i) {
     if (arguments_[i].isTensor() && is_value(arguments_[i].toTensor(), aliases)) {
-      const bool wrapped = arguments_[i].toTensor().unsafeGetTensorImpl()->is_wrapped_number();
-      arguments_[i] = arguments_[i].toTensor().clone();
+      const at::Tensor callers = arguments_[i].toTensor();
+      const bool wrapped = callers.unsafeGetTensorImpl()->is_wrapped_number();
+      arguments_[i] = callers.clone();
+      host_values_.push_back({i, callers, arguments_[i].toTensor()});
       arguments_[i].toTensor().unsafeGetTensorImpl()->set_wrapped_number(wrapped);
     }
     if (written[i]) {
@@ -121,6 +124,12 @@ void GraphCall::commit(const GraphStream& stream, order::CapturedPtr order) && {
 }
 
 void GraphCall::run() const {
+  for (const HostValue& value : host_values_) {
+    const bool same = std::memcmp(value.callers.data_ptr(), value.captured.data_ptr(), value.captured.nbytes()) == 0;
+    TORCH_CHECK(
+        same, "argument ", op_.schema().arguments()[value.argument].name(),
+        " is on the host and has changed since the call was captured or updated; a replay takes the old value");
+  }
   Stack stack = arguments_;
   if (seed_ && generator_ >= 0) {
     stack[generator_] = seeded_cpu_generator(*seed_);

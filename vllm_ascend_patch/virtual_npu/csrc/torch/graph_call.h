@@ -54,7 +54,15 @@ class GraphCall {
 
   c10::OperatorHandle op_;
   torch::jit::Stack arguments_;
+  // A value on the host as the caller's memory holds it, and as it was when the call was captured.
+  struct HostValue {
+    size_t argument;
+    at::Tensor callers;
+    at::Tensor captured;
+  };
+
   std::vector<at::Tensor> writes_;
+  std::vector<HostValue> host_values_;
   std::vector<Target> targets_;
   int generator_ = -1;
   std::optional<CapturedSeed> seed_;

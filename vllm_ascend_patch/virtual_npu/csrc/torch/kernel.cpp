@@ -245,6 +245,8 @@ class Kernel final : public c10::OperatorKernel {
       originals.emplace(stack->begin() + static_cast<std::ptrdiff_t>(first), stack->end());
     }
 
+    const bool host_waits = tensors_on && graph.runs() && waits_for_results(plan, *stack, first, results_on_npu);
+
     AliasTable aliases;
     for (size_t i = first; i < stack->size(); ++i) {
       replace_tensors((*stack)[i], [&](const at::Tensor& tensor) { return on_npu(tensor) ? aliases.alias(tensor) : tensor; });
@@ -284,6 +286,9 @@ class Kernel final : public c10::OperatorKernel {
 
     if (plan.writes) {
       aliases.write_back(guarded);
+    }
+    if (host_waits) {
+      host_reads(*tensors_on);
     }
     const size_t first_result = stack->size() - op.schema().returns().size();
     for (size_t i = first_result; i < stack->size(); ++i) {
@@ -344,6 +349,15 @@ class Kernel final : public c10::OperatorKernel {
     }
     launch->commit();
     return launch->captured();
+  }
+
+  // Whether the host has the device's results when the call returns: a value, a size, or a copy that blocks.
+  static bool waits_for_results(const Plan& plan, const Stack& stack, size_t first, bool results_on_npu) {
+    if (!plan.copies) {
+      return !results_on_npu || plan.needs_host;
+    }
+    const bool to_host = !on_npu(stack[first].toTensor()) || !on_npu(stack[first + 1].toTensor());
+    return to_host && !stack[first + 2].toBool();
   }
 
   // A captured call must not need the host: to learn sizes or values from the device, or to wait for a copy.
