@@ -19,6 +19,7 @@ from typing import Any
 
 from tests.support.collectives import CollectiveCounter
 from tests.support.ranks import run_ranks, values_of
+from vllm_ascend_patch.core.dp.vector import GraphMode
 from vllm_ascend_patch.seams import serving
 
 from .schedules import Schedule, make_schedule
@@ -80,6 +81,8 @@ def check(
         seen["fewer requests than ranks"] += 0 < sum(bool(s.requests) for s in row) < size
         seen["all idle"] += all(s.dummy for s in row)
         seen["graph"] += expected[0][0] != 0
+        seen["whole step"] += expected[0][0] == GraphMode.FULL
+        seen["whole step refused"] += expected[0][0] != GraphMode.FULL and any(step.dummy for step in row)
         seen["eager"] += expected[0][0] == 0
         seen["speculative"] += schedule.speculative
         seen["profiling"] += bool(row[0].profile)

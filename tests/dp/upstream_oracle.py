@@ -13,8 +13,18 @@ from vllm.v1.worker import dp_utils
 from .schedules import NEAR_THE_END, RankStep
 from .upstream_runner import dispatcher, make_config
 
-SITUATIONS = ("all idle", "fewer requests than ranks", "graph", "eager", "speculative", "profiling")
-"""What the schedules of such a release must come to, often."""
+SITUATIONS = (
+    "all idle",
+    "fewer requests than ranks",
+    "graph",
+    "whole step",
+    "whole step refused",
+    "eager",
+    "speculative",
+    "profiling",
+)
+"""What the schedules of such a release must come to, often. An idle rank votes for the graph of a whole step: another rank
+refuses it, with a prompt or with more tokens than are captured."""
 
 
 class Oracle:

@@ -23,6 +23,7 @@ from .scripts import chosen, job_for
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
 GRAPHS = {"enforce_eager": False}
+WHOLE_STEPS = {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"}}
 COMPILED_ONLY = {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "NONE"}}
 
 
@@ -74,6 +75,16 @@ def check(result: dict[str, Any], job: dict[str, Any], checkpoint: Path) -> None
         assert result["many_complete"]
 
 
+def check_same_replays(workers: list[Worker]) -> None:
+    """Every rank replayed the steps that the others replayed, and there were many."""
+    # The last step that was written may lack its last events.
+    steps = range(min(max(worker.captured) for worker in workers))
+    for step in steps:
+        captured = [worker.captured.get(step) for worker in workers]
+        assert all(one == captured[0] for one in captured), f"the ranks did not replay step {step} alike: {captured}"
+    assert sum(workers[0].captured.get(step) == [True] for step in steps) > 50
+
+
 @pytest.mark.parametrize(
     ("family", "tp", "dp", "soc", "methods"),
     [
@@ -111,14 +122,45 @@ def test_tokens_equal_transformers_with_graphs(
         told = sum(map(sum, worker.captured.values()))
         assert told >= worker.modes["PIECEWISE"], f"replays whose mask nobody brought up to date: {told} {worker.modes}"
     if dp > 1:
-        # The last step that was written may lack its last events.
-        steps = range(min(max(worker.captured) for worker in workers))
-        for step in steps:
-            captured = [worker.captured.get(step) for worker in workers]
-            assert all(one == captured[0] for one in captured), (
-                f"the ranks did not replay step {step} alike: {captured}"
-            )
-        assert sum(workers[0].captured.get(step) == [True] for step in steps) > 50
+        check_same_replays(workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "tp", "dp", "soc", "methods"),
+    [
+        ("mixtral", 1, 1, "A2", {"allgather"}),
+        ("qwen3_moe", 2, 1, "A2", {"allgather"}),
+        ("mixtral_wide", 1, 2, "A3", {"mc2", "allgather"}),
+        ("qwen2_moe", 1, 2, "A2", {"allgather"}),
+        ("mixtral_wide", 2, 2, "A3", {"mc2", "allgather"}),
+    ],
+)
+def test_tokens_equal_transformers_with_graphs_of_whole_decode_steps(
+    family: str,
+    tp: int,
+    dp: int,
+    soc: str,
+    methods: set[str],
+    checkpoints: Callable[[str], Path],
+    run_engine: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Decoding is one graph per step, on all ranks or on none; an idle rank replays it with rows that are no request's."""
+    checkpoint = checkpoints(family)
+    job = graph_job(checkpoint, tp, dp, WHOLE_STEPS)
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    result = run_engine(job, devices=tp * dp, soc=soc, VLLM_ASCEND_PATCH_TRACE=str(traces / "{rank}-{pid}.json"))
+    check(result, job, checkpoint)
+    assert chosen(result["log"]) == methods
+    workers = traced_workers(traces)
+    assert len(workers) == tp * dp
+    for worker in workers:
+        assert worker.modes["FULL"] > worker.modes["NONE"] > 0, worker.modes
+        assert worker.modes["PIECEWISE"] == 0
+    if dp > 1:
+        check_same_replays(workers)
 
 
 @pytest.mark.slow

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_ascend_patch.releases.graphs import full_graph_obstacle
+from vllm_ascend_patch.releases.guard import installed_release
+
 
 def vllm_file(*parts: str) -> Path:
     """Path of a file of the installed vLLM, which may not exist."""
@@ -20,6 +23,7 @@ needs_vllm = pytest.mark.skipif(not vllm_file("__init__.py").exists(), reason="v
 HAS_KERNEL_REGISTRY = vllm_file("triton_utils", "dispatcher.py").exists()
 HAS_ONE_COORDINATION = vllm_file("v1", "worker", "dp_utils.py").exists()
 FULL_GRAPHS_BY_DEFAULT = HAS_ONE_COORDINATION
+HAS_GRAPHS_OF_WHOLE_STEPS = full_graph_obstacle(installed_release() or "") is None
 
 needs_kernel_registry = pytest.mark.skipif(
     not HAS_KERNEL_REGISTRY,

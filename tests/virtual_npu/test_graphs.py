@@ -286,7 +286,7 @@ def test_an_update_replaces_the_lengths_of_captured_attention() -> None:
     graph, handle = captured(lambda: in_task_group(lambda: case.attend([5, 9], **out)))
     update = torch.npu.Stream()
     for lengths in ([7, 130], [200, 1]):
-        update_group(update, handle, lambda now=lengths: case.attend(now, **out))
+        update_group(update, handle, functools.partial(case.attend, lengths, **out))
         graph.replay()
         assert torch.equal(out["out"][0], case.attend(lengths))
 

@@ -75,14 +75,36 @@ def _run_pieces(vllm_config: VllmConfig) -> None:
             _change(compilation, "backend", _BACKEND, why)
             _change(compilation, "use_inductor_graph_partition", False, why)
         _no_fusions(compilation.pass_config)
-    if compilation.cudagraph_mode.has_full_cudagraphs():
-        why = "attention takes its lengths from the host, so it runs between graphs"
-        _change(compilation, "cudagraph_mode", CUDAGraphMode.PIECEWISE, why)
+    _capture_whole_steps(vllm_config)
     forced = METHODS.get(envs.VLLM_ASCEND_PATCH_MOE_COMM)
     if forced is not None and not forced.capturable and _is_moe(vllm_config):
         variable = f"VLLM_ASCEND_PATCH_MOE_COMM={envs.VLLM_ASCEND_PATCH_MOE_COMM}"
         why = f"{variable} reads sizes from the device, which no graph can capture"
         _change(compilation, "cudagraph_mode", CUDAGraphMode.NONE, why, logger.warning)
+
+
+def _capture_whole_steps(vllm_config: VllmConfig) -> None:
+    """Graphs of whole decode steps where they can be had, else pieces."""
+    from vllm.config import CUDAGraphMode
+
+    compilation = vllm_config.compilation_config
+    if not compilation.cudagraph_mode.has_full_cudagraphs():
+        return
+    obstacle = _full_graph_obstacle(vllm_config)
+    if obstacle is None and compilation.cudagraph_mode.name != "FULL_DECODE_ONLY":
+        obstacle = "whole decode steps are captured when cudagraph_mode is FULL_DECODE_ONLY"
+    if obstacle is not None:
+        _change(compilation, "cudagraph_mode", CUDAGraphMode.PIECEWISE, obstacle)
+
+
+def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
+    """Why no graph holds attention, in words; None if nothing is in the way."""
+    from vllm_ascend_patch.releases import graphs, guard
+
+    model = vllm_config.model_config
+    if model is not None and model.use_mla:
+        return "latent attention was not tried in graphs"
+    return graphs.full_graph_obstacle(guard.installed_release() or "")
 
 
 def _run_eager(vllm_config: VllmConfig, why: str) -> None:

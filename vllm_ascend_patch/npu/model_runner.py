@@ -15,6 +15,7 @@ from vllm_ascend_patch.core import trace
 from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.step.phases import trace_forwards
 
+from .compilation_defaults import graphs_supported
 from .loading import CheckedLoading
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 class NPUModelRunner(CheckedLoading, GPUModelRunner):
     """``GPUModelRunner``; the worker has mapped ``torch.cuda`` names to ``torch.npu`` before."""
+
+    model: Any
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         serving.begin(self, vllm_config, armed.applied())
@@ -38,11 +41,31 @@ class NPUModelRunner(CheckedLoading, GPUModelRunner):
         (``opaque_attention_op``), 0.10.1 does it on its own devices only. Forwards are traced, where no method runs them.
         """
         super().load_model(*args, **kwargs)
+        if graphs_supported():
+            from .graphs import with_updates
+
+            self.model = with_updates(self.model)
         if trace.enabled() and not hasattr(GPUModelRunner, "_model_forward"):
             trace_forwards(self.get_model())
         for layer in self.vllm_config.compilation_config.static_forward_context.values():
             if getattr(layer, "use_direct_call", False):
                 layer.use_direct_call = False
+
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's; attention has to know, since rows of a forward without requests have no slots."""
+        step = serving.entering(self).step
+        before, step.dummy = step.dummy, True
+        try:
+            return super()._dummy_run(*args, **kwargs)
+        finally:
+            step.dummy = before
+
+    def _check_and_update_cudagraph_mode(self, *args: Any, **kwargs: Any) -> None:
+        """Upstream's, less the graphs of whole steps with more rows than there are slots for padding (``layout.py``)."""
+        super()._check_and_update_cudagraph_mode(*args, **kwargs)
+        from .graphs import drop_large_full_graphs
+
+        drop_large_full_graphs(self.cudagraph_dispatcher)
 
     def _init_device_properties(self) -> None:
         """Upstream reads the number of multiprocessors, for cascade attention alone, which is off."""

@@ -19,6 +19,17 @@ _COMPILES_WITH_IT_ONLY = SpecifierSet("<0.11.1")
 """Releases that replace Dynamo's ``inline_call`` by a function with the parameters that it has in torch up to 2.8."""
 
 
+_WHOLE_STEPS = SpecifierSet(">=0.32.0,<0.33.0")
+"""Releases on which graphs of whole decode steps were run."""
+
+
+def full_graph_obstacle(release: str) -> str | None:
+    """Why no graph of ``release`` holds attention, in words; None if nothing is in the way."""
+    if _WHOLE_STEPS.contains(release, prereleases=True):
+        return None
+    return f"graphs of whole steps were not tried with vLLM {release}"
+
+
 def graph_obstacle(release: str) -> str | None:
     """Why ``release`` runs without graphs with the installed torch, in words; None if nothing is in the way."""
     if not records.covers(GRAPH_CAPTURE, release):

@@ -63,6 +63,7 @@ class Step:
     Attributes:
         capturing: upstream's decision code runs for its vote alone, and is left at its all-reduce.
         idle: the step is one of a rank without work.
+        dummy: the forward is one without requests, of whatever kind: idle, profiling, warm-up, capture.
         expected: what upstream will ask the ranks for; for releases whose ranks tell each other token counts only.
         agreed: the agreement of a dummy step that had to know it before upstream asks; for the same releases.
         layer: the token counts for the MoE layer whose forward is on the stack, else None.
@@ -70,6 +71,7 @@ class Step:
 
     capturing: bool = False
     idle: bool = False
+    dummy: bool = False
     expected: Vote | None = None
     agreed: StepAgreement | None = None
     layer: ForwardTokens | None = None

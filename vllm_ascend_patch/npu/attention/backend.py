@@ -3,15 +3,19 @@
 
 Head size 128 goes through the TND layout in one call per layer. Other head sizes go through BSND: one call for all
 single-token requests and one for each longer request, because BSND would otherwise pad every request to the longest.
+Steps whose requests all have the same number of tokens can be captured whole (``graph_tasks.py``).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch_npu
+from torch_npu._C import _weak_ref_tensor as weak
 
+from .graph_tasks import GraphTasks
 from .interface import AttentionBackend, AttentionImpl, AttentionType
 from .layout import BLOCK_SIZE, QueryLayout, check_head_size, query_layout, split_pages
 from .metadata import NPUAttentionMetadata, NPUAttentionMetadataBuilder
@@ -107,6 +111,8 @@ class NPUAttentionImpl(AttentionImpl):
         if attn_metadata is None:
             causal_mask(query.device)  # kept for good: memory profiling has to see it
             return output.zero_()
+        if attn_metadata.tasks is not None:
+            return self._capture(layer, query, key, value, kv_cache, attn_metadata, attn_metadata.tasks, output)
         tokens = attn_metadata.num_tokens
         key_cache, value_cache = split_pages(kv_cache)
         if not self.shares_kv and key is not None:
@@ -130,6 +136,58 @@ class NPUAttentionImpl(AttentionImpl):
             output[tokens:].zero_()
         return output
 
+    def _capture(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        meta: NPUAttentionMetadata,
+        tasks: GraphTasks,
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Record the layer's step for all rows of a graph.
+
+        All requests have the same number of query tokens. A request of key length 0 gets zeros, and its rows' keys and
+        values go to the null block, so padding neither reads nor reaches what is another request's.
+        """
+        key_cache, value_cache = split_pages(kv_cache)
+        if not self.shares_kv and key is not None:
+            torch_npu.npu_scatter_pa_kv_cache(
+                key.contiguous(), value.contiguous(), key_cache, value_cache, meta.slots, **nd_cache_mode()
+            )
+        requests = len(meta.context_lens)
+        tokens = query.shape[0] // requests
+        form: dict[str, Any] = {}
+        if self.layout is QueryLayout.TND:
+            shape: tuple[int, ...] = (query.shape[0], self.num_heads, self.head_size)
+            form["actual_seq_lengths"] = [tokens * (request + 1) for request in range(requests)]
+        else:
+            shape = (requests, tokens, self.num_heads, self.head_size)
+        if tokens > 1:
+            form |= {"sparse_mode": CAUSAL_RIGHT_DOWN, "atten_mask": causal_mask(query.device)}
+        pages = tuple(cache.view(cache.shape[0], cache.shape[1], -1) for cache in (key_cache, value_cache))
+        query = query.contiguous().view(shape)
+        arguments: dict[str, Any] = {
+            "num_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "scale": self.scale,
+            "input_layout": self.layout.value,
+            "block_table": weak(meta.page_table),
+            "block_size": pages[0].shape[1],
+            **form,
+        }
+        workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(
+            query, *pages, actual_seq_lengths_kv=meta.context_lens, **arguments
+        )
+        sums = torch.empty(1, dtype=torch.float32, device=query.device)  # not asked for, but the form wants it
+        call = partial(
+            _attend_into, weak(query), pages, [weak(output.view(shape)), weak(sums)], weak(workspace), arguments
+        )
+        tasks.capture(layer.layer_name, call, meta.context_lens)
+        return output
+
     def _attend_tnd(
         self, query: torch.Tensor, pages: tuple[torch.Tensor, ...], meta: NPUAttentionMetadata
     ) -> torch.Tensor:
@@ -137,7 +195,7 @@ class NPUAttentionImpl(AttentionImpl):
             query,
             pages,
             "TND",
-            meta.block_table,
+            meta.page_table,
             meta.context_lens,
             query_ends=meta.query_ends,
             sparse_mode=CAUSAL_RIGHT_DOWN,
@@ -155,7 +213,7 @@ class NPUAttentionImpl(AttentionImpl):
         decodes = meta.num_decodes
         if decodes:
             out[:decodes] = self._operator(
-                query[:decodes].unsqueeze(1), pages, "BSND", meta.block_table[:decodes], meta.context_lens[:decodes]
+                query[:decodes].unsqueeze(1), pages, "BSND", meta.page_table[:decodes], meta.context_lens[:decodes]
             ).squeeze(1)
         start = decodes
         for request in range(decodes, len(meta.query_ends)):
@@ -165,7 +223,7 @@ class NPUAttentionImpl(AttentionImpl):
                     query[start:end].unsqueeze(0),
                     pages,
                     "BSND",
-                    meta.block_table[request : request + 1],
+                    meta.page_table[request : request + 1],
                     meta.context_lens[request : request + 1],
                     sparse_mode=CAUSAL_RIGHT_DOWN,
                     atten_mask=causal_mask(query.device),
@@ -195,6 +253,19 @@ class NPUAttentionImpl(AttentionImpl):
             block_size=pages[0].shape[1],
             **mask,
         )[0]
+
+
+def _attend_into(
+    query: torch.Tensor,
+    pages: tuple[torch.Tensor, ...],
+    out: list[torch.Tensor],
+    workspace: torch.Tensor,
+    arguments: dict[str, Any],
+    context_lens: list[int],
+) -> None:
+    torch_npu.npu_fused_infer_attention_score.out(
+        query, *pages, actual_seq_lengths_kv=context_lens, workspace=workspace, out=out, **arguments
+    )
 
 
 def _refuse(features: dict[str, Any]) -> None:

@@ -70,3 +70,13 @@ def split_pages(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def half_page_slots(slot_mapping: torch.Tensor, block_size: int) -> torch.Tensor:
     """Slots of ``split_pages``' views for vLLM's slots ``block x block size + offset`` (any integer dtype)."""
     return slot_mapping + torch.div(slot_mapping, block_size, rounding_mode="floor") * block_size
+
+
+def null_block_slots(rows: int, block_size: int, device: torch.device) -> torch.Tensor:
+    """int64 slots of ``split_pages``' views for rows that belong to no request: the operator wants distinct slots and no -1.
+
+    They lie in vLLM's block 0, which no request gets, so there are ``block_size`` of them. ``ValueError`` beyond.
+    """
+    if rows > block_size:
+        raise ValueError(f"{rows} rows without a request need distinct slots of block 0, which has {block_size}")
+    return torch.arange(rows, device=device)

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds, once per step, what every attention layer of that step needs.
 
-Lengths are host integers because the operator takes them so. Nothing is read from the device here, except for the later
-forwards of a drafter: how many drafts were refused is known on the device only.
+Lengths are host integers because the operator takes them so. Nothing is launched before a layer asks, and nothing is read
+from the device here, except for the later forwards of a drafter: how many drafts were refused is known on the device only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from vllm_ascend_patch.seams import serving
+
+from .graph_tasks import GraphTasks
 from .interface import AttentionMetadataBuilder, CommonAttentionMetadata
-from .layout import half_page_slots
+from .layout import half_page_slots, null_block_slots
 
 
 @dataclass
@@ -22,8 +26,13 @@ class NPUAttentionMetadata:
 
     Not frozen and without slots: upstream's builders of derived backends (chunked local attention) add to it.
 
-    ``slots`` is ``[num_tokens]`` and ``block_table`` is ``[requests, blocks per request]``, both in the units of
-    ``layout.split_pages``. ``query_ends`` are cumulative query lengths, ``context_lens`` are per-request key lengths.
+    ``query_ends`` are cumulative query lengths, ``context_lens`` are per-request key lengths. ``block_table`` (``[requests,
+    blocks per request]``) and ``slot_mapping`` (``[rows]``) are vLLM's. In a step that a full graph runs, requests and rows
+    are those of the graph: the ones after ``num_tokens`` belong to no request, have key length 0 and slot -1.
+
+    Attributes:
+        dummy: the forward is one without requests: no row has a slot.
+        tasks: where attention's calls are recorded, while a full graph is captured.
     """
 
     num_tokens: int
@@ -31,7 +40,27 @@ class NPUAttentionMetadata:
     query_ends: list[int]
     context_lens: list[int]
     block_table: torch.Tensor
-    slots: torch.Tensor
+    slot_mapping: torch.Tensor
+    block_size: int
+    dummy: bool = False
+    tasks: GraphTasks | None = None
+
+    @cached_property
+    def page_table(self) -> torch.Tensor:
+        """The block table in the units of ``layout.split_pages``. Made by the first layer that asks, if need be in a graph:
+        vLLM's tables stay where they are from step to step."""
+        return self.block_table * 2
+
+    @cached_property
+    def slots(self) -> torch.Tensor:
+        """The slots in the units of ``layout.split_pages``; those of all rows, with a graph, else of the real ones."""
+        if self.dummy and self.tasks is None:
+            return null_block_slots(self.num_tokens, self.block_size, self.slot_mapping.device)
+        if self.tasks is None:
+            return half_page_slots(self.slot_mapping[: self.num_tokens], self.block_size)
+        without = null_block_slots(len(self.slot_mapping), self.block_size, self.slot_mapping.device)
+        slots = half_page_slots(self.slot_mapping, self.block_size)
+        return torch.where(self.slot_mapping < 0, without.to(slots.dtype), slots)
 
 
 class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]):
@@ -41,6 +70,13 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
         super().__init__(kv_cache_spec, *args, **kwargs)
         self.block_size: int = kv_cache_spec.block_size
         self.reorder_batch_threshold = 1
+
+    @classmethod
+    def get_cudagraph_support(cls, *_: Any, **__: Any) -> Any:
+        """Asked where graphs of whole steps are captured: steps whose requests all have the same number of tokens."""
+        from vllm.v1.attention.backend import AttentionCGSupport
+
+        return AttentionCGSupport.UNIFORM_BATCH
 
     def build_for_drafting(
         self, common_attn_metadata: CommonAttentionMetadata, draft_index: int
@@ -55,19 +91,21 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> NPUAttentionMetadata:
         common = common_attn_metadata
-        num_reqs, num_tokens = common.num_reqs, common.num_actual_tokens
+        num_reqs, num_rows = common.num_reqs, common.num_actual_tokens
         query_starts = common.query_start_loc_cpu[: num_reqs + 1].tolist()
         query_ends = query_starts[1:]
         num_decodes = 0
         while num_decodes < num_reqs and query_ends[num_decodes] == num_decodes + 1:
             num_decodes += 1
         return NPUAttentionMetadata(
-            num_tokens=num_tokens,
+            num_tokens=min(num_rows, query_starts[-1]),
             num_decodes=num_decodes,
             query_ends=query_ends,
             context_lens=host_context_lens(common, num_reqs),
-            block_table=common.block_table_tensor[:num_reqs] * 2,
-            slots=half_page_slots(common.slot_mapping[:num_tokens], self.block_size),
+            block_table=common.block_table_tensor[:num_reqs],
+            slot_mapping=common.slot_mapping[:num_rows],
+            block_size=self.block_size,
+            dummy=serving.current().step.dummy,
         )
 
 
