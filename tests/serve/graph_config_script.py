@@ -20,25 +20,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "enforce eager": {"enforce_eager": True},
     "full graphs": {"compilation_config": {"cudagraph_mode": "FULL"}},
     "full decode graphs": {"compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"}},
+    "pieces": {"compilation_config": {"cudagraph_mode": "PIECEWISE"}},
     "no graphs": {"compilation_config": {"cudagraph_mode": "NONE"}},
     "not compiled": {"compilation_config": {"mode": 0}},
     "torch.compile alone": {"compilation_config": {"mode": 1}},
     "inductor": {"compilation_config": {"backend": "inductor"}},
     "own sizes": {"compilation_config": {"cudagraph_capture_sizes": [4, 2]}},
+    "many layers": {
+        "hf_overrides": {"num_hidden_layers": 94},
+        "max_num_seqs": 256,
+        "max_num_batched_tokens": 2048,
+        "compilation_config": {"cudagraph_mode": "PIECEWISE"},
+    },
     "forced alltoall": {"tensor_parallel_size": 2, "enable_expert_parallel": True},
 }
 
 
 def resolved(checkpoint: str, setting: str) -> dict[str, Any]:
     os.environ["VLLM_ASCEND_PATCH_MOE_COMM"] = "alltoall" if setting == "forced alltoall" else "auto"
+    sizes = {"max_model_len": 512, "max_num_seqs": 8, "max_num_batched_tokens": 128}
     arguments = EngineArgs(
-        model=checkpoint,
-        skip_tokenizer_init=True,
-        dtype="float16",
-        max_model_len=512,
-        max_num_seqs=8,
-        max_num_batched_tokens=128,
-        **SETTINGS[setting],
+        model=checkpoint, skip_tokenizer_init=True, dtype="float16", **{**sizes, **SETTINGS[setting]}
     )
     compilation = arguments.create_engine_config().compilation_config
     return {

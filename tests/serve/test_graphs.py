@@ -6,19 +6,17 @@ The other tests of this folder run eagerly; here a job without ``enforce_eager``
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import tiny_models, w8a8_models
-from tests.support.installed import FULL_GRAPHS_BY_DEFAULT, needs_int8_experts
-from vllm_ascend_patch.commands.trace import read_trace
+from tests.support.installed import FULL_GRAPHS_BY_DEFAULT, HAS_GRAPHS_OF_WHOLE_STEPS, needs_int8_experts
 
 from .scripts import chosen, job_for
+from .traces import Worker, traced_workers
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -30,36 +28,6 @@ COMPILED_ONLY = {"enforce_eager": False, "compilation_config": {"cudagraph_mode"
 def graph_job(checkpoint: Path, tp: int, dp: int, arguments: dict[str, Any]) -> dict[str, Any]:
     prompts = [case.prompt for case in tiny_models.cases(checkpoint)]
     return job_for(checkpoint, prompts, tiny_models.NEW_TOKENS, tp, dp, arguments)
-
-
-@dataclass
-class Worker:
-    """What one worker's trace says.
-
-    Attributes:
-        modes: the graph modes of the forwards of requests.
-        captured: by step, whether the MoE layers were told that a graph runs them; idle steps included.
-    """
-
-    modes: Counter[str] = field(default_factory=Counter)
-    captured: dict[int, list[bool]] = field(default_factory=dict)
-
-
-def traced_workers(traces: Path) -> list[Worker]:
-    """The workers, as far as they were traced: an engine that is stopped kills those that are not done in time."""
-    found = []
-    for file in sorted(traces.glob("*.json")):
-        worker, step = Worker(), -1  # without data parallelism nothing is waited for, and all forwards are in one step
-        for event in read_trace(file):
-            if event["name"] == "wait":
-                step = event["args"]["step"]
-            elif event["name"] == "moe":
-                worker.captured.setdefault(step, []).append(event["args"]["captured"])
-            elif event["name"] == "forward" and "graph_mode" in event["args"]:
-                worker.modes[event["args"]["graph_mode"]] += 1
-        if worker.modes:
-            found.append(worker)
-    return found
 
 
 def check(result: dict[str, Any], job: dict[str, Any], checkpoint: Path) -> None:
@@ -105,7 +73,8 @@ def test_tokens_equal_transformers_with_graphs(
     run_engine: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    """Decoding is replayed, long prefills are not, and a rank that decodes while another prefills runs eagerly with it."""
+    """Decoding is replayed as whole steps, where that can be, short prompts and what decodes beside them in pieces, long
+    prompts not at all; a rank that decodes while another has prompts does as that one does."""
     checkpoint = checkpoints(family)
     job = graph_job(checkpoint, tp, dp, GRAPHS)
     traces = tmp_path / "traces"
@@ -113,14 +82,17 @@ def test_tokens_equal_transformers_with_graphs(
     result = run_engine(job, devices=tp * dp, soc=soc, VLLM_ASCEND_PATCH_TRACE=str(traces / "{rank}-{pid}.json"))
     check(result, job, checkpoint)
     assert chosen(result["log"]) == methods
-    if FULL_GRAPHS_BY_DEFAULT:
+    if FULL_GRAPHS_BY_DEFAULT and not HAS_GRAPHS_OF_WHOLE_STEPS:
         assert "cudagraph_mode is PIECEWISE instead of FULL_AND_PIECEWISE" in result["log"]
     workers = traced_workers(traces)
     assert len(workers) == tp * dp
     for worker in workers:
-        assert worker.modes["PIECEWISE"] > worker.modes["NONE"] > 0, worker.modes
+        replays = worker.modes["PIECEWISE"] + worker.modes["FULL"]
+        if HAS_GRAPHS_OF_WHOLE_STEPS:
+            assert worker.modes["FULL"] > worker.modes["PIECEWISE"] > 0, worker.modes
+        assert replays > worker.modes["NONE"] > 0, worker.modes
         told = sum(map(sum, worker.captured.values()))
-        assert told >= worker.modes["PIECEWISE"], f"replays whose mask nobody brought up to date: {told} {worker.modes}"
+        assert told >= replays, f"replays whose mask nobody brought up to date: {told} {worker.modes}"
     if dp > 1:
         check_same_replays(workers)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decides how a model is compiled and what is captured into graphs: upstream's pieces, each run by torch, between them eager
-attention.
+attention; whole decode steps; and how many sizes of either.
 
 A value that the user gave is kept where it can work; what is changed is said in the log, once.
 """
@@ -14,8 +14,11 @@ from vllm.logger import init_logger
 from vllm.platforms.interface import Platform
 
 from vllm_ascend_patch import envs
+from vllm_ascend_patch.core.graph_streams import DEVICE_STREAMS, GraphKinds, sizes_within
 from vllm_ascend_patch.core.moe.comm import METHODS
 from vllm_ascend_patch.core.moe.model_facts import has_experts
+
+from .attention.layout import BLOCK_SIZE
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -54,6 +57,8 @@ def apply(vllm_config: VllmConfig) -> None:
         if hasattr(compilation, "max_cudagraph_capture_size"):
             compilation.max_cudagraph_capture_size = 0
         compilation.cudagraph_capture_sizes = []
+    else:
+        _keep_within_streams(vllm_config)
 
 
 def _run_pieces(vllm_config: VllmConfig) -> None:
@@ -91,10 +96,11 @@ def _capture_whole_steps(vllm_config: VllmConfig) -> None:
     if not compilation.cudagraph_mode.has_full_cudagraphs():
         return
     obstacle = _full_graph_obstacle(vllm_config)
-    if obstacle is None and compilation.cudagraph_mode.name != "FULL_DECODE_ONLY":
-        obstacle = "whole decode steps are captured when cudagraph_mode is FULL_DECODE_ONLY"
     if obstacle is not None:
         _change(compilation, "cudagraph_mode", CUDAGraphMode.PIECEWISE, obstacle)
+    elif compilation.cudagraph_mode.name == "FULL":
+        why = "only steps whose requests all have the same number of tokens are captured whole"
+        _change(compilation, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE, why)
 
 
 def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
@@ -105,6 +111,37 @@ def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
     if model is not None and model.use_mla:
         return "latent attention was not tried in graphs"
     return graphs.full_graph_obstacle(guard.installed_release() or "")
+
+
+def _keep_within_streams(vllm_config: VllmConfig) -> None:
+    """Capture no more sizes than a device has streams for (``core/graph_streams.py``)."""
+    compilation, parallel, model = vllm_config.compilation_config, vllm_config.parallel_config, vllm_config.model_config
+    if model is None or hasattr(compilation, "bs_to_padded_graph_size"):  # there, sizes have been used by now
+        return
+    mode, requests = compilation.cudagraph_mode, vllm_config.scheduler_config.max_num_seqs
+    layers = model.get_num_layers(parallel)
+    tensor, data = parallel.tensor_parallel_size, parallel.data_parallel_size
+    kinds = GraphKinds(
+        pieces=layers + 1 if mode.name != "FULL_DECODE_ONLY" else 0,
+        largest_whole=min(BLOCK_SIZE, requests) if mode.has_full_cudagraphs() else 0,
+        communicators=sum(size > 1 for size in (tensor, data, tensor * data if parallel.enable_expert_parallel else 1)),
+    )
+    sizes = list(compilation.cudagraph_capture_sizes or ())
+    kept = sizes_within(sizes, kinds)
+    if len(kept) == len(sizes):
+        return
+    logger.warning(
+        "Ascend NPU: graphs are captured for %d of %d batch sizes (%s): with %d layers all of them would take %d of a "
+        "device's %d streams. A step is padded to the next of these sizes; name sizes of your own in compilation_config's "
+        "cudagraph_capture_sizes, or capture whole decode steps only with cudagraph_mode FULL_DECODE_ONLY.",
+        len(kept),
+        len(sizes),
+        ", ".join(map(str, kept)),
+        layers,
+        kinds.streams(sizes),
+        DEVICE_STREAMS,
+    )
+    compilation.cudagraph_capture_sizes = kept
 
 
 def _run_eager(vllm_config: VllmConfig, why: str) -> None:

@@ -52,12 +52,12 @@ class GraphTasks:
         """Give every call the lengths of the step that is replayed next.
 
         Args:
-            metadata: the step's attention metadata by layer, with ``context_lens``.
+            metadata: the step's attention metadata by layer, with ``replayed_lens``.
             stream: comes after the graph's last replay.
         """
         with torch_npu.npu.stream(stream):
             for task in self._tasks:
                 torch_npu.npu.graph_task_update_begin(stream, task.handle)
-                task.call(metadata[task.layer].context_lens)
+                task.call(metadata[task.layer].replayed_lens)
                 torch_npu.npu.graph_task_update_end(stream)
             self._event.record(stream)

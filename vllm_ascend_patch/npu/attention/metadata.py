@@ -45,6 +45,11 @@ class NPUAttentionMetadata:
     dummy: bool = False
     tasks: GraphTasks | None = None
 
+    @property
+    def replayed_lens(self) -> list[int]:
+        """Key lengths of a replay; an idle rank's rows attend to nothing, though upstream gives them a length."""
+        return [0] * len(self.context_lens) if self.dummy else self.context_lens
+
     @cached_property
     def page_table(self) -> torch.Tensor:
         """The block table in the units of ``layout.split_pages``. Made by the first layer that asks, if need be in a graph:
