@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forwards of the model and of its drafter, counted in a vLLM worker (``worker_extension_cls``)."""
+"""Forwards of the model and of its drafter, counted in a vLLM worker (``worker_extension_cls``).
+
+A replay of a whole step runs no Python of the model, so it is counted where it is given its lengths.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-FORWARDS: dict[str, int] = {"model": 0, "drafter": 0}
+FORWARDS: dict[str, int] = {"model": 0, "drafter": 0, "whole steps": 0}
+"""``model`` counts whole steps, too."""
 
 
 class ForwardsWorker:
@@ -26,3 +31,17 @@ class ForwardsWorker:
         drafter = getattr(getattr(self.model_runner, "drafter", None), "model", None)
         if drafter is not None:
             count("drafter", drafter)
+        _count_whole_steps()
+
+
+def _count_whole_steps() -> None:
+    from vllm_ascend_patch.npu.attention.graph_tasks import GraphTasks
+
+    update = GraphTasks.update
+
+    def counted(tasks: GraphTasks, metadata: Mapping[str, Any], stream: Any) -> None:
+        FORWARDS["whole steps"] += 1
+        FORWARDS["model"] += 1
+        update(tasks, metadata, stream)
+
+    GraphTasks.update = counted  # type: ignore[method-assign, assignment]
