@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.demo.steps import read_events
-from vllm_ascend_patch.releases.graphs import graph_obstacle
+from vllm_ascend_patch.releases.graphs import full_graph_obstacle, graph_obstacle
 from vllm_ascend_patch.releases.latent import latent_obstacle
 
 MAX_TOKENS = 12
@@ -32,6 +32,7 @@ class Configuration:
         environment: further environment variables.
         graphs: the model is compiled and captured, and every worker has to replay.
         latent: the model has multi-head latent attention; releases that do not serve it have to refuse it.
+        whole_steps: decode steps are captured whole, and every worker has to replay such graphs.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Configuration:
     environment: dict[str, str] = field(default_factory=dict)
     graphs: bool = False
     latent: bool = False
+    whole_steps: bool = False
 
     def job(self, model: Path, prompts: list[list[int]], folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         """The job for ``engine.py``; its workers write into ``folder``. ``arguments`` are the release's."""
@@ -62,6 +64,7 @@ class Configuration:
                 "enable_chunked_prefill": True,  # the default in newer releases only
                 "worker_extension_cls": "scripts.matrix.worker.MatrixWorker",
                 "enforce_eager": not self.graphs,
+                **({"compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"}} if self.whole_steps else {}),
                 **self.arguments,
                 **arguments,
             },
@@ -118,11 +121,13 @@ CONFIGURATIONS: dict[str, Configuration] = {
 }
 # Without a flag for eager: decoding is replayed, prompts are not. Releases that cannot are eager all the same.
 CONFIGURATIONS["graphs"] = replace(CONFIGURATIONS["dp2"], name="DP 2, EP, graphs", graphs=True)
+CONFIGURATIONS["full"] = replace(CONFIGURATIONS["graphs"], name="DP 2, EP, whole steps in graphs", whole_steps=True)
 
 
 def obstacle(configuration: Configuration, release: str) -> str | None:
     """Why the configuration cannot be run on this release with the matrix's torch, in words."""
-    return graph_obstacle(release) if configuration.graphs else None
+    why = graph_obstacle(release) if configuration.graphs else None
+    return why or (full_graph_obstacle(release) if configuration.whole_steps else None)
 
 
 def expected_refusal(configuration: Configuration, release: str) -> str | None:
@@ -161,6 +166,11 @@ def read_workers(configuration: Configuration, folder: Path) -> tuple[dict[str, 
         summary["replays"] = sum(replays)
         if not all(replays):
             problems.append(f"replays of captured graphs per worker: {replays}")
+    if configuration.whole_steps:
+        whole = [report["whole_steps"] for report in reports]
+        summary["whole_steps"] = sum(whole)
+        if not all(whole):
+            problems.append(f"decode steps replayed whole per worker: {whole}")
     if configuration.dp > 1:
         vectors, others = _count_collectives(reports)
         summary["collectives_per_forward"] = round(vectors / max(summary["forwards"], 1), 3)

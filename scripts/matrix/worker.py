@@ -61,6 +61,7 @@ class MatrixWorker(ForwardsWorker):
         report = {
             "forwards": FORWARDS["model"],
             "replays": REPLAYS["graph"],
+            "whole_steps": FORWARDS["whole steps"],
             "vector": (transport.name, transport.payload_bytes) if transport is not None else None,
             "all_reduces": [
                 {"ranks": ranks, "device": device, "bytes": size, "count": count}

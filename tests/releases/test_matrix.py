@@ -103,11 +103,22 @@ def test_a_worker_that_replayed_no_graph_is_found_out(tmp_path: Path) -> None:
     assert problems == ["replays of captured graphs per worker: [3, 0]"]
 
 
+def test_a_worker_that_replayed_pieces_alone_is_found_out(tmp_path: Path) -> None:
+    for number, whole in enumerate((0, 5)):
+        (tmp_path / f"worker-{number}.json").write_text(json.dumps(worker(replays=9, whole_steps=whole)))
+    summary, problems = read_workers(CONFIGURATIONS["full"], tmp_path)
+    assert (summary["replays"], summary["whole_steps"]) == (18, 5)
+    assert problems == ["decode steps replayed whole per worker: [0, 5]"]
+
+
 def test_graphs_are_run_where_nothing_is_in_the_way() -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     assert obstacle(CONFIGURATIONS["graphs"], "0.33.0") is None
     assert obstacle(CONFIGURATIONS["graphs"], "0.10.0") == "vLLM 0.10.0 has no graph modes"
     assert obstacle(TWO, "0.10.0") is None
+    assert obstacle(CONFIGURATIONS["full"], "0.32.0") is None
+    assert obstacle(CONFIGURATIONS["full"], "0.10.0") == "vLLM 0.10.0 has no graph modes"
+    assert obstacle(CONFIGURATIONS["full"], "0.12.0") == "graphs of whole steps were not tried with vLLM 0.12.0"
 
 
 def test_who_stops_the_matrix_ends_its_engines_and_no_other_is_started(

@@ -17,6 +17,7 @@ from vllm_ascend_patch import envs
 from vllm_ascend_patch.core.graph_streams import DEVICE_STREAMS, GraphKinds, sizes_within
 from vllm_ascend_patch.core.moe.comm import METHODS
 from vllm_ascend_patch.core.moe.model_facts import has_experts
+from vllm_ascend_patch.seams.config import uses_runner_v2
 
 from .attention.layout import BLOCK_SIZE
 
@@ -107,9 +108,11 @@ def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
     """Why no graph holds attention, in words; None if nothing is in the way."""
     from vllm_ascend_patch.releases import graphs, guard
 
+    if uses_runner_v2(vllm_config):
+        return "graphs of whole steps were not tried with model runner V2"
     model = vllm_config.model_config
     if model is not None and model.use_mla:
-        return "latent attention was not tried in graphs"
+        return "latent attention was not tried in graphs of whole steps"
     return graphs.full_graph_obstacle(guard.installed_release() or "")
 
 
