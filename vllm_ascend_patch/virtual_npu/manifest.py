@@ -355,7 +355,7 @@ ROWS: tuple[Row, ...] = (
 HONESTY = (
     "A virtual NPU cannot show: how long anything takes on a device; real memory pressure and fragmentation; the numerics "
     "of the vendor's kernels (reference kernels accumulate in float32 and round once); how vector cores are scheduled, "
-    "hence deadlocks of captured graphs that share them; races between streams, since work completes at once; anything "
+    "hence deadlocks of captured graphs that share them; races between the host's threads; anything "
     "about links between devices. A limit that the vendor does not document is not found here either."
 )
 
