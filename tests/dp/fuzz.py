@@ -75,7 +75,7 @@ def check(
             taken = wanted if transport == "cpu" else 0
             assert sum(calls.values()) == taken, f"rank {rank}: {calls} instead of {taken} collective(s): {where}"
             assert posted == wanted, f"rank {rank}: {posted} vectors instead of {wanted}: {where}"
-            assert all(key == ("allreduce_", size, "cpu", 64 * size) for key in calls), f"rank {rank}: {calls}: {where}"
+            assert all(key == ("allreduce_", size, "cpu", 80 * size) for key in calls), f"rank {rank}: {calls}: {where}"
         seen["steps"] += 1
         seen["idle"] += sum(s.dummy for s in row)
         seen["fewer requests than ranks"] += 0 < sum(bool(s.requests) for s in row) < size

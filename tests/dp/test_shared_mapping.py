@@ -133,7 +133,7 @@ ALL = None
 # what goes wrong: on which rank, which name of `shared_mapping` is what there, what the reason says
 TROUBLES: dict[str, tuple[int | None, str, Any, str]] = {
     "no directory": (ALL, "DIRECTORY", Path("/nowhere"), r"rank 0 cannot create .* /nowhere: No such file"),
-    "full": (0, "_create", _full, r"rank 0 cannot create a file of 768 bytes in /dev/shm/.*: No space left"),
+    "full": (0, "_create", _full, r"rank 0 cannot create a file of 1152 bytes in /dev/shm/.*: No space left"),
     "another directory": (
         1,
         "_open",
