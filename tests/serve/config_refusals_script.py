@@ -151,12 +151,14 @@ if runner.v2_obstacle(guard.installed_release()) is None:
 
 @contextlib.contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
+    """With ``variables``; afterwards as before, since upstream sets some of its own for some models."""
+    before = dict(os.environ)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def outcome(folder: Path, case: dict[str, Any]) -> dict[str, Any]:
