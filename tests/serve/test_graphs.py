@@ -89,7 +89,7 @@ def test_tokens_equal_transformers_with_graphs(
     for worker in workers:
         replays = worker.modes["PIECEWISE"] + worker.modes["FULL"]
         if HAS_GRAPHS_OF_WHOLE_STEPS:
-            assert worker.modes["FULL"] > worker.modes["PIECEWISE"] > 0, worker.modes
+            assert worker.modes["FULL"] > worker.modes["PIECEWISE"], worker.modes  # how many pieces, arrivals decide
         assert replays > worker.modes["NONE"] > 0, worker.modes
         told = sum(map(sum, worker.captured.values()))
         assert told >= replays, f"replays whose mask nobody brought up to date: {told} {worker.modes}"
