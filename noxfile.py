@@ -73,8 +73,8 @@ def release(session: nox.Session) -> None:
     oracle = "tests/serve/test_oracle.py::test_greedy_tokens_equal_transformers"
     graphs = "tests/serve/test_graphs.py::test_tokens_equal_transformers_with_graphs"
     engines = [
-        f"{oracle}[qwen2_moe-one device]",
-        f"{oracle}[mixtral-dp 2 with ep]",
+        f"{oracle}[qwen2_moe-one device-V1]",
+        f"{oracle}[mixtral-dp 2 with ep-V1]",
         f"{graphs}[mixtral_wide-1-2-A3-methods1]",
     ]
     others = ["tests/serve/test_refusals.py", "tests/releases", "tests/patching/test_real_vllm.py"]

@@ -54,7 +54,7 @@ WRONG = [
     ("upstream", "record", "name the releases to record, or give --all"),
     ("upstream", "check {folder} --release newest", "'newest' is no version"),
     ("selftest", "--part everything", "'everything' is not one of 'operators', 'device', 'ranks'"),
-    ("doctor", "now", "Got unexpected extra argument (now)"),
+    ("doctor", "model now", "Got unexpected extra argument (now)"),
 ]
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 import torch_npu
 
+from vllm_ascend_patch.core.int8_scales import as_bits
 from vllm_ascend_patch.core.moe.comm.local_routing import sort_by_expert, sum_present, weighted_sum
 from vllm_ascend_patch.core.moe.experts import ExpertWeights, expert_mlp, quantize_rows
+from vllm_ascend_patch.core.moe.gating import sigmoid_top_k
 from vllm_ascend_patch.core.moe.router_ops import top_k_softmax
 
 from .compared import Comparison
@@ -33,10 +35,12 @@ CALLED = (
     "npu_gather_pa_kv_cache",
     "npu_grouped_matmul",
     "npu_moe_finalize_routing",
+    "npu_moe_gating_top_k",
     "npu_moe_gating_top_k_softmax",
     "npu_moe_init_routing_v2",
     "npu_moe_token_unpermute",
     "npu_quant_matmul",
+    "npu_quantize",
     "npu_scatter_pa_kv_cache",
     "npu_swiglu",
 )
@@ -89,6 +93,8 @@ def routing(device: torch.device, dtype: torch.dtype) -> None:
     for tokens in TOKENS:
         rows = _randn(tokens, HIDDEN, dtype=dtype, device=device)
         top_k_softmax(_randn(tokens, EXPERTS, dtype=dtype, device=device), TOP_K, renormalize=True)
+        logits, bias = (_randn(*shape, dtype=dtype, device=device) for shape in ((tokens, 4 * EXPERTS), (4 * EXPERTS,)))
+        sigmoid_top_k(logits, TOP_K, bias, scaling_factor=2.5, groups=4, kept=2)
         ids, weights = _routes(tokens, device)
         everywhere = sort_by_expert(rows, ids, EXPERTS, 0, EXPERTS)
         weighted_sum(everywhere.rows, everywhere, weights, all_local=True)
@@ -133,6 +139,14 @@ def int8_linear(device: torch.device, dtype: torch.dtype) -> None:
     for tokens in TOKENS:
         rows, row_scale = torch_npu.npu_dynamic_quant(_randn(tokens, HIDDEN, dtype=dtype, device=device))
         torch_npu.npu_quant_matmul(rows, weight.t(), scale.to(device), pertoken_scale=row_scale, output_dtype=dtype)
+    static = as_bits(scale) if dtype == torch.float16 else scale.float()
+    bias = torch.randint(-1000, 1000, (weight.shape[0],), dtype=torch.int32).to(device)
+    step, offset = torch.tensor([0.02]).to(device), torch.tensor([3], dtype=torch.int32).to(device)
+    for tokens in TOKENS:
+        rows = torch_npu.npu_quantize(
+            _randn(tokens, HIDDEN, dtype=dtype, device=device).float(), step, offset, torch.qint8, -1, True
+        )
+        torch_npu.npu_quant_matmul(rows, weight.t(), static.to(device), bias=bias, output_dtype=dtype)
 
 
 def _mask(device: torch.device) -> torch.Tensor:

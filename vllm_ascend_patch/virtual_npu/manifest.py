@@ -181,8 +181,9 @@ ROWS: tuple[Row, ...] = (
         ("npu::npu_moe_finalize_routing",),
         "drop_pad_mode 0-3, skips, bias; index -1 adds nothing",
         "-",
-        "one dtype for rows, scales, skips and bias; int32 indices in range; skip2 needs skip1",
-        "D, R (index -1). W's docstring admits only mode 0",
+        "one dtype for rows, scales, skips and bias, fp32 scales also beside bf16 rows (not with 2.7.1); int32 indices in "
+        "range; skip2 needs skip1",
+        "D (scales: aclnnMoeFinalizeRoutingV2 of CANN 8.5), R (index -1). W's docstring admits only mode 0",
     ),
     Row(
         ("npu::npu_moe_re_routing",),
