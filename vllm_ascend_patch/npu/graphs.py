@@ -15,7 +15,7 @@ import torch
 import torch_npu
 from vllm.compilation.cuda_graph import CUDAGraphWrapper
 from vllm.config import CUDAGraphMode
-from vllm.forward_context import get_forward_context, is_forward_context_available
+from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 
 from vllm_ascend_patch.seams.moe.tokens_before_0_14 import prepare_graph
@@ -56,6 +56,8 @@ class FullGraphWrapper(NPUGraphWrapper):
         self._tasks.clear()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from vllm.forward_context import is_forward_context_available  # not there in the oldest releases
+
         context = get_forward_context() if is_forward_context_available() else None
         if context is None or context.cudagraph_runtime_mode != self.runtime_mode:
             return super().__call__(*args, **kwargs)
