@@ -79,7 +79,10 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
     @classmethod
     def get_cudagraph_support(cls, *_: Any, **__: Any) -> Any:
         """Asked where graphs of whole steps are captured: steps whose requests all have the same number of tokens."""
-        from vllm.v1.attention.backend import AttentionCGSupport
+        try:
+            from vllm.v1.attention.backend import AttentionCGSupport
+        except ImportError:  # before 0.14; 0.10.0 has none and does not ask
+            from vllm.v1.attention.backends.utils import AttentionCGSupport
 
         return AttentionCGSupport.UNIFORM_BATCH
 
