@@ -24,10 +24,14 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from .routing_margins import RoutingMargins
+
 VOCABULARY = 512
 NEW_TOKENS = 24
 # A little above the largest error that float16 activations make in these models' logits (0.04, measured).
 MARGIN = 0.05
+# The same of the scores that experts are chosen by (0.0014, measured), where routers are those of routing_margins.py.
+ROUTING_MARGIN = 0.002
 
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -213,14 +217,19 @@ def _clear_case(
 
 @torch.inference_mode()
 def greedy(model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS) -> tuple[list[int], float]:
-    """The greedy continuation and the smallest gap between first and second logit on the way; stops early below MARGIN."""
+    """The greedy continuation and the smallest gap between first and second logit on the way; stops early below MARGIN.
+
+    The gap is 0 where a token's experts are chosen by less than ROUTING_MARGIN.
+    """
     tokens = torch.tensor([prompt])
     past, answer, smallest = None, [], float("inf")
     for _ in range(length):
-        output = model(tokens, past_key_values=past, use_cache=True)
+        with RoutingMargins(model) as routing:
+            output = model(tokens, past_key_values=past, use_cache=True)
         past = output.past_key_values
         best = output.logits[0, -1].topk(2)
-        smallest = min(smallest, float(best.values[0] - best.values[1]))
+        sure = routing.smallest[-1] >= ROUTING_MARGIN
+        smallest = min(smallest, float(best.values[0] - best.values[1]) if sure else 0.0)
         if smallest < MARGIN:
             break
         answer.append(int(best.indices[0]))
