@@ -22,6 +22,7 @@ from tests.support.engine import generate_offline, tokens_of
 from tests.support.processes import report
 from vllm_ascend_patch.npu.worker import NPUWorker
 from vllm_ascend_patch.seams.moe.method import NPUExperts
+from vllm_ascend_patch.seams.port import latent_attention
 
 
 class MeasuredWorker(NPUWorker):
@@ -50,6 +51,18 @@ class WithoutMoEInProfiling(MeasuredWorker):
             NPUExperts.apply = apply  # type: ignore[method-assign]
 
 
+class WithoutPrefillInProfiling(MeasuredWorker):
+    """Sizes the KV cache with upstream's profile of latent attention alone, which computes none."""
+
+    def determine_available_memory(self) -> int:
+        allocate = latent_attention._allocate_like_prefill
+        latent_attention._allocate_like_prefill = lambda layer, output: None
+        try:
+            return super().determine_available_memory()
+        finally:
+            latent_attention._allocate_like_prefill = allocate
+
+
 def _nothing(method: Any, layer: Any, x: torch.Tensor, **arguments: Any) -> torch.Tensor:
     return torch.zeros_like(x)
 
@@ -58,8 +71,10 @@ def main() -> None:
     job = json.load(sys.stdin)
     llm = LLM(**job["engine"])
     llm.collective_rpc("forget_peak")
-    prompts = [[3 + i % 500 for i in range(length)] for length in job["prompt_lengths"]]
-    generated = sum(map(len, tokens_of(generate_offline(llm, prompts, max_tokens=2))))
+    generated = 0
+    for lengths in job["prompt_lengths"]:  # those of a round are asked together
+        prompts = [[3 + i % 500 for i in range(length)] for length in lengths]
+        generated += sum(map(len, tokens_of(generate_offline(llm, prompts, max_tokens=2))))
     report({"generated": generated, "workers": llm.collective_rpc("memory")})
 
 

@@ -99,6 +99,11 @@ CONFIGS: dict[str, PretrainedConfig] = {
     ),
 }
 
+# So many that a chunk of context, as keys and values of every head, takes more memory than anything else of a step.
+MANY_HEADS: dict[str, PretrainedConfig] = {
+    "deepseek_v3_16_heads": DeepseekV3Config(**_DEEPSEEK_V3 | {"num_attention_heads": 16, "num_key_value_heads": 16}),
+}
+
 
 def make(family: str, folder: Path, seed: int = 11) -> Path:
     """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path; another ``seed`` is
@@ -106,7 +111,7 @@ def make(family: str, folder: Path, seed: int = 11) -> Path:
     path = tiny_models.path_of(family, folder, seed)
     if (path / "config.json").exists():
         return path
-    tiny_models.CONFIGS[family] = CONFIGS[family]
+    tiny_models.CONFIGS[family] = (CONFIGS | MANY_HEADS)[family]
     tiny_models.make(family, folder, seed)
     file = path / "model.safetensors"
     weights = load_file(file)
