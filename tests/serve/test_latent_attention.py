@@ -97,7 +97,8 @@ def test_greedy_tokens_equal_transformers(
     seen = result["asked"][0]
     assert seen["bytes_per_token"] == BYTES_PER_TOKEN
     assert max(seen["chunks"]) >= 1, "no prompt was prefilled over context"
-    assert seen["sequence_parallel"] == (tp == dp == 2)
+    divides = family != "glm4_moe_lite"  # vLLM's model of this family has every tensor parallel rank route all tokens
+    assert seen["sequence_parallel"] == (tp == dp == 2 and divides)
     assert seen["async_scheduling"], "vLLM's own default"
     if arguments is GRAPHS:
         workers = traced_workers(tmp_path)
