@@ -115,6 +115,7 @@ def test_options_without_a_value_keep_the_outer_machine() -> None:
         (["--memory", "lots", "--", "true"], "'lots' is not an amount of memory"),
         (["--memory", "1MiB", "--", "true"], "at least 64MiB"),
         (["--soc", "A5", "--", "true"], "'A5' is not one of 'A2', 'A3'"),
+        (["--cann", "7", "--", "true"], "'7' is not one of '8.5', '9.1'"),
         (["--", "no-such-command-anywhere"], "there is no command 'no-such-command-anywhere'"),
         ([], "Missing argument 'COMMAND"),
     ],

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -50,6 +51,9 @@ _OPTIONS = {"ignore_unknown_options": True, "allow_interspersed_args": False, "h
 @click.option("--soc", type=click.Choice(list(profile.SOC_NAMES)), help="SoC generation.  [default: A2]")
 @click.option("--memory", type=str, help="Memory of each NPU, like 8GiB or 512MiB.  [default: 8GiB]")
 @click.option(
+    "--cann", type=click.Choice(get_args(profile.Cann)), help="CANN whose limits of attention hold.  [default: 9.1]"
+)
+@click.option(
     "--check-order", is_flag=True, help="Find work that is not ordered between streams, and copies nobody waited for."
 )
 @click.option("--order-stacks", is_flag=True, help="Check order, and show whole Python stacks.")
@@ -58,6 +62,7 @@ def virtual_npu(
     devices: str | None,
     soc: profile.SoC | None,
     memory: str | None,
+    cann: profile.Cann | None,
     check_order: bool,
     order_stacks: bool,
     command: tuple[str, ...],
@@ -72,6 +77,7 @@ def virtual_npu(
             devices=inherited.devices if devices is None else profile.parse_devices(devices),
             soc=inherited.soc if soc is None else soc,
             memory_bytes=inherited.memory_bytes if memory is None else profile.parse_memory(memory),
+            cann=inherited.cann if cann is None else cann,
         )
         runtime = builder.build(verbose=True)
     except ValueError as error:

@@ -81,15 +81,18 @@ ROWS: tuple[Row, ...] = (
         "pse, shared prefix, left padding, NTD and other layouts, sparse mode 9",
         "fp16, bf16; contiguous; mask exactly 2048x2048, 1 above the diagonal, for modes 2-4; TND: cumulative query "
         "lengths that end with T, key lengths per request when paged, head sizes 128/128, 192/128, 192/192 (no GQA, no "
-        "pages), 64/64 (no GQA), 256/256 (no GQA, no pages), mode 0 without or 3, 4 with mask, queries <= keys in mode 3, "
-        "at most 4096 requests; otherwise head size <= 512 and % 16; block size % 16 up to 1024 (TND), 128-512 in steps "
+        "pages), 64/64, 256/256 (no GQA, no pages), equal ones up to 256 and % 16 (pages [blocks, block_size, width] of "
+        "up to 512 tokens, mode 0 without GQA only), mode 0 without or 3, 4 with mask, queries <= keys in modes 3 and 4; "
+        "with --cann 8.5 no mode 4, 64/64 without GQA only, no equal ones beyond those named; at most 4096 requests; "
+        "otherwise head size <= 512 and % 16; block size % 16 up to 1024 (TND), 128-512 in steps "
         "of 128 (prefill), % 16 up to 512 (decode); BSH and BSND queries want [blocks, block_size, width] pages; width <= "
         "65535; heads <= 256; group <= 64; block ids in range. With rope inputs: head size 512 + 64, 1, 2, 4 ... 128 "
         "heads, one key/value head, all contiguous and of one dtype, caches [blocks, block, D] or [blocks, 1, block, D], "
         "block size % 16 up to 1024, fewer than 2**31 elements, mode 3 with mask for 2-16 queries per request, no "
         "log-sum-exp",
-        "W, D. W: TND only bf16, without pages; newest D: fp16, pages, head size 64; D followed. 256/256: C (CANN 9.1) "
-        "admits equal head sizes up to 256 here, D does not name them. Rope inputs: D, C; at most 16 queries and no "
+        "W, D. W: TND only bf16, without pages; newest D: fp16, pages, head size 64 without GQA; D followed. Mode 4, 64 "
+        "with GQA and equal head sizes up to 256: C (CANN 9.1; 8.x refuses them), D does not name the sizes. % 16 is read from "
+        "the other layouts. Rope inputs: D, C; at most 16 queries and no "
         "log-sum-exp are CANN 8.x. W asks queries < keys in mode 3: read as <=. W: at least as many blocks as all "
         "requests need together; not enforced, prefix caching shares blocks",
     ),
@@ -97,8 +100,9 @@ ROWS: tuple[Row, ...] = (
         ("npu::npu_fused_infer_attention_score_v2", "npu::npu_fused_infer_attention_score_v2.out"),
         "as version 1; learnable_sink",
         "as version 1",
-        "as version 1; learnable_sink bf16 [heads], TND",
-        "W, D",
+        "as version 1; learnable_sink bf16 [heads] beside bf16, TND, head sizes 64, 128, 192 / 64, 128, inner_precise 0, "
+        "not with --cann 8.5",
+        "W, D, C (dtype, sizes). V5's page also names fp16",
     ),
     Row(
         (

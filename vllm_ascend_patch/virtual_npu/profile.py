@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 SoC = Literal["A2", "A3"]
+Cann = Literal["8.5", "9.1"]
 
 #: `aclrtGetSocName` of one member of each generation. torch_npu derives `get_soc_version()` (220 and 250) from it.
 SOC_NAMES: Mapping[SoC, str] = {"A2": "Ascend910B1", "A3": "Ascend910_9391"}
@@ -21,6 +22,7 @@ MAX_DEVICES = 64
 
 DEVICES_VARIABLE = "VIRTUAL_NPU_DEVICES"
 SOC_VARIABLE = "VIRTUAL_NPU_SOC"
+CANN_VARIABLE = "VIRTUAL_NPU_CANN"
 MEMORY_VARIABLE = "VIRTUAL_NPU_MEMORY"
 
 _UNITS = {"": 1, "B": 1}
@@ -37,17 +39,21 @@ class Profile:
         devices: number of NPUs, 1 to 64.
         soc: generation, "A2" (Ascend 910B) or "A3" (Ascend 910C).
         memory_bytes: device memory of each NPU, in bytes.
+        cann: whose limits of fused attention in layout TND hold: "8.5" for CANN 8.x, "9.1" for what takes bands and sinks.
     """
 
     devices: int = 2
     soc: SoC = "A2"
     memory_bytes: int = 8 * 1024**3
+    cann: Cann = "9.1"
 
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= MAX_DEVICES:
             raise ValueError(f"a virtual machine has 1 to {MAX_DEVICES} NPUs, not {self.devices}")
         if self.soc not in get_args(SoC):
             raise ValueError(f"SoC {self.soc!r} is not simulated; choose one of {', '.join(get_args(SoC))}")
+        if self.cann not in get_args(Cann):
+            raise ValueError(f"CANN {self.cann!r} is not simulated; choose one of {', '.join(get_args(Cann))}")
         if self.memory_bytes < 64 * 1024**2:
             raise ValueError(f"{self.memory_bytes} bytes of device memory are too few; torch_npu needs at least 64MiB")
 
@@ -61,6 +67,7 @@ class Profile:
         environment[DEVICES_VARIABLE] = str(self.devices)
         environment[SOC_VARIABLE] = self.soc
         environment[MEMORY_VARIABLE] = str(self.memory_bytes)
+        environment[CANN_VARIABLE] = self.cann
 
 
 def parse_memory(text: str) -> int:
@@ -89,4 +96,5 @@ def current(environment: Mapping[str, str] = os.environ) -> Profile:
         devices=default.devices if devices is None else parse_devices(devices),
         soc=default.soc if soc is None else cast(SoC, soc),
         memory_bytes=default.memory_bytes if memory is None else parse_memory(memory),
+        cann=cast(Cann, environment.get(CANN_VARIABLE, default.cann)),
     )

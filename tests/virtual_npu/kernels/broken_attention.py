@@ -114,6 +114,10 @@ def _paged() -> Iterator[Table]:
     )
 
 
+def _brain(shape: tuple[int, ...]) -> dict[str, Any]:
+    return {name: zeros(*shape).bfloat16() for name in ("query", "key", "value")}
+
+
 def _out(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **arguments: Any) -> None:
     fused_infer_attention_score_out(query, key, value, **arguments)
 
@@ -122,17 +126,22 @@ def _other_forms() -> Iterator[Table]:
     yield (
         Legal(
             fused_infer_attention_score_v2,
-            **qkv((3, 2, 64), (3, 2, 64)),
+            **_brain((3, 2, 64)),
             actual_seq_qlen=[3],
             actual_seq_kvlen=[3],
             input_layout="TND",
             num_query_heads=2,
+            learnable_sink=zeros(2).bfloat16(),
         ),
         [
             ({"out_dtype": 5}, "argument out_dtype is not modelled"),
             ({"learnable_sink": zeros(2)}, "learnable_sink must be bfloat16"),
             ({"learnable_sink": zeros(3).bfloat16()}, "learnable_sink must have shape"),
-            ({"learnable_sink": zeros(2).bfloat16(), "input_layout": "BSND"}, "learnable_sink needs layout TND"),
+            ({"learnable_sink": zeros(4).bfloat16()[::2]}, "learnable_sink must be contiguous"),
+            ({"input_layout": "BSND"}, "learnable_sink needs layout TND"),
+            (qkv((3, 2, 64), (3, 2, 64)), "query beside learnable_sink must be bfloat16"),
+            (_brain((3, 2, 256)), "head sizes beside learnable_sink"),
+            ({"inner_precise": 1}, "inner_precise beside learnable_sink must be 0"),
         ],
     )
     yield (

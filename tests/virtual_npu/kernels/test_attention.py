@@ -250,8 +250,10 @@ def test_a_request_without_keys_yields_zeros_and_a_row_that_sees_nothing_is_unwr
     assert (out[1, 0] == 0).all()
 
 
-def test_version_2_renames_and_adds_a_sink() -> None:
-    case = Case(3, [4], [6], 2, 2, 128, torch.bfloat16)
+@pytest.mark.parametrize(("size", "mode", "pre"), [(128, 3, ALL), (64, 3, ALL), (64, 4, 2)])
+def test_version_2_renames_and_adds_a_sink(size: int, mode: int, pre: int) -> None:
+    nxt = 0 if mode == 4 else ALL
+    case = Case(3, [4], [6], 2, 2, size, torch.bfloat16)
     sink = torch.tensor([0.5, -1.0], dtype=torch.bfloat16)
     arguments: dict[str, Any] = {
         "actual_seq_qlen": [4],
@@ -259,13 +261,15 @@ def test_version_2_renames_and_adds_a_sink() -> None:
         "num_query_heads": 2,
         "softmax_scale": case.scale,
         "input_layout": "TND",
-        "sparse_mode": 3,
+        "sparse_mode": mode,
+        "pre_tokens": pre,
+        "next_tokens": nxt,
         "atten_mask": MASK,
     }
     plain, _ = fused_infer_attention_score_v2(case.q[0], case.k[0], case.v[0], **arguments)
-    assert_close(plain, case.expected(3)[0], scale=2)
+    assert_close(plain, case.expected(mode, pre, nxt)[0], scale=2)
     out, _ = fused_infer_attention_score_v2(case.q[0], case.k[0], case.v[0], learnable_sink=sink, **arguments)
-    seen = visible(3, 0, 4, 6)
+    seen = visible(mode, 0, 4, 6, pre, nxt)
     scores = np.exp(f64(case.k[0])[seen, 1] @ f64(case.q[0])[0, 1] * case.scale)
     want = scores @ f64(case.v[0])[seen, 1] / (scores.sum() + np.exp(-1.0))
     assert_close(out[0, 1], want, scale=2)
@@ -334,13 +338,17 @@ BROKEN = {
     "float32": (tnd(query=zeros(5, 8, 128, dtype=torch.float32)), "query must be float16 or bfloat16, got float32"),
     "mixed dtypes": (tnd(key=zeros(6, 128, 256, dtype=torch.float16)), "key must have the dtype of query"),
     "strided query": (tnd(query=zeros(8, 5, 128).transpose(0, 1)), "query must be contiguous"),
-    "head size 96 in TND": (
-        tnd(query=zeros(5, 8, 96), key=zeros(6, 128, 192), value=zeros(6, 128, 192)),
+    "head size 272 in TND": (
+        tnd(query=zeros(5, 8, 272), key=zeros(6, 128, 544), value=zeros(6, 128, 544)),
+        "TND head sizes .* got 272/272",
+    ),
+    "head size 96 over large pages in TND": (
+        tnd(query=zeros(5, 8, 96), key=zeros(6, 1024, 192), value=zeros(6, 1024, 192), block_size=1024),
         "TND head sizes .* got 96/96",
     ),
-    "head size 64 with GQA in TND": (
-        tnd(query=zeros(5, 8, 64), key=zeros(6, 128, 128), value=zeros(6, 128, 128)),
-        "TND head sizes .* got 64/64",
+    "more queries than keys in a band": (
+        tnd(actual_seq_lengths_kv=[2, 7], sparse_mode=4, pre_tokens=3, next_tokens=0),
+        "with sparse_mode 4 request 0 must not have more queries than keys",
     ),
     "lengths not cumulative": (tnd(actual_seq_lengths=[3, 2]), "never falling"),
     "last length is not T": (tnd(actual_seq_lengths=[3, 4]), "must be the 5 tokens, got 4"),
@@ -449,6 +457,43 @@ def test_limit(name: str) -> None:
             call[tensor] = call[tensor].to(call["query"].dtype)
     with pytest.raises(RuntimeError, match=f"npu_fused_infer_attention_score: .*{message}"):
         fused_infer_attention_score(**call)
+
+
+@pytest.mark.parametrize("size", [16, 64, 96, 192, 256])
+def test_tnd_of_other_head_sizes(size: int) -> None:
+    """What CANN 9.1 adds: any equal head sizes up to 256, grouped heads and pages included."""
+    case = Case(5, [1, 3], [130, 5], 4, 2, size, torch.bfloat16)
+    key, value, table = case.pages(128, "BnBsH")
+    out, _ = fused_infer_attention_score(
+        torch.cat(case.q),
+        key,
+        value,
+        atten_mask=MASK,
+        actual_seq_lengths=[1, 4],
+        actual_seq_lengths_kv=case.keys,
+        block_table=table,
+        block_size=128,
+        input_layout="TND",
+        sparse_mode=3,
+        **case.common(),
+    )
+    assert_close(out, np.concatenate(case.expected(3)), scale=2)
+
+
+def test_cann_8_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRTUAL_NPU_CANN", "8.5")
+    fused_infer_attention_score(**tnd())
+    for size in (64, 96):
+        narrow = {name: zeros(6, 128, 2 * size) for name in ("key", "value")}
+        with pytest.raises(RuntimeError, match=f"TND head sizes .* got {size}/{size}"):
+            fused_infer_attention_score(**tnd(query=zeros(5, 8, size), **narrow))
+    with pytest.raises(RuntimeError, match=r"TND takes sparse_mode 0 or 3 with CANN 8\.5"):
+        fused_infer_attention_score(**tnd(sparse_mode=4, pre_tokens=3, next_tokens=0))
+    row = zeros(1, 1, 64)
+    with pytest.raises(RuntimeError, match=r"learnable_sink needs a CANN newer than 8\.5"):
+        fused_infer_attention_score_v2(
+            row, row, row, actual_seq_qlen=[1], actual_seq_kvlen=[1], input_layout="TND", learnable_sink=zeros(1)
+        )
 
 
 def test_the_calls_that_the_limits_start_from_are_legal() -> None:

@@ -14,8 +14,8 @@ import torch
 
 from .attention_math import NO_BAND, attend, band, gather_pages
 from .fused_infer_latent_rules import check_latent
-from .fused_infer_rules import Call, Request, check, requests
-from .limits import poison, require, require_absent, require_dtype, require_shape
+from .fused_infer_rules import Call, Request, check, check_sink, requests
+from .limits import poison, require_absent
 
 
 def _by_token(tensor: torch.Tensor, layout: str, heads: int) -> torch.Tensor:
@@ -212,7 +212,8 @@ def fused_infer_attention_score_v2(
     key_rope: torch.Tensor | None = None,
     **unmodelled: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Version 2: renamed arguments, and ``learnable_sink`` (bf16 ``[N]``, TND, value head size at most 128)."""
+    """Version 2: renamed arguments, and ``learnable_sink`` (bf16 ``[N]``, TND, value head size at most 128): a logit per
+    head that is not scaled, takes part in the softmax's sum and has no value."""
     op = "npu_fused_infer_attention_score_v2"
     require_absent(op, **unmodelled)
     call = Call(
@@ -241,8 +242,6 @@ def fused_infer_attention_score_v2(
         key_rope=key_rope,
     )
     if learnable_sink is not None:
-        require(op, call.layout == "TND", "learnable_sink needs layout TND", input_layout)
-        require_dtype(op, "learnable_sink", learnable_sink, (torch.bfloat16,))
-        require_shape(op, "learnable_sink", learnable_sink, (num_query_heads,))
         call = replace(call, sink=learnable_sink)
+        check_sink(call)
     return _run(call)

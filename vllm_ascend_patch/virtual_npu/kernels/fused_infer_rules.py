@@ -2,8 +2,9 @@
 """The rules of ``npu_fused_infer_attention_score``: what the vendor documents about its arguments on A2 and A3.
 
 Numbers come from the docstring in the torch_npu 2.13.0 wheel; where the newest op-plugin page is wider (TND with fp16,
-paged TND, head size 64 for MHA, block sizes to 1024), the page is followed. Calls with rope inputs have rules of their own
-(fused_infer_latent_rules.py), which share what is public here.
+paged TND, head size 64 for MHA, block sizes to 1024), the page is followed. What CANN 9.1 adds in layout TND (bands, sinks,
+equal head sizes up to 256) is in its host checks, and refused where the machine is one of CANN 8.5. Calls with rope inputs
+have rules of their own (fused_infer_latent_rules.py), which share what is public here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from .limits import (
     INT32_MAX,
+    newer_attention,
     require,
     require_contiguous,
     require_dim,
@@ -31,6 +33,7 @@ MAX_BATCH = 65536
 MAX_TND_BATCH = 4096
 MAX_HEADS = 256
 MAX_GROUP = 64
+MAX_INFER_SIZE, MAX_INFER_BLOCK = 256, 512  # of the kernel that CANN 9.1 has for plain TND calls
 MAX_ROW = 65535  # elements of one cache row in the layout [blocks, block_size, kv_heads * D]
 
 
@@ -84,6 +87,15 @@ class Call:
     def value_head_size(self) -> int:
         flat = self.value.dim() == 3 and (self.block_table is not None or self.layout == "BSH")
         return self.value.shape[2] // self.kv_heads if flat else self.value.shape[-1]
+
+    @property
+    def infer_kernel(self) -> bool:
+        """Whether CANN 9.1 has its own kernel for this TND call: equal head sizes up to 256, pages by token, no sink."""
+        size, paged = self.head_size, self.block_table is not None
+        pages = not paged or (self.key.dim() == 3 and 0 < self.key.shape[1] <= MAX_INFER_BLOCK)
+        masked = self.sparse_mode in (3, 4) or self.heads == self.kv_heads
+        sizes = size == self.value_head_size <= MAX_INFER_SIZE and size % 16 == 0
+        return sizes and pages and masked and self.sink is None and self.inner_precise == 0
 
     def atten_mask_of(self, index: int, queries: int, keys: int) -> torch.Tensor:
         """The full mask of one request, True = masked."""
@@ -191,7 +203,9 @@ def _check_heads(call: Call) -> None:
     if size == 512:
         raise unsupported(op, "head size 512 without query_rope")
     plain = heads == kv_heads and call.block_table is None
-    allowed = [(128, 128), (192, 128), (192, 192)] + ([(64, 64)] if heads == kv_heads else [])
+    if newer_attention() and call.infer_kernel:
+        return
+    allowed = [(128, 128), (192, 128), (192, 192)] + ([(64, 64)] if heads == kv_heads or newer_attention() else [])
     allowed += [(256, 256)] if plain else []
     shown = ", ".join(f"{qk}/{v}" for qk, v in allowed)
     require(op, pair in allowed, f"TND head sizes (query-key/value) must be one of {shown}", f"{pair[0]}/{pair[1]}")
@@ -285,6 +299,22 @@ def check_pages(call: Call, block: int) -> None:
         require_ids(op, f"block ids of request {index}", used, key.shape[0])
 
 
+def check_sink(call: Call) -> None:
+    """The learnable sink of version 2."""
+    op, sink = call.op, call.sink
+    assert sink is not None
+    require(op, newer_attention(), "learnable_sink needs a CANN newer than 8.5", "8.5")
+    require(op, call.layout == "TND", "learnable_sink needs layout TND", call.input_layout)
+    require_dtype(op, "learnable_sink", sink, (torch.bfloat16,))
+    require_dtype(op, "query beside learnable_sink", call.query, (torch.bfloat16,))
+    require_shape(op, "learnable_sink", sink, (call.heads,))
+    require_contiguous(op, learnable_sink=sink)
+    pair = (call.head_size, call.value_head_size)
+    sizes = pair[0] in (64, 128, 192) and pair[1] in (64, 128)
+    require(op, sizes, "head sizes beside learnable_sink must be 64, 128, 192 / 64, 128", f"{pair[0]}/{pair[1]}")
+    require(op, call.inner_precise == 0, "inner_precise beside learnable_sink must be 0", call.inner_precise)
+
+
 def check_tnd(call: Call) -> None:
     """Lengths of a TND call."""
     op = call.op
@@ -296,12 +326,12 @@ def check_tnd(call: Call) -> None:
     require(op, given == call.batch, f"TND needs one key/value length per request ({call.batch})", given)
     if call.block_table is None:
         _require_cumulative(call, "key/value lengths", call.kv_lengths, call.key.shape[0])
-    if call.sparse_mode == 3:
+    if call.sparse_mode in (3, 4):
         for request in requests(call):
             require(
                 op,
                 request.queries <= request.keys or request.keys == 0,
-                f"with sparse_mode 3 request {request.index} must not have more queries than keys",
+                f"with sparse_mode {call.sparse_mode} request {request.index} must not have more queries than keys",
                 f"{request.queries} queries and {request.keys} keys",
             )
 
@@ -365,6 +395,7 @@ def _check_mask(call: Call) -> None:
         legal = mode in (3, 4) if mask is not None else mode == 0
         got = f"sparse_mode {mode} {'without' if mask is None else 'with'} a mask"
         require(op, legal, "TND takes sparse_mode 0 without a mask, or 3 or 4 with one", got)
+        require(op, mode != 4 or newer_attention(), "TND takes sparse_mode 0 or 3 with CANN 8.5", got)
     if call.single_query and mode in (2, 3, 4):
         return  # documented as ignored
     if mode in (2, 3, 4):

@@ -40,6 +40,11 @@ def soc() -> str:
     return current().soc
 
 
+def newer_attention() -> bool:
+    """Whether fused attention is that of CANN 9.1, which takes bands, sinks and more head sizes in layout TND."""
+    return current().cann != "8.5"
+
+
 def require(op: str, holds: bool, limit: str, got: object) -> None:
     """Raise ``RuntimeError`` unless the limit holds."""
     if not holds:
