@@ -91,8 +91,8 @@ ROWS: tuple[Row, ...] = (
         "block size % 16 up to 1024, fewer than 2**31 elements, mode 3 with mask for 2-16 queries per request, no "
         "log-sum-exp",
         "W, D. W: TND only bf16, without pages; newest D: fp16, pages, head size 64 without GQA; D followed. Mode 4, 64 "
-        "with GQA and equal head sizes up to 256: C (CANN 9.1; 8.x refuses them), D does not name the sizes. % 16 is read from "
-        "the other layouts. Rope inputs: D, C; at most 16 queries and no "
+        "with GQA and equal head sizes up to 256: C (CANN 9.1; 8.x refuses them), D does not name the sizes. % 16 is read "
+        "from the other layouts. Rope inputs: D, C; at most 16 queries and no "
         "log-sum-exp are CANN 8.x. W asks queries < keys in mode 3: read as <=. W: at least as many blocks as all "
         "requests need together; not enforced, prefix caching shares blocks",
     ),
