@@ -110,9 +110,6 @@ def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
 
     if uses_runner_v2(vllm_config):
         return "graphs of whole steps were not tried with model runner V2"
-    model = vllm_config.model_config
-    if model is not None and model.use_mla:
-        return "latent attention was not tried in graphs of whole steps"
     return graphs.full_graph_obstacle(guard.installed_release() or "")
 
 

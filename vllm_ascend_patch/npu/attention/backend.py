@@ -8,12 +8,10 @@ Steps whose requests all have the same number of tokens can be captured whole (`
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import torch_npu
-from torch_npu._C import _weak_ref_tensor as weak
 
 from .graph_tasks import GraphTasks
 from .interface import AttentionBackend, AttentionImpl, AttentionType
@@ -167,25 +165,18 @@ class NPUAttentionImpl(AttentionImpl):
             shape = (requests, tokens, self.num_heads, self.head_size)
         if tokens > 1:
             form |= {"sparse_mode": CAUSAL_RIGHT_DOWN, "atten_mask": causal_mask(query.device)}
-        pages = tuple(cache.view(cache.shape[0], cache.shape[1], -1) for cache in (key_cache, value_cache))
+        keys, values = (cache.view(cache.shape[0], cache.shape[1], -1) for cache in (key_cache, value_cache))
         query = query.contiguous().view(shape)
         arguments: dict[str, Any] = {
             "num_heads": self.num_heads,
             "num_key_value_heads": self.num_kv_heads,
             "scale": self.scale,
             "input_layout": self.layout.value,
-            "block_table": weak(meta.page_table),
-            "block_size": pages[0].shape[1],
+            "block_table": meta.page_table,
+            "block_size": keys.shape[1],
             **form,
         }
-        workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(
-            query, *pages, actual_seq_lengths_kv=meta.context_lens, **arguments
-        )
-        sums = torch.empty(1, dtype=torch.float32, device=query.device)  # not asked for, but the form wants it
-        call = partial(
-            _attend_into, weak(query), pages, [weak(output.view(shape)), weak(sums)], weak(workspace), arguments
-        )
-        tasks.capture(layer.layer_name, call, meta.context_lens)
+        tasks.capture_fused(layer.layer_name, (query, keys, values), output.view(shape), meta.context_lens, arguments)
         return output
 
     def _attend_tnd(
@@ -253,19 +244,6 @@ class NPUAttentionImpl(AttentionImpl):
             block_size=pages[0].shape[1],
             **mask,
         )[0]
-
-
-def _attend_into(
-    query: torch.Tensor,
-    pages: tuple[torch.Tensor, ...],
-    out: list[torch.Tensor],
-    workspace: torch.Tensor,
-    arguments: dict[str, Any],
-    context_lens: list[int],
-) -> None:
-    torch_npu.npu_fused_infer_attention_score.out(
-        query, *pages, actual_seq_lengths_kv=context_lens, workspace=workspace, out=out, **arguments
-    )
 
 
 def _refuse(features: dict[str, Any]) -> None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 import torch_npu
+from torch_npu._C import _weak_ref_tensor as weak
 
 AttentionCall = Callable[[list[int]], None]
 """Attends for one layer, given the key length of every request, into memory that stays where it is."""
@@ -48,6 +51,32 @@ class GraphTasks:
         call(lengths)
         self._tasks.append(_Task(layer, call, torch_npu.npu.graph_task_group_end(stream)))
 
+    def capture_fused(
+        self,
+        layer: str,
+        inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        out: torch.Tensor,
+        lengths: list[int],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """Record one call of ``npu_fused_infer_attention_score``.
+
+        Tensors are referred to weakly: memory of a graph stays where it is, but the graph may use it again after the layer.
+
+        Args:
+            inputs: query, key cache, value cache.
+            out: of the query's shape; holds the result of a replay.
+            arguments: all further ones but the key lengths.
+        """
+        query, *pages = inputs
+        workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(
+            *inputs, actual_seq_lengths_kv=lengths, **arguments
+        )
+        sums = torch.empty(1, dtype=torch.float32, device=query.device)  # not asked for, but the form wants it
+        kept = {name: weak(value) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
+        call = partial(_attend_into, (weak(query), *pages), [weak(out), weak(sums)], weak(workspace), kept)
+        self.capture(layer, call, lengths)
+
     def update(self, metadata: Mapping[str, Any], stream: torch_npu.npu.Stream) -> None:
         """Give every call the lengths of the step that is replayed next.
 
@@ -61,3 +90,15 @@ class GraphTasks:
                 task.call(metadata[task.layer].replayed_lens)
                 torch_npu.npu.graph_task_update_end(stream)
             self._event.record(stream)
+
+
+def _attend_into(
+    inputs: tuple[torch.Tensor, ...],
+    out: list[torch.Tensor],
+    workspace: torch.Tensor,
+    arguments: dict[str, Any],
+    context_lens: list[int],
+) -> None:
+    torch_npu.npu_fused_infer_attention_score.out(
+        *inputs, actual_seq_lengths_kv=context_lens, workspace=workspace, out=out, **arguments
+    )

@@ -79,12 +79,7 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
     @classmethod
     def get_cudagraph_support(cls, *_: Any, **__: Any) -> Any:
         """Asked where graphs of whole steps are captured: steps whose requests all have the same number of tokens."""
-        try:
-            from vllm.v1.attention.backend import AttentionCGSupport
-        except ImportError:  # before 0.14; 0.10.0 has none and does not ask
-            from vllm.v1.attention.backends.utils import AttentionCGSupport
-
-        return AttentionCGSupport.UNIFORM_BATCH
+        return uniform_batches()
 
     def build_for_drafting(
         self, common_attn_metadata: CommonAttentionMetadata, draft_index: int
@@ -115,6 +110,16 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
             block_size=self.block_size,
             dummy=serving.current().step.dummy,
         )
+
+
+def uniform_batches() -> Any:
+    """Upstream's name for graphs of whole steps whose requests all have the same number of tokens."""
+    try:
+        from vllm.v1.attention.backend import AttentionCGSupport
+    except ImportError:  # before 0.14; 0.10.0 has none and does not ask
+        from vllm.v1.attention.backends.utils import AttentionCGSupport
+
+    return AttentionCGSupport.UNIFORM_BATCH
 
 
 def host_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[int]:

@@ -17,9 +17,9 @@ from vllm_ascend_patch.core.latent_support import padded_heads
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 from vllm_ascend_patch.npu.attention.operator_arguments import CAUSAL_RIGHT_DOWN, causal_mask, nd_cache_mode
 
-from .interface import CHOOSES_KERNELS, MLACommonBackend, MLACommonImpl, MLACommonMetadata
+from .interface import CHOOSES_KERNELS, MLACommonBackend, MLACommonImpl
 from .layout import split_cache, split_rows
-from .metadata import NPUMLADecodeMetadata, NPUMLAMetadataBuilder
+from .metadata import NPUMLADecodeMetadata, NPUMLAMetadata, NPUMLAMetadataBuilder
 
 
 class NPUMLABackend(MLACommonBackend):
@@ -49,7 +49,7 @@ class NPUMLABackend(MLACommonBackend):
         return [BLOCK_SIZE]
 
 
-class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
+class NPUMLAImpl(MLACommonImpl[NPUMLAMetadata]):
     """One layer's latent attention."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -70,16 +70,18 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
         *_: Any,
         **__: Any,
     ) -> None:
-        """Write the real tokens' latents ``[T, 512]`` and rope parts ``[T, 1, 64]``; a padded row has slot -1, which the
-        operator does not take."""
-        tokens = _real_tokens()
-        if kv_cache.numel() == 0 or tokens == 0:
+        """Write the real tokens' latents ``[T, 512]`` and rope parts ``[T, 1, 64]``, in a graph of a whole step those of all
+        rows. Upstream's slots are -1 for a padded row, which the operator does not take."""
+        metadata = _metadata()
+        if kv_cache.numel() == 0 or metadata is None or metadata.num_actual_tokens == 0:
             return
+        tokens = metadata.num_actual_tokens
+        padded = metadata.dummy or metadata.tasks is not None
         torch_npu.npu_scatter_pa_kv_cache(
             kv_c_normed[:tokens].unsqueeze(1).contiguous(),
             k_pe[:tokens].contiguous(),
             *split_cache(kv_cache),
-            slot_mapping.flatten()[:tokens],
+            metadata.padded_slots if padded else slot_mapping.flatten()[:tokens],
             **nd_cache_mode(),
         )
 
@@ -87,7 +89,7 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
         self,
         q: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
         kv_c_and_k_pe_cache: torch.Tensor,
-        attn_metadata: MLACommonMetadata,
+        attn_metadata: NPUMLAMetadata,
         layer: Any,
     ) -> tuple[torch.Tensor, None]:
         """Decode: absorbed queries ``[T, heads, 512]`` and ``[T, heads, 64]`` over the cache; ``[T, heads, 512]``."""
@@ -100,31 +102,35 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
             torch.nn.functional.pad(part, (0, 0, 0, missing)) if missing else part.contiguous() for part in q
         )
         latents, ropes = (cache.transpose(1, 2) for cache in split_cache(kv_c_and_k_pe_cache))
-        single = decode.query_ends[-1] == len(decode.query_ends)
-        form: dict[str, Any] = {"input_layout": "BSND"}
+        requests = len(decode.context_lens)
+        single = query.shape[0] == requests
+        arguments: dict[str, Any] = {
+            "query_rope": rope,
+            "key_rope": ropes,
+            "num_heads": heads + missing,
+            "num_key_value_heads": 1,
+            "scale": self.scale,
+            "block_table": decode.block_table,
+            "block_size": latents.shape[2],
+            "input_layout": "BSND",
+        }
         if single:
-            query, rope = query.unsqueeze(1), rope.unsqueeze(1)
+            query, arguments["query_rope"] = query.unsqueeze(1), rope.unsqueeze(1)
         else:
-            form = {
+            arguments |= {
                 "input_layout": "TND",
                 "actual_seq_lengths": decode.query_ends,
                 "sparse_mode": CAUSAL_RIGHT_DOWN,
                 "atten_mask": causal_mask(query.device),
             }
-        out = torch_npu.npu_fused_infer_attention_score(
-            query,
-            latents,
-            latents,
-            query_rope=rope,
-            key_rope=ropes,
-            num_heads=heads + missing,
-            num_key_value_heads=1,
-            scale=self.scale,
-            actual_seq_lengths_kv=decode.context_lens,
-            block_table=decode.block_table,
-            block_size=latents.shape[2],
-            **form,
-        )[0]
+        if attn_metadata.tasks is None:
+            out = torch_npu.npu_fused_infer_attention_score(
+                query, latents, latents, actual_seq_lengths_kv=decode.context_lens, **arguments
+            )[0]
+        else:
+            out = torch.empty_like(query)
+            inputs = (query, latents, latents)
+            attn_metadata.tasks.capture_fused(layer.layer_name, inputs, out, decode.context_lens, arguments)
         return (out.squeeze(1) if single else out)[:, :heads], None
 
     def forward_mha(
@@ -133,7 +139,7 @@ class NPUMLAImpl(MLACommonImpl[MLACommonMetadata]):
         kv_c_normed: torch.Tensor,
         k_pe: torch.Tensor,
         kv_c_and_k_pe_cache: torch.Tensor,
-        attn_metadata: MLACommonMetadata,
+        attn_metadata: NPUMLAMetadata,
         k_scale: torch.Tensor,
         output: torch.Tensor,
         output_scale: torch.Tensor | None = None,
@@ -200,9 +206,7 @@ def _keep_sizes(impl: NPUMLAImpl, **sizes: Any) -> None:
     impl._use_flashinfer_concat_mla_k = False
 
 
-def _real_tokens() -> int:
-    """Tokens of the running forward that are not padding; 0 in a forward without requests."""
+def _metadata() -> NPUMLAMetadata | None:
+    """That of the running forward, one for all its layers; None in a forward without requests."""
     metadata = get_forward_context().attn_metadata
-    if isinstance(metadata, dict):
-        metadata = next(iter(metadata.values()), None)
-    return 0 if metadata is None else metadata.num_actual_tokens
+    return next(iter(metadata.values()), None) if isinstance(metadata, dict) else metadata

@@ -8,13 +8,17 @@ adds these, too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
 
+from vllm_ascend_patch.npu.attention.graph_tasks import GraphTasks
 from vllm_ascend_patch.npu.attention.interface import CommonAttentionMetadata
-from vllm_ascend_patch.npu.attention.metadata import host_context_lens
+from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE, null_block_slots
+from vllm_ascend_patch.npu.attention.metadata import host_context_lens, uniform_batches
+from vllm_ascend_patch.seams import serving
 
 from .chunks import chunked_context
 from .interface import MLACommonDecodeMetadata, MLACommonMetadata, MLACommonMetadataBuilder, QueryLenSupport
@@ -29,14 +33,45 @@ class NPUMLADecodeMetadata(MLACommonDecodeMetadata):
     context_lens: list[int] = field(default_factory=list)
 
 
-class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
+@dataclass
+class NPUMLAMetadata(MLACommonMetadata[NPUMLADecodeMetadata]):
+    """Upstream's. In a step that a full graph runs, rows and requests are those of the graph, and all of them decode.
+
+    Attributes:
+        dummy: the forward is one without requests: no row has a slot.
+        tasks: where attention's calls are recorded, while a full graph is captured.
+    """
+
+    dummy: bool = False
+    tasks: GraphTasks | None = None
+
+    @property
+    def replayed_lens(self) -> list[int]:
+        """Key lengths of a replay; an idle rank's rows attend to nothing, though upstream gives them a length."""
+        assert self.decode is not None
+        return [0] * len(self.decode.context_lens) if self.dummy else self.decode.context_lens
+
+    @cached_property
+    def padded_slots(self) -> torch.Tensor:
+        """A slot for each row; rows without a request have distinct ones in vLLM's null block."""
+        slots = self.slot_mapping.flatten()[: self.num_actual_tokens]
+        without = null_block_slots(len(slots), BLOCK_SIZE, slots.device)
+        return torch.where(slots < 0, without.to(slots.dtype), slots)
+
+
+class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[NPUMLAMetadata]):
     """Upstream's; requests whose drafts are verified decode, too, as long as all have the same number of them."""
 
     query_len_support: ClassVar[QueryLenSupport] = QueryLenSupport.UNIFORM
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], *args: Any, **kwargs: Any) -> None:
-        super().__init__(kv_cache_spec, layer_names, *args, **kwargs)
+        super().__init__(kv_cache_spec, layer_names, *args, metadata_cls=NPUMLAMetadata, **kwargs)
         self._layer_name = layer_names[0]
+
+    @classmethod
+    def get_cudagraph_support(cls, *_: Any, **__: Any) -> Any:
+        """Asked where graphs of whole steps are captured: steps whose requests all have the same number of tokens."""
+        return uniform_batches()
 
     def _build_decode(
         self,
@@ -56,8 +91,10 @@ class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
-    ) -> MLACommonMetadata:
+    ) -> NPUMLAMetadata:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        assert isinstance(metadata, NPUMLAMetadata)
+        metadata.dummy = serving.current().step.dummy
         if metadata.decode is not None:
             metadata.decode.context_lens = host_context_lens(common_attn_metadata, metadata.num_decodes)
         if metadata.prefill is not None:
@@ -82,7 +119,7 @@ class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[MLACommonMetadata]):
                 self.kv_cache_spec.block_size,
             )
 
-    def build_for_drafting(self, common_attn_metadata: CommonAttentionMetadata, draft_index: int) -> MLACommonMetadata:
+    def build_for_drafting(self, common_attn_metadata: CommonAttentionMetadata, draft_index: int) -> NPUMLAMetadata:
         """Upstream's host lengths still count refused drafts from the second forward of a drafter on."""
         metadata = self.build(0, common_attn_metadata, fast_build=True)
         if draft_index > 0 and metadata.decode is not None:
