@@ -7,6 +7,7 @@ A value that the user gave is kept where it can work; what is changed is said in
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 logger = init_logger(__name__)
 
 _BACKEND = "eager"
+_AHEAD_OF_TIME = "VLLM_USE_AOT_COMPILE"
+"""Upstream's variable. With its default, and torch from 2.10 on, each forward of a model with that backend hashes the whole
+configuration, which takes milliseconds, to look for an artifact that this backend never writes."""
 
 
 @cache
@@ -80,6 +84,7 @@ def _run_pieces(vllm_config: VllmConfig) -> None:
         else:
             _change(compilation, "backend", _BACKEND, why)
             _change(compilation, "use_inductor_graph_partition", False, why)
+            os.environ[_AHEAD_OF_TIME] = "0"
         _no_fusions(compilation.pass_config)
     _capture_whole_steps(vllm_config)
     forced = METHODS.get(envs.VLLM_ASCEND_PATCH_MOE_COMM)
