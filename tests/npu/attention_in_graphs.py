@@ -14,10 +14,18 @@ from typing import Any
 import torch
 import torch_npu
 
+from tests.support.installed import HAS_LATENT_ATTENTION
 from tests.support.processes import report
 from vllm_ascend_patch.npu.attention.backend import NPUAttentionImpl
 from vllm_ascend_patch.npu.attention.graph_tasks import GraphTasks
 from vllm_ascend_patch.npu.attention.metadata import NPUAttentionMetadata
+
+if HAS_LATENT_ATTENTION:
+    from vllm.forward_context import override_forward_context
+
+    from vllm_ascend_patch.npu.attention.mla.backend import NPUMLAImpl
+    from vllm_ascend_patch.npu.attention.mla.layout import split_cache
+    from vllm_ascend_patch.npu.attention.mla.metadata import NPUMLADecodeMetadata, NPUMLAMetadata
 
 HEADS, KV_HEADS, BLOCK, BLOCKS, REQUESTS = 4, 2, 128, 9, 4
 LAYER = SimpleNamespace(layer_name="layer")
@@ -39,14 +47,14 @@ class Case:
         self.slots = torch.full((rows,), -1, dtype=torch.int64, device="npu")
         self.output = torch.zeros(rows, HEADS * head_size, dtype=torch.float16, device="npu")
 
-    def metadata(self, lengths: list[int], requests: int = REQUESTS) -> NPUAttentionMetadata:
+    def metadata(self, lengths: list[int], requests: int = REQUESTS) -> Any:
         ends = [self.tokens * (request + 1) for request in range(requests)]
         real = sum(length > 0 for length in lengths) * self.tokens
         decodes = requests if self.tokens == 1 else 0
         rows = requests * self.tokens
         return NPUAttentionMetadata(real, decodes, ends, lengths, self.table[:requests], self.slots[:rows], BLOCK)
 
-    def attend(self, metadata: NPUAttentionMetadata, output: torch.Tensor) -> None:
+    def attend(self, metadata: Any, output: torch.Tensor) -> None:
         rows = metadata.slot_mapping.shape[0]
         self.impl.forward(
             LAYER, self.query[:rows], self.key[:rows], self.value[:rows], self.cache, metadata, output[:rows]
@@ -68,10 +76,63 @@ class Case:
                 slots = (1 + 2 * request + positions // BLOCK) * BLOCK + positions % BLOCK
                 self.slots[request * self.tokens : (request + 1) * self.tokens] = slots
 
+    def blocks(self) -> torch.Tensor:
+        """A copy of the cache by block, as integers."""
+        return self.cache.view(torch.int16).clone()
 
-def steps(head_size: int, tokens: int) -> list[dict[str, Any]]:
+
+class LatentCase(Case):
+    """The same of absorbed latent attention; its output is latents."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens, rows = tokens, REQUESTS * tokens
+        self.latent = object.__new__(NPUMLAImpl)
+        self.latent.__dict__.update(scale=0.1)
+        self.cache = torch.full((BLOCKS, BLOCK, 576), float("nan"), dtype=torch.float16, device="npu")
+        self.query, self.key, self.value, self.output = (
+            torch.zeros(rows, *shape, dtype=torch.float16, device="npu")
+            for shape in ((HEADS, 576), (512,), (1, 64), (HEADS * 512,))
+        )
+        self.table = torch.zeros(REQUESTS, 2, dtype=torch.int32, device="npu")
+        self.slots = torch.full((rows,), -1, dtype=torch.int64, device="npu")
+
+    def metadata(self, lengths: list[int], requests: int = REQUESTS) -> Any:
+        rows = requests * self.tokens
+        decode = NPUMLADecodeMetadata(
+            block_table=self.table[:requests],
+            seq_lens=self.table[:requests, 0],
+            dcp_tot_seq_lens=None,
+            query_ends=[self.tokens * (request + 1) for request in range(requests)],
+            context_lens=lengths,
+        )
+        return NPUMLAMetadata(
+            num_reqs=requests,
+            max_query_len=self.tokens,
+            max_seq_len=max(lengths),
+            num_actual_tokens=rows,
+            query_start_loc=self.table,
+            slot_mapping=self.slots[:rows],
+            num_decodes=requests,
+            num_decode_tokens=rows,
+            num_prefills=0,
+            decode=decode,
+        )
+
+    def attend(self, metadata: Any, output: torch.Tensor) -> None:
+        rows = metadata.num_actual_tokens
+        with override_forward_context(SimpleNamespace(attn_metadata={"layer": metadata})):
+            self.latent.do_kv_cache_update(self.key[:rows], self.value[:rows], self.cache, metadata.slot_mapping)
+            query = self.query[:rows].split([512, 64], dim=-1)
+            found, _ = self.latent.forward_mqa(query, self.cache, metadata, LAYER)
+        output[:rows] = found.flatten(1)
+
+    def blocks(self) -> torch.Tensor:
+        return split_cache(self.cache)[0].view(torch.int16).clone()
+
+
+def steps(case: Case, eager: Case) -> list[dict[str, Any]]:
     """What each replay gave, held against eager calls on a cache of their own."""
-    case, eager = Case(head_size, tokens), Case(head_size, tokens)
+    tokens = case.tokens
     context = [2 * tokens] * REQUESTS
     graph, tasks = torch_npu.npu.NPUGraph(), GraphTasks()
     with torch_npu.npu.graph(graph):
@@ -86,12 +147,12 @@ def steps(head_size: int, tokens: int) -> list[dict[str, Any]]:
             one.fill(lengths)
         updates.wait_stream(torch_npu.npu.current_stream())
         tasks.update({"layer": case.metadata(lengths)}, updates)
-        before = case.cache.clone()
+        before = case.blocks()
         graph.replay()
         expected, rows = torch.zeros_like(case.output), active * tokens
         if active:
             eager.attend(eager.metadata(lengths[:active], active), expected)
-        written = (case.cache.view(torch.int16) != before.view(torch.int16)).flatten(1).any(1).nonzero().flatten()
+        written = (case.blocks() != before).flatten(1).any(1).nonzero().flatten()
         found.append(
             {
                 "equal": torch.equal(case.output[:rows], expected[:rows]),
@@ -107,4 +168,11 @@ def steps(head_size: int, tokens: int) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     torch_npu.npu.set_device(0)
     with torch.inference_mode():
-        report({f"{head_size}, {tokens}": steps(head_size, tokens) for head_size in (64, 128) for tokens in (1, 3)})
+        found = {
+            f"{head_size}, {tokens}": steps(Case(head_size, tokens), Case(head_size, tokens))
+            for head_size in (64, 128)
+            for tokens in (1, 3)
+        }
+        if HAS_LATENT_ATTENTION:
+            found |= {f"latent, {tokens}": steps(LatentCase(tokens), LatentCase(tokens)) for tokens in (1, 3)}
+        report(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -75,12 +76,13 @@ def test_context_in_chunks_is_attended_to_as_a_whole(rows: int) -> None:
     )
     assert (len(prefill.chunked_context.chunks) > 2) == (rows == 512)
     output = torch.empty(ends[-1], HEADS * VALUE, dtype=torch.float16, device="npu")
+    step: Any = SimpleNamespace(prefill=prefill)
     impl.forward_mha(
         q.to("npu"),
         torch.cat(new_latents).to("npu"),
         torch.cat(new_ropes).unsqueeze(1).to("npu"),
         cache,
-        SimpleNamespace(prefill=prefill),
+        step,
         torch.ones(1),
         output,
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +44,8 @@ def test_decoding_with_any_number_of_heads(heads: int, queries: int) -> None:
     )
     impl = object.__new__(NPUMLAImpl)
     impl.__dict__.update(scale=SCALE / RANK**0.5)
-    found, _ = impl.forward_mqa(
-        (nope.to("npu"), rope.to("npu")), cache.to("npu"), SimpleNamespace(decode=decode, tasks=None), None
-    )
+    step: Any = SimpleNamespace(decode=decode, tasks=None)
+    found, _ = impl.forward_mqa((nope.to("npu"), rope.to("npu")), cache.to("npu"), step, None)
     assert found.shape == nope.shape
 
     latents, ropes = (part.squeeze(2).double() for part in split_cache(cache))

@@ -81,7 +81,8 @@ def test_several_chunks_take_the_memory_of_one_which_profiling_has_seen(rows: in
             block_table=torch.arange(len(cache), dtype=torch.int32).unsqueeze(0).to("npu"),
         )
         output = torch.empty(tokens, HEADS * VALUE, dtype=torch.float16, device="npu")
-        impl.forward_mha(q, latents, ropes, cache, SimpleNamespace(prefill=prefill), weight, output)
+        step: Any = SimpleNamespace(prefill=prefill)
+        impl.forward_mha(q, latents, ropes, cache, step, weight, output)
         return output
 
     expected = attention(q, cache, latents, ropes, weight)
