@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch_npu sees, as one line of JSON. A script for a process of its own: a broken CANN can hang or kill it.
+"""What torch_npu sees, as one line of JSON, with the schemas of the operators that are named as arguments. A script for a
+process of its own: a broken CANN can hang or kill it.
 
 Imports nothing of this package, so that running it arms nothing.
 """
@@ -11,16 +12,19 @@ import sys
 from typing import Any
 
 
-def probe() -> dict[str, Any]:
-    """Device count and name, whether torch_npu imports, and the error that stands in the way."""
+def probe(operators: list[str]) -> dict[str, Any]:
+    """Device count and name, whether torch_npu imports, the schemas of ``operators``, and the error that stands
+    in the way."""
     found: dict[str, Any] = {"count": 0}
     try:
+        import torch
         import torch_npu
     except Exception as error:  # a broken CANN raises anything from ImportError to RuntimeError
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
         found["error"] = f"torch_npu cannot be imported: {type(error).__name__}: {lines[0]}"
         return found
     found["imports"] = True
+    found["schemas"] = {name: _overloads(getattr(torch.ops.npu, name, None)) for name in operators}
     try:
         found["count"] = int(torch_npu.npu.device_count())
         if found["count"]:
@@ -30,7 +34,15 @@ def probe() -> dict[str, Any]:
     return found
 
 
+def _overloads(packet: Any) -> list[list[tuple[str, bool]]]:
+    """Name and whether it is required, of each argument of each overload; nothing for an operator that does not exist."""
+    if packet is None:
+        return []
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    return [[(a.name, not a.has_default_value()) for a in schema.arguments] for schema in schemas]
+
+
 if __name__ == "__main__":
     gc.disable()  # a person waits for the answer: no collection while thousands of modules load, and no teardown
-    print(json.dumps(probe()), file=sys.__stdout__, flush=True)
+    print(json.dumps(probe(sys.argv[1:])), file=sys.__stdout__, flush=True)
     os._exit(0)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from vllm_ascend_patch import envs, platforms
+from vllm_ascend_patch.core import operator_calls
 from vllm_ascend_patch.core.local_checkpoint import look_at
 from vllm_ascend_patch.core.model_support import Parallelism, problems
 from vllm_ascend_patch.core.model_traits import traits_of
@@ -31,6 +32,7 @@ OK, WARNING, FAIL = "ok", "warning", "fail"
 _GROUPS = ("vllm.platform_plugins", "vllm.general_plugins")
 _BROKEN = (State.REFUSED, State.FAILED)
 _PROBE_SECONDS = 60.0
+_OTHER_TORCH_NPU = "install a torch_npu that docs/install.md has for this release of vLLM, or a newer one of it"
 _CANN_FILES = ("version.cfg", "version.info", "compiler/version.info", "runtime/version.info")
 
 
@@ -54,7 +56,11 @@ def _start_probe() -> subprocess.Popen[str]:
     script = Path(__file__).with_name("device_probe.py")
     environ = {name: value for name, value in os.environ.items() if name != "VLLM_ASCEND_PATCH"}
     return subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ
+        [sys.executable, str(script), *sorted(operator_calls.operators())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environ,
     )
 
 
@@ -236,6 +242,28 @@ def _devices(found: dict[str, Any]) -> Check:
     return Check("NPU devices", OK, f"{found['count']} x {found.get('name', 'unknown SoC')}{virtual}")
 
 
+def _operators(found: dict[str, Any]) -> list[Check]:
+    """Whether torch_npu takes what the package passes; of MC2's operators the edition is chosen that there is."""
+    if "schemas" not in found:
+        return []
+    schemas = {
+        name: [[operator_calls.Argument(*argument) for argument in arguments] for arguments in overloads]
+        for name, overloads in found["schemas"].items()
+    }
+    needed = (operator_calls.ATTENTION, operator_calls.EXPERTS)
+    unfit = operator_calls.unfit_calls(schemas, needed)
+    if unfit:
+        return [Check("operators", FAIL, "; ".join(unfit), _OTHER_TORCH_NPU)]
+    without = {
+        use: operator_calls.unfit_calls(schemas, [use])
+        for use in (operator_calls.LATENT_ATTENTION, operator_calls.INT8)
+    }
+    if any(without.values()):
+        found_words = "; ".join(f"{use} is not served: {', '.join(unfit)}" for use, unfit in without.items() if unfit)
+        return [Check("operators", WARNING, found_words, f"where it is needed, {_OTHER_TORCH_NPU}")]
+    return [Check("operators", OK, f"torch_npu takes what the {len(schemas)} that are called are given")]
+
+
 def patch_rows() -> list[PatchStatus]:
     """The state of every patch: as it is in this process when the set is armed, else what it would be in a serve."""
     import vllm_ascend_patch
@@ -280,7 +308,14 @@ def collect(model: str | None = None) -> dict[str, Any]:
         before, after = _versions(), [*_entry_points(), *_environment()]
     finally:
         found = _finish_probe(process)
-    checks = [*before, _devices(found), _release(found), *after, *(_model(model) if model is not None else [])]
+    checks = [
+        *before,
+        _devices(found),
+        *_operators(found),
+        _release(found),
+        *after,
+        *(_model(model) if model is not None else []),
+    ]
     broken = [row.patch.id for row in patches if row.state in _BROKEN]
     return {
         "ok": not broken and all(check.status != FAIL for check in checks),

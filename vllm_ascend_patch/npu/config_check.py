@@ -18,6 +18,7 @@ from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
 
 from .flag_check import check_flags
 from .latent_check import check_latent
+from .operator_check import check_operators
 from .runner_check import check_runner
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _check_model(vllm_config: VllmConfig) -> None:
     for problem in problems(traits, layout):
         raise ValueError(problem)  # the first is the one that no later one's remedy would mend
     check_latent(vllm_config, traits)
+    check_operators(vllm_config, traits)
 
 
 def _runner_applies_factor() -> bool:
