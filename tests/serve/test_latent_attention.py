@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 
 from tests.support import latent_models, tiny_models, w8a8_models
+from tests.support.clear_tokens import clear_tokens
 from tests.support.installed import HAS_GRAPHS_OF_WHOLE_STEPS, needs_latent_attention
 from tests.support.tiny_models import Case
 
+from .scripts import chosen
 from .test_eplb import AT_START, EPLB
 from .test_graphs import traced_workers
+from .test_methods import METHODS
 from .test_reload import SECOND_SEED, held_alike
 from .test_reload import serve as reload
 
@@ -117,12 +120,14 @@ def test_captured_graphs_on_one_device(folder: Path, run_engine: Callable[..., A
 def test_context_of_several_chunks(folder: Path, run_engine: Callable[..., Any]) -> None:
     """More context in one step than the workspace holds: ten requests of 640 cached tokens, and room for 5632.
 
-    The chunks' border falls into a request, so that its context comes in two parts.
+    The chunks' border falls into a request, so that its context comes in two parts. The engine shares the process of its
+    user, so that all requests are there before the first step.
     """
     checkpoint = latent_models.make("deepseek_v3", folder)
     cases = latent_models.cases_after_a_prefix(checkpoint, prefix=640, tails=[9, 3, 5, 7, 2, 4, 6, 8, 1, 10])
     arguments = {"max_model_len": 704, "max_num_seqs": 10}
-    result = run_engine(job_of(checkpoint, cases, 1, 1, **arguments), devices=1)
+    job = job_of(checkpoint, cases, 1, 1, **arguments)
+    result = run_engine(job, devices=1, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     expected = [case.answer for case in cases]
     assert result["tokens"] == expected
     assert result["again"] == expected
@@ -155,17 +160,42 @@ def test_drafts_of_a_prediction_layer(folder: Path, run_engine: Callable[..., An
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_each_way_to_the_experts(method: str, folder: Path, run_engine: Callable[..., Any]) -> None:
+    """With tensor parallel ranks that divide a step's tokens among them."""
+    checkpoint = latent_models.make("deepseek_v3", folder)
+    result = serve(checkpoint, 2, 2, run_engine, VLLM_ASCEND_PATCH_MOE_COMM=method)
+    assert chosen(result["log"]) == {method}
+    assert result["asked"][0]["sequence_parallel"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [("kv_b_proj",), ()], ids=["kv_b_proj in float16", "all linear layers in int8"])
+@pytest.mark.parametrize(("dp", "arguments"), [(1, EAGER), (2, GRAPHS)], ids=["one device", "dp 2 with ep"])
 def test_int8_experts_and_linear_layers(
-    keep: tuple[str, ...], folder: Path, tmp_path: Path, run_engine: Callable[..., Any]
+    dp: int,
+    arguments: dict[str, Any],
+    keep: tuple[str, ...],
+    folder: Path,
+    tmp_path: Path,
+    run_engine: Callable[..., Any],
 ) -> None:
-    """Every clear choice of the dequantised model is kept; one token each, so in prefill."""
-    quantised, twin = w8a8_models.make(latent_models.make("deepseek_v3", folder), tmp_path, keep)
-    cases = w8a8_models.first_token_cases(twin, 8)
-    result = run_engine(job_of(quantised, cases, 1, 2, **GRAPHS), devices=2)
-    expected = [case.answer for case in cases]
-    assert result["together"] == expected
-    assert result["late"] == expected
+    """Whole answers keep every clear choice of the dequantised model."""
+    dense = latent_models.make("deepseek_v3", folder)
+    quantised, twin = w8a8_models.make(dense, tmp_path, keep)
+    cases = tiny_models.cases(dense)  # for the prompts
+    result = run_engine(job_of(quantised, cases, 1, dp, **arguments), devices=dp)
+    prompts = [case.prompt for case in cases]
+    for name in ("tokens", "again") if dp == 1 else ("together", "late"):
+        clear = clear_tokens(twin, prompts, result[name])
+        assert [len(answer) for answer in result[name]] == [tiny_models.NEW_TOKENS] * len(cases)
+        kept = [
+            [token if sure is not None else None for token, sure in zip(*each, strict=True)]
+            for each in zip(result[name], clear, strict=True)
+        ]
+        assert kept == clear, name
+        # 123 of the 184 tokens that are decoded are clear, 9 to 20 of an answer.
+        assert sum(sure is not None for answer in clear for sure in answer[1:]) >= 100, name
 
 
 @pytest.mark.slow
