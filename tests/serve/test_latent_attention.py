@@ -86,6 +86,7 @@ def serve(
     if dp == 1:
         assert result["cached"][-1] >= 256, "the shared prefix of two KV blocks was not found in the cache"
     else:
+        assert result["alone"] == expected[:2], "of one prompt, the other ranks being idle"
         assert result["many_complete"]
     return result
 
@@ -162,7 +163,7 @@ def test_drafts_of_a_prediction_layer(folder: Path, run_engine: Callable[..., An
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_each_way_to_the_experts(method: str, folder: Path, run_engine: Callable[..., Any]) -> None:
-    """With tensor parallel ranks that divide a step's tokens among them."""
+    """With tensor parallel ranks that divide a step's tokens among them, eagerly: a step of one token is one of one row."""
     checkpoint = latent_models.make("deepseek_v3", folder)
     result = serve(checkpoint, 2, 2, run_engine, VLLM_ASCEND_PATCH_MOE_COMM=method)
     assert chosen(result["log"]) == {method}

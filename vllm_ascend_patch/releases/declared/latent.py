@@ -47,4 +47,20 @@ PATCHES: tuple[Patch, ...] = (
         upstream="Platform.get_mla_prefill_backend_cls, from 0.32 on",
         remove_when="the releases without that question are no longer supported",
     ),
+    Patch(
+        id="deepseek-one-token",
+        target="vllm.model_executor.models.deepseek_v2:DeepseekV2ForCausalLM.forward",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.port.single_token:forward",
+        reads=("input_ids", "positions", "inputs_embeds"),
+        releases=">=0.25",
+        why=(
+            "With experts and data on several ranks upstream tells by the number of rows whether they are one tensor "
+            "parallel rank's share. An eager step of one token has as many as its share: nothing is gathered, and all "
+            "ranks but the first go on with padding."
+        ),
+        how="Gives such a step a second row.",
+        upstream="none known",
+        remove_when="upstream gathers the shares of a step of one token",
+    ),
 )
