@@ -8,8 +8,7 @@ from tests.support.processes import result_of, under_virtual_npu
 
 
 def test_replays_equal_eager_calls_over_poisoned_memory() -> None:
-    """Two layouts of the operator, and latent attention; one token per request and several; batches grow, shrink, or are
-    empty."""
+    """Two layouts of the operator, and latent attention; one token per request and several; batches grow, shrink, end."""
     found = result_of(under_virtual_npu("-m", "tests.npu.attention_in_graphs"))
     latent = {"latent, 1", "latent, 3"} if HAS_LATENT_ATTENTION else set()
     assert set(found) == {"64, 1", "64, 3", "128, 1", "128, 3"} | latent

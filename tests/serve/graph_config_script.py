@@ -10,6 +10,7 @@ import os
 import sys
 from typing import Any
 
+import vllm.envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.usage.usage_lib import UsageContext
 
@@ -80,4 +81,5 @@ def largest_graph(checkpoint: str, tokens: int | None, requests: int | None) -> 
 
 if __name__ == "__main__":
     found: dict[str, Any] = {setting: resolved(sys.argv[1], setting) for setting in SETTINGS}
+    found["artifacts"] = getattr(vllm.envs, "VLLM_USE_AOT_COMPILE", False)  # not in older releases
     report(found | {"largest graphs": [largest_graph(sys.argv[1], *scheduler) for scheduler in SCHEDULERS]})

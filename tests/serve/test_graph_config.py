@@ -80,6 +80,11 @@ def test_what_was_changed_is_said(resolved: tuple[dict[str, Any], str], message:
     assert message in resolved[1]
 
 
+def test_no_forward_looks_for_a_compiled_artifact(resolved: tuple[dict[str, Any], str]) -> None:
+    """None is ever written with the backend ``eager``, and vLLM hashes its configuration for it in each forward."""
+    assert resolved[0]["artifacts"] is False
+
+
 def test_the_plan_command_assumes_what_a_serve_without_options_gets(resolved: tuple[dict[str, Any], str]) -> None:
     found = resolved[0]["largest graphs"]
     assert found[0] == [plan.MAX_NUM_BATCHED_TOKENS, plan.MAX_NUM_SEQS, 512]
