@@ -46,6 +46,22 @@ def checks(report: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 @needs_vllm
+def test_kinds_of_attention_that_cann_does_not_take_are_named_and_no_obstacle(devices: Any) -> None:
+    taken = {"head size 128": None}
+    devices["attention"] = taken | {"sliding windows": None}
+    check = checks(doctor.collect())["attention"]
+    assert check["status"] == "ok"
+    assert check["found"] == "one call for a batch: head size 128, sliding windows"
+    devices["attention"] = taken | {"sliding windows": "no band", "sinks": "no sink"}
+    report = doctor.collect()
+    check = checks(report)["attention"]
+    assert check["status"] == "warning"
+    assert check["found"] == "one call for a batch: head size 128; not sliding windows, sinks"
+    assert "CANN 9.1" in check["advice"]
+    assert report["ok"]
+
+
+@needs_vllm
 def test_a_machine_that_can_serve_passes(devices: Any) -> None:
     report = doctor.collect()
     failed = [check for check in report["checks"] if check["status"] == "fail"]

@@ -56,7 +56,7 @@ def _start_probe() -> subprocess.Popen[str]:
     script = Path(__file__).with_name("device_probe.py")
     environ = {name: value for name, value in os.environ.items() if name != "VLLM_ASCEND_PATCH"}
     return subprocess.Popen(
-        [sys.executable, str(script), *sorted(operator_calls.operators())],
+        [sys.executable, "-P", str(script), *sorted(operator_calls.operators())],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -264,6 +264,22 @@ def _operators(found: dict[str, Any]) -> list[Check]:
     return [Check("operators", OK, f"torch_npu takes what the {len(schemas)} that are called are given")]
 
 
+def _attention(found: dict[str, Any]) -> list[Check]:
+    """What a batch's attention in one call takes; what is refused is served slower, or refused from the configuration."""
+    answers = found.get("attention")
+    if not answers:
+        return []
+    taken = ", ".join(name for name, reason in answers.items() if reason is None)
+    refused = [name for name, reason in answers.items() if reason is not None]
+    if not refused:
+        return [Check("attention", OK, f"one call for a batch: {taken}")]
+    advice = (
+        "CANN 9.1 takes them; without, such head sizes take a call for each prompt, windows and sinks are not served"
+    )
+    shown = f"one call for a batch: {taken or 'none'}; not {', '.join(refused)}"
+    return [Check("attention", WARNING, shown, advice)]
+
+
 def patch_rows() -> list[PatchStatus]:
     """The state of every patch: as it is in this process when the set is armed, else what it would be in a serve."""
     import vllm_ascend_patch
@@ -312,6 +328,7 @@ def collect(model: str | None = None) -> dict[str, Any]:
         *before,
         _devices(found),
         *_operators(found),
+        *_attention(found),
         _release(found),
         *after,
         *(_model(model) if model is not None else []),
