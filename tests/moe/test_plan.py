@@ -159,9 +159,9 @@ SERVED_NOT = {
         {**DEEPSEEK_V3, "architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 256, "num_attention_heads": 128},
         "multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256",
     ),
-    "sinks": (
+    "biases": (
         {**QWEN3_30B, "architectures": ["GptOssForCausalLM"], "sliding_window": 128, "max_position_embeddings": 131072},
-        "attention sinks are not supported",
+        "experts with biases are not supported",
     ),
     "states": (
         {**QWEN3_30B, "architectures": ["Qwen3NextForCausalLM"], "linear_num_value_heads": 32},
@@ -235,9 +235,9 @@ def test_plan_takes_the_setting_that_has_a_model_served_plainly(
 
 
 def test_plan_of_a_window_depends_on_the_longest_request(tmp_path: Path) -> None:
-    config = {**QWEN3_30B, "sliding_window": 4096, "max_position_embeddings": 32768}
+    config = {**QWEN3_30B, "head_dim": 320, "sliding_window": 4096, "max_position_embeddings": 32768}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "with requests of up to 32768 tokens" in run(tmp_path).stdout
+    assert "sliding-window attention over 4096 tokens with head size 320 is not" in run(tmp_path).stdout
     assert planned(tmp_path, "--max-model-len", 4096)["not_served"] == []
 
 

@@ -11,6 +11,7 @@ import pytest
 from vllm_ascend_patch.core.latent_support import padded_heads
 from vllm_ascend_patch.core.model_support import (
     Parallelism,
+    cann_problem,
     heads_problem,
     latent_attention,
     latent_release_problem,
@@ -59,6 +60,12 @@ def read(architecture: str, config: dict[str, Any], **changes: Any) -> ModelTrai
         ("GraniteMoeHybridForCausalLM", {"layer_types": ["attention"] * 4, "mamba_d_state": 128}),
         ("Qwen3NextForCausalLM", {"layer_types": ["full_attention"] * 4, "linear_num_value_heads": 32}),
         ("MellumForCausalLM", {"layer_types": ["full_attention"] * 4, "sliding_window": 1024}),
+        ("MixtralForCausalLM", {"sliding_window": 4096}),
+        ("ExaoneMoeForCausalLM", {"sliding_windows": [None, 128, 4096]}),
+        ("Cohere2MoeForCausalLM", {"sliding_window": 65536}),
+        ("GraniteMoeSWAForCausalLM", {"sliding_window": 128}),
+        ("BaichuanForCausalLM", {"hidden_size": 4096}),
+        ("FalconForCausalLM", {"alibi": False}),
         ("Glm4MoeForCausalLM", FACTOR),
         ("MiniCPMForCausalLM", {"num_experts": 0}),
         (
@@ -85,12 +92,20 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
         ("NemotronHForCausalLM", {"hybrid_override_pattern": "MEM*E"}, "in place of keys and values (mamba)"),
         ("MiniMaxText01ForCausalLM", {"attn_type_list": [0, 1]}, "(linear_attention)"),
         ("Lfm2MoeForCausalLM", {"layer_types": ["conv", "full_attention"]}, "in place of keys and values (conv)"),
-        ("GptOssForCausalLM", {"sliding_window": 128}, "attention sinks are not supported"),
-        ("MixtralForCausalLM", {"sliding_window": 4096}, "over 4096 tokens is not supported"),
-        ("MixtralForCausalLM", {"sliding_window": 4096}, "requests of up to 40960 tokens"),
-        ("MixtralForCausalLM", {"sliding_window": 4096}, "Start with --max-model-len 4096 or less"),
-        ("ExaoneMoeForCausalLM", {"sliding_windows": [None, 128, 4096]}, "sliding-window attention over 128 tokens"),
-        ("Cohere2MoeForCausalLM", {"sliding_window": 65536}, "sliding-window attention over 65536 tokens"),
+        ("GptOssForCausalLM", {"sliding_window": 128}, "experts with biases are not supported"),
+        ("GraniteMoeSWAForCausalLM", {"torch_dtype": "float16"}, "attention sinks in float16 are not supported"),
+        ("GraniteMoeSWAForCausalLM", {"torch_dtype": "float16"}, "Start with --dtype bfloat16"),
+        ("GraniteMoeSWAForCausalLM", {"head_dim": 80}, "attention sinks with head size 80 are not supported"),
+        ("MixtralForCausalLM", {"sliding_window": 4096, "head_dim": 320}, "over 4096 tokens with head size 320 is not"),
+        ("MixtralForCausalLM", {"sliding_window": 4096, "head_dim": 320}, "Start with --max-model-len 4096 or less"),
+        (
+            "Cohere2MoeForCausalLM",
+            {"sliding_window": 65536, "head_dim": 320},
+            "with head sizes up to 256 it is. Choose",
+        ),
+        ("BloomForCausalLM", {}, "linear biases (ALiBi) are not supported"),
+        ("BaichuanForCausalLM", {"hidden_size": 5120}, "linear biases (ALiBi) are not supported"),
+        ("MptForCausalLM", {"attn_config": {"alibi": True}}, "linear biases (ALiBi) are not supported"),
         ("Gemma2ForCausalLM", {"attn_logit_softcapping": 50.0}, "attention logits capped at 50"),
         (
             "Gemma4ForCausalLM",
@@ -118,6 +133,27 @@ def test_not_served(architecture: str, config: dict[str, Any], message: str) -> 
     assert message in problem
     assert problem.startswith("m: ")
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "texts"),
+    [
+        ("MixtralForCausalLM", {"sliding_window": 4096}, ("attention over 4096 tokens cannot", "--max-model-len 4096")),
+        ("Cohere2MoeForCausalLM", {"sliding_window": 65536}, ("attention over 65536 tokens cannot", "Choose another")),
+        (
+            "GraniteMoeSWAForCausalLM",
+            {"sliding_window": 8},
+            ("over 8 tokens and attention sinks cannot", "Choose anoth"),
+        ),
+    ],
+)
+def test_what_the_installed_cann_does_not_take_is_refused_with_its_words(
+    architecture: str, config: dict[str, Any], texts: tuple[str, str]
+) -> None:
+    problem = cann_problem(read(architecture, DENSE, **config), "op: no band")
+    assert problem.startswith("m: ")
+    assert "by the installed CANN (op: no band): CANN 9.1 takes it" in problem
+    assert all(text in problem for text in texts)
 
 
 def test_a_checkpoint_in_fp8_is_refused_with_the_way_out() -> None:

@@ -85,10 +85,14 @@ DP = {"data_parallel_size": 2, "enable_expert_parallel": True, "max_num_batched_
 CASES: dict[str, dict[str, Any]] = {
     "served": {},
     "window": {"model": "window"},
+    # another dtype, since what was asked of the operators once is kept
+    "window with CANN 8.5": {"model": "window", "dtype": "bfloat16", "environment": {"VIRTUAL_NPU_CANN": "8.5"}},
+    "window, many requests": {"model": "window", "max_num_seqs": 4097, "max_num_batched_tokens": 8192},
     "short requests": {"model": "window", "max_model_len": 256},
     "window of all": {"model": "window", "max_model_len": 512, **WINDOW_OF_ALL},
     "head size 24": {"model": "head size 24"},
-    "sinks": {"model": "gpt-oss"},
+    "sinks in float16": {"model": "gpt-oss"},
+    "experts with biases": {"model": "gpt-oss", "dtype": "bfloat16"},
     "hybrid": {"model": "hybrid"},
     "latent": {"model": "latent"},
     "latent served": {"model": "latent served"},

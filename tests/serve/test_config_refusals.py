@@ -23,12 +23,17 @@ pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]
 
 HERE = "not supported on Ascend NPUs by this port"
 REFUSED = {
-    "window": (
-        f"sliding-window attention over 256 tokens is {HERE} with requests of up to 512 tokens",
+    "window with CANN 8.5": (
+        "sliding-window attention over 256 tokens cannot be served by the installed CANN (npu_fused_infer_attention_score",
         "--max-model-len 256 or less",
     ),
+    "window, many requests": (
+        "meet 4097 requests in a step, at most 4096 are supported on Ascend NPUs with sliding windows or sinks",
+        "lower --max-num-seqs",
+    ),
     "head size 24": ("attention with head size 24, 6 query heads and 6 KV heads per rank", "multiple of 16"),
-    "sinks": (f"gpt-oss: attention sinks are {HERE}", "Choose another model"),
+    "sinks in float16": (f"gpt-oss: attention sinks in float16 are {HERE}", "Start with --dtype bfloat16"),
+    "experts with biases": (f"gpt-oss: experts with biases are {HERE}", "Choose another model"),
     "hybrid": (f"in place of keys and values (mamba) are {HERE}", "Choose another model"),
     "latent": ("multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256", "Set VLLM_MLA_DISABLE=1"),
     "latent heads": ("256 query heads per rank: at most 128 are supported", "Raise --tensor-parallel-size"),
@@ -67,6 +72,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "served": OURS,
     "short requests": OURS,
     "window of all": OURS,
+    "window": OURS | {"window": 256, "cache window": 256},
     "plain": OURS,
     "latent served": OURS,
     "scaled in bfloat16": OURS,

@@ -17,6 +17,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     GraniteMoeHybridConfig,
+    GraniteMoeSWAConfig,
     Llama4TextConfig,
     MixtralConfig,
     PretrainedConfig,
@@ -135,6 +136,20 @@ FORMS: dict[str, PretrainedConfig] = {
         attention_chunk_size=128,
         floor_scale=32,
     ),
+    # windows so small that one key more or less changes tokens
+    "mixtral_window": MixtralConfig(
+        **_COMMON, head_dim=32, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2, sliding_window=6
+    ),
+    # sinks in all layers, windows in two of three; head size 64
+    "granite_sinks": GraniteMoeSWAConfig(
+        **_COMMON | {"hidden_size": 256, "num_hidden_layers": 3},
+        intermediate_size=32,
+        num_local_experts=8,
+        num_experts_per_tok=4,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        attention_multiplier=0.125,
+    ),
     # so few layers that each one's share of a small device is more than 4 GiB
     "mixtral_one_layer": MixtralConfig(
         **_COMMON | {"num_hidden_layers": 1},
@@ -160,8 +175,13 @@ def path_of(family: str, folder: Path, seed: int = 11) -> Path:
     return folder / (family if seed == 11 else f"{family}-{seed}")
 
 
+BFLOAT16 = ("granite_sinks",)
+"""Families whose checkpoints are bfloat16: the operators take sinks in no other dtype."""
+BFLOAT16_MARGIN = 0.15
+
+
 def make(family: str, folder: Path, seed: int = 11) -> Path:
-    """Write the checkpoint (float16 safetensors) of ``family`` below ``folder`` and return its path.
+    """Write the checkpoint (safetensors, float16 but for ``BFLOAT16``) of ``family`` below ``folder`` and return its path.
 
     Another ``seed`` is another checkpoint of the same model.
     """
@@ -179,7 +199,9 @@ def make(family: str, folder: Path, seed: int = 11) -> Path:
                     1.0 if "embed" in name else fan_in**-0.5 * (2.0 if "lm_head" in name or "gate." in name else 1.0)
                 )
                 weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-    model.to(torch.float16).save_pretrained(path)
+            elif "sinks" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+    model.to(torch.bfloat16 if family in BFLOAT16 else torch.float16).save_pretrained(path)
     return path
 
 
@@ -187,7 +209,8 @@ def few_cases(checkpoint: Path, lengths: Sequence[int] = (5, 12, 19)) -> list[Ca
     """A prompt of each length with an answer of eight tokens, quickly found, for tests that need several checkpoints."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, torch_dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(9)
-    return [_clear_case(model, [], length, generator, tokens=8) for length in lengths]
+    margin = BFLOAT16_MARGIN if checkpoint.name in BFLOAT16 else MARGIN
+    return [_clear_case(model, [], length, generator, tokens=8, margin=margin) for length in lengths]
 
 
 def cases(checkpoint: Path) -> list[Case]:
@@ -205,19 +228,26 @@ def cases(checkpoint: Path) -> list[Case]:
 
 
 def _clear_case(
-    model: torch.nn.Module, prefix: list[int], length: int, generator: torch.Generator, tokens: int = NEW_TOKENS
+    model: torch.nn.Module,
+    prefix: list[int],
+    length: int,
+    generator: torch.Generator,
+    tokens: int = NEW_TOKENS,
+    margin: float = MARGIN,
 ) -> Case:
-    for _ in range(400):
+    for _ in range(1000):
         prompt = prefix + torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        answer, margin = greedy(model, prompt, tokens)
-        if margin >= MARGIN:
+        answer, smallest = greedy(model, prompt, tokens, margin)
+        if smallest >= margin:
             return Case(prompt, answer)
-    raise RuntimeError(f"no prompt of length {len(prefix) + length} has a margin of {MARGIN}")
+    raise RuntimeError(f"no prompt of length {len(prefix) + length} has a margin of {margin}")
 
 
 @torch.inference_mode()
-def greedy(model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS) -> tuple[list[int], float]:
-    """The greedy continuation and the smallest gap between first and second logit on the way; stops early below MARGIN.
+def greedy(
+    model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS, margin: float = MARGIN
+) -> tuple[list[int], float]:
+    """The greedy continuation and the smallest gap between first and second logit on the way; stops below ``margin``.
 
     The gap is 0 where a token's experts are chosen by less than ROUTING_MARGIN.
     """
@@ -230,7 +260,7 @@ def greedy(model: torch.nn.Module, prompt: list[int], length: int = NEW_TOKENS) 
         best = output.logits[0, -1].topk(2)
         sure = routing.smallest[-1] >= ROUTING_MARGIN
         smallest = min(smallest, float(best.values[0] - best.values[1]) if sure else 0.0)
-        if smallest < MARGIN:
+        if smallest < margin:
             break
         answer.append(int(best.indices[0]))
         tokens = best.indices[:1].unsqueeze(0)

@@ -14,11 +14,13 @@ from . import latent_support
 from .model_traits import FLOAT_DTYPES, ModelTraits
 from .operator_limits import (
     HEAD_SIZE_MULTIPLE,
+    MAX_BAND_HEAD_SIZE,
     MAX_GROUP,
     MAX_HEAD_SIZE,
     MAX_KV_ROW,
     MAX_QUERY_HEADS,
     MAX_QUERY_ROW,
+    SINK_HEAD_SIZES,
     TND_HEAD_SIZE,
 )
 
@@ -43,6 +45,7 @@ _OWN_KERNELS = {
 _OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
 _LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
+_EXPERT_BIASES = ("GptOssForCausalLM",)
 _VOCABULARY_PADDING = 64  # vLLM rounds the vocabulary up to a multiple of it before it is divided
 
 
@@ -65,7 +68,9 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
         latent_attention,
         lambda model: fp8_problem(model.name, model.quantization),
         _sinks,
+        _expert_biases,
         _soft_cap,
+        _alibi,
         _prefix,
         _activation,
         _window,
@@ -194,7 +199,24 @@ def _sparse_attention(model: ModelTraits) -> str | None:
 def _sinks(model: ModelTraits) -> str | None:
     if not model.sinks:
         return None
-    return f"{model.name}: attention sinks are not supported {_HERE}: attention without them is. Choose another model."
+    if model.dtype not in (None, "bfloat16"):
+        return (
+            f"{model.name}: attention sinks in {model.dtype} are not supported {_HERE}: in bfloat16 they are. Start with "
+            "--dtype bfloat16."
+        )
+    if model.head_size not in (0, *SINK_HEAD_SIZES):
+        sizes = " and ".join(map(str, SINK_HEAD_SIZES))
+        return (
+            f"{model.name}: attention sinks with head size {model.head_size} are not supported {_HERE}: with head sizes "
+            f"{sizes} they are. Choose another model."
+        )
+    return None
+
+
+def _expert_biases(model: ModelTraits) -> str | None:
+    if model.architecture not in _EXPERT_BIASES:
+        return None
+    return f"{model.name}: experts with biases are not supported {_HERE}: experts without are. Choose another model."
 
 
 def _soft_cap(model: ModelTraits) -> str | None:
@@ -224,17 +246,46 @@ def _activation(model: ModelTraits) -> str | None:
     )
 
 
-def _window(model: ModelTraits) -> str | None:
-    needed = model.windows and model.architecture in _WINDOW_IS_NEEDED
-    if not (model.windows_bind or needed):
+def _alibi(model: ModelTraits) -> str | None:
+    if not model.alibi:
         return None
-    smallest = min(model.windows)
-    longest = "" if model.max_model_len is None else f" with requests of up to {model.max_model_len} tokens"
-    remedy = f"Start with --max-model-len {smallest} or less, where the window hides nothing, or choose another model."
     return (
-        f"{model.name}: sliding-window attention over {smallest} tokens is not supported {_HERE}{longest}: attention over "
-        f"the whole request is. {'Choose another model.' if needed else remedy}"
+        f"{model.name}: attention logits with linear biases (ALiBi) are not supported {_HERE}: rotary embeddings are, and "
+        "none. Choose another model."
     )
+
+
+def _window(model: ModelTraits) -> str | None:
+    size = model.window_head_size
+    if not keeps_windows(model) or size <= MAX_BAND_HEAD_SIZE:
+        return None
+    return (
+        f"{model.name}: sliding-window attention over {min(model.windows)} tokens with head size {size} is not supported "
+        f"{_HERE}: with head sizes up to {MAX_BAND_HEAD_SIZE} it is. {_without_window(model)}"
+    )
+
+
+def keeps_windows(model: ModelTraits) -> bool:
+    """Whether layers attend through windows: a window that no request outgrows is taken away where that changes nothing."""
+    return model.windows_bind or (bool(model.windows) and model.architecture in _WINDOW_IS_NEEDED)
+
+
+def cann_problem(model: ModelTraits, reason: str) -> str:
+    """Windows or sinks that the installed CANN does not take; ``reason`` is what it said to a call."""
+    features = [f"sliding-window attention over {min(model.windows)} tokens"] if keeps_windows(model) else []
+    features += ["attention sinks"] if model.sinks else []
+    remedy = "Choose another model." if model.sinks else _without_window(model)
+    return (
+        f"{model.name}: {' and '.join(features)} cannot be served by the installed CANN ({reason}): CANN 9.1 takes it. "
+        f"Install that or a newer one, or do without. {remedy}"
+    )
+
+
+def _without_window(model: ModelTraits) -> str:
+    if model.architecture in _WINDOW_IS_NEEDED:
+        return "Choose another model."
+    smallest = min(model.windows)
+    return f"Start with --max-model-len {smallest} or less, where the window hides nothing, or choose another model."
 
 
 def _float16(model: ModelTraits) -> str | None:

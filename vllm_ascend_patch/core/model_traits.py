@@ -16,6 +16,7 @@ from .moe.model_facts import has_experts
 FLOAT_DTYPES = ("bfloat16", "float16")
 """What a model can be served in."""
 
+_ALIBI = ("BloomForCausalLM",)  # whatever their configuration says
 _SINKS = ("GptOssForCausalLM", "GraniteMoeSWAForCausalLM", "GraniteSWAForCausalLM")
 # They let vLLM's expert runner apply the factor and do not undo what it does in float16; other models do.
 _FACTOR_IN_RUNNER = (
@@ -69,9 +70,11 @@ class ModelTraits:
         latent_sizes: of MLA, where the configuration has it.
         index_top_k: tokens that sparse attention looks at.
         windows: sizes of sliding windows, smallest first.
+        window_head_size: elements of a head of the layers that have them; other layers' may differ.
         states: kinds of layers that keep a state in place of keys and values.
         sinks: attention sinks.
         soft_cap: the bound that attention logits are capped to.
+        alibi: attention logits with linear biases (ALiBi).
         encoder_decoder: an encoder beside the decoder.
         prefix_lm: prompts of which a part attends in both directions.
         quantization: the method that the checkpoint names, empty for none.
@@ -94,9 +97,11 @@ class ModelTraits:
     latent_sizes: LatentSizes | None = None
     index_top_k: int | None = None
     windows: tuple[int, ...] = ()
+    window_head_size: int = 0
     states: tuple[str, ...] = ()
     sinks: bool = False
     soft_cap: float | None = None
+    alibi: bool = False
     encoder_decoder: bool = False
     prefix_lm: bool = False
     quantization: str = ""
@@ -150,9 +155,11 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
         latent_sizes=_latent_sizes(text) if latent else None,
         index_top_k=_size(text, "index_topk") or None,
         windows=() if kinds and "sliding_attention" not in kinds else _windows(text),
+        window_head_size=head_size,
         states=_states(text),
         sinks=architectures[0] in _SINKS and bool(text.get("attention_sinks", True)),
         soft_cap=text.get("attn_logit_softcapping"),
+        alibi=_alibi(architectures[0], text),
         encoder_decoder=bool(config.get("is_encoder_decoder")),
         quantization=str((text.get("quantization_config") or {}).get("quant_method") or ""),
     )
@@ -170,6 +177,14 @@ def _latent_sizes(config: Mapping[str, Any]) -> LatentSizes:
         nope=_size(config, "qk_nope_head_dim"),
         value=_size(config, "v_head_dim"),
     )
+
+
+def _alibi(architecture: str, config: Mapping[str, Any]) -> bool:
+    if architecture in ("BaichuanForCausalLM", "BaiChuanForCausalLM"):
+        return _size(config, "hidden_size") != 4096  # the smaller one rotates
+    attention = config.get("attn_config") or {}
+    said = config.get("alibi") or config.get("position_embedding_type") == "alibi"
+    return architecture in _ALIBI or bool(said or (isinstance(attention, Mapping) and attention.get("alibi")))
 
 
 def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:

@@ -27,6 +27,11 @@ MAX_QUERY_ROW = 65534
 MAX_TND_REQUESTS = 4096
 MAX_BSND_REQUESTS = 65536
 TND_HEAD_SIZE = 128
+"""The one that every CANN takes in layout TND with grouped heads and pages."""
+MAX_BAND_HEAD_SIZE = 256
+"""Of sliding windows, which are TND's: what CANN 9.1 checks ("C")."""
+SINK_HEAD_SIZES = (64, 128)
+"""Of attention sinks, for values as for keys."""
 KERNEL_BLOCK = 128
 """The block size that every rule of the operator takes."""
 MAX_BLOCK_SIZE = 512
@@ -68,6 +73,7 @@ class Deployment:
         top_k: experts per token.
         int8_widths: inputs and outputs of this rank's int8 linear layers.
         latent: multi-head latent attention (MLA), whose head size is that of a cached token.
+        tnd_only: sliding windows or sinks, which layout TND alone has.
     """
 
     heads: int
@@ -87,6 +93,7 @@ class Deployment:
     top_k: int = 0
     int8_widths: tuple[int, ...] = ()
     latent: bool = False
+    tnd_only: bool = False
 
     @property
     def key_elements(self) -> int:
@@ -157,7 +164,7 @@ def _attention(deployment: Deployment) -> Iterator[str]:
                 f"--max-model-len to {(most - 1) * block}"
             )
     # Prefill of latent attention, and its decoding with drafts, are TND calls whatever the sizes.
-    tnd = deployment.latent or deployment.head_size == TND_HEAD_SIZE
+    tnd = deployment.latent or deployment.tnd_only or deployment.head_size == TND_HEAD_SIZE
     limit = MAX_TND_REQUESTS if tnd else MAX_BSND_REQUESTS
     requests = most_requests_of_a_call(deployment)
     if requests > limit:
@@ -182,6 +189,8 @@ def _attention(deployment: Deployment) -> Iterator[str]:
 
 
 def _of(deployment: Deployment) -> str:
+    if deployment.tnd_only:
+        return "sliding windows or sinks"
     return "multi-head latent attention" if deployment.latent else f"head size {deployment.head_size}"
 
 
@@ -265,10 +274,19 @@ ROWS: tuple[Row, ...] = (
         f"core/model_support.py: {_REFUSED}",
     ),
     Row(
+        f"{_ATTENTION}_v2",
+        "head size with sinks; with sliding windows, in either version",
+        "the model",
+        f"{', '.join(map(str, SINK_HEAD_SIZES))}, in bfloat16; {MAX_BAND_HEAD_SIZE}",
+        "C, D",
+        f"core/model_support.py and npu/attention_check.py, which asks the installed CANN: {_REFUSED}",
+    ),
+    Row(
         _ATTENTION,
         "requests of a call",
         "--max-num-seqs; for chunked attention --max-num-batched-tokens, too",
-        f"{MAX_TND_REQUESTS} with head size {TND_HEAD_SIZE} and with latent attention, else {MAX_BSND_REQUESTS}",
+        f"{MAX_TND_REQUESTS} with head size {TND_HEAD_SIZE}, latent attention, sliding windows and sinks, else "
+        f"{MAX_BSND_REQUESTS}: larger batches go through BSND",
         "W, D",
         f"{_REFUSED}",
     ),

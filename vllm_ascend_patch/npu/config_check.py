@@ -16,6 +16,7 @@ import torch_npu
 from vllm_ascend_patch.core.model_support import Parallelism, dtype_problem, problems
 from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
 
+from .attention_check import check_attention_forms
 from .flag_check import check_flags
 from .latent_check import check_latent
 from .operator_check import check_operators
@@ -94,6 +95,7 @@ def _check_model(vllm_config: VllmConfig) -> None:
         raise ValueError(problem)  # the first is the one that no later one's remedy would mend
     check_latent(vllm_config, traits)
     check_operators(vllm_config, traits)
+    check_attention_forms(traits, parallel.tensor_parallel_size)
 
 
 def _runner_applies_factor() -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
+from vllm_ascend_patch.core.model_support import keeps_windows
 from vllm_ascend_patch.core.model_traits import WINDOW_KEYS
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 
@@ -63,11 +64,11 @@ def _moe_backends(vllm_config: VllmConfig) -> None:
 
 
 def _windows(vllm_config: VllmConfig) -> None:
-    """A sliding window that no request outgrows is none; one that does was refused."""
+    """A sliding window that no request outgrows is none, and left out."""
     if vllm_config.model_config is None:
         return
     traits, text = model_traits(vllm_config), vllm_config.model_config.hf_text_config
-    if not traits.windows:
+    if not traits.windows or keeps_windows(traits):
         return
     logger.info(
         "Ascend NPU: the sliding window of %d tokens hides nothing from requests of up to %s tokens: it is left out.",

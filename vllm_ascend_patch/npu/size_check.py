@@ -17,6 +17,9 @@ from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 from vllm_ascend_patch.seams.config import int8_experts
 from vllm_ascend_patch.seams.moe.facts import redundant_experts
 
+from .attention_check import needs_tnd
+from .config_check import model_traits
+
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
@@ -49,6 +52,7 @@ def deployment_of(vllm_config: VllmConfig) -> Deployment:
         num_blocks=cache.num_gpu_blocks_override,
         attention_chunk=_attention_chunk(model.hf_text_config),
         latent=bool(getattr(model, "use_mla", False)),
+        tnd_only=needs_tnd(model_traits(vllm_config)),
         **_expert_sizes(vllm_config),
     )
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paged causal attention on ``npu_scatter_pa_kv_cache`` and ``npu_fused_infer_attention_score``.
 
-Head size 128 goes through the TND layout in one call per layer. Other head sizes go through BSND: one call for all
-single-token requests and one for each longer request, because BSND would otherwise pad every request to the longest.
+Where the operator takes a layer's heads in the TND layout (``forms.py``), a step is one call per layer. Otherwise it goes
+through BSND: one call for all single-token requests and one for each longer request, because BSND would pad every request to
+the longest. Sliding windows and sinks are TND's alone.
 Steps whose requests all have the same number of tokens can be captured whole (``graph_tasks.py``).
 """
 
@@ -13,11 +14,15 @@ from typing import Any, ClassVar
 import torch
 import torch_npu
 
+from vllm_ascend_patch.core.operator_limits import MAX_TND_REQUESTS
+
+from .forms import form_of, layout_of
+from .fused_attention import FusedAttention
 from .graph_tasks import GraphTasks
 from .interface import AttentionBackend, AttentionImpl, AttentionType
-from .layout import BLOCK_SIZE, QueryLayout, check_head_size, query_layout, split_pages
+from .layout import BLOCK_SIZE, QueryLayout, check_head_size, split_pages
 from .metadata import NPUAttentionMetadata, NPUAttentionMetadataBuilder
-from .operator_arguments import CAUSAL_RIGHT_DOWN, causal_mask, nd_cache_mode
+from .operator_arguments import causal_mask, nd_cache_mode, visible_keys
 
 
 class NPUAttentionBackend(AttentionBackend):
@@ -66,6 +71,7 @@ class NPUAttentionImpl(AttentionImpl):
         logits_soft_cap: float | None = None,
         attn_type: str = AttentionType.DECODER,
         kv_sharing_target_layer_name: str | None = None,
+        sinks: torch.Tensor | None = None,
         **unsupported: Any,
     ) -> None:
         self.num_heads = num_heads
@@ -77,7 +83,6 @@ class NPUAttentionImpl(AttentionImpl):
         _refuse(
             {
                 "ALiBi": alibi_slopes,
-                "a sliding window": sliding_window,
                 "logits soft-capping": logits_soft_cap,
                 **{name: value for name, value in unsupported.items()},
             }
@@ -85,7 +90,11 @@ class NPUAttentionImpl(AttentionImpl):
         if attn_type != AttentionType.DECODER:
             raise NotImplementedError(f"attention type {attn_type} is not supported on Ascend NPUs by this port")
         check_head_size(head_size, num_heads, self.num_kv_heads)
-        self.layout = query_layout(head_size)
+        self.window = sliding_window
+        self.operator = FusedAttention(sinks)
+        self.layout = layout_of(
+            form_of(num_heads, self.num_kv_heads, head_size, window=sliding_window is not None, sinks=sinks is not None)
+        )
 
     def forward(
         self,
@@ -126,7 +135,7 @@ class NPUAttentionImpl(AttentionImpl):
         query = query[:tokens].view(tokens, self.num_heads, self.head_size).contiguous()
         out = output[:tokens].view(tokens, self.num_heads, self.head_size)
         pages = tuple(cache.view(cache.shape[0], cache.shape[1], -1) for cache in (key_cache, value_cache))
-        if self.layout is QueryLayout.TND:
+        if self.layout is QueryLayout.TND and len(attn_metadata.query_ends) <= MAX_TND_REQUESTS:
             out.copy_(self._attend_tnd(query, pages, attn_metadata))
         else:
             self._attend_bsnd(query, pages, attn_metadata, out)
@@ -163,8 +172,8 @@ class NPUAttentionImpl(AttentionImpl):
             form["actual_seq_lengths"] = [tokens * (request + 1) for request in range(requests)]
         else:
             shape = (requests, tokens, self.num_heads, self.head_size)
-        if tokens > 1:
-            form |= {"sparse_mode": CAUSAL_RIGHT_DOWN, "atten_mask": causal_mask(query.device)}
+        if tokens > 1 or self.layout is QueryLayout.TND:
+            form |= visible_keys(self.window, query.device)
         keys, values = (cache.view(cache.shape[0], cache.shape[1], -1) for cache in (key_cache, value_cache))
         query = query.contiguous().view(shape)
         arguments: dict[str, Any] = {
@@ -176,7 +185,8 @@ class NPUAttentionImpl(AttentionImpl):
             "block_size": keys.shape[1],
             **form,
         }
-        tasks.capture_fused(layer.layer_name, (query, keys, values), output.view(shape), meta.context_lens, arguments)
+        inputs = (query, keys, values)
+        tasks.capture_fused(layer.layer_name, self.operator, inputs, output.view(shape), meta.context_lens, arguments)
         return output
 
     def _attend_tnd(
@@ -189,8 +199,7 @@ class NPUAttentionImpl(AttentionImpl):
             meta.page_table,
             meta.context_lens,
             query_ends=meta.query_ends,
-            sparse_mode=CAUSAL_RIGHT_DOWN,
-            atten_mask=causal_mask(query.device),
+            **visible_keys(self.window, query.device),
         )
 
     def _attend_bsnd(
@@ -216,8 +225,7 @@ class NPUAttentionImpl(AttentionImpl):
                     "BSND",
                     meta.page_table[request : request + 1],
                     meta.context_lens[request : request + 1],
-                    sparse_mode=CAUSAL_RIGHT_DOWN,
-                    atten_mask=causal_mask(query.device),
+                    **visible_keys(None, query.device),
                 ).squeeze(0)
             start = end
 
@@ -231,7 +239,7 @@ class NPUAttentionImpl(AttentionImpl):
         query_ends: list[int] | None = None,
         **mask: Any,
     ) -> torch.Tensor:
-        return torch_npu.npu_fused_infer_attention_score(
+        return self.operator.attend(
             query,
             *pages,
             num_heads=self.num_heads,
@@ -243,7 +251,7 @@ class NPUAttentionImpl(AttentionImpl):
             block_table=block_table,
             block_size=pages[0].shape[1],
             **mask,
-        )[0]
+        )
 
 
 def _refuse(features: dict[str, Any]) -> None:

@@ -12,13 +12,10 @@ _BACKEND = "vllm_ascend_patch.npu.attention.backend.NPUAttentionBackend"
 _LATENT_BACKEND = "vllm_ascend_patch.npu.attention.mla.backend.NPUMLABackend"
 
 _REFUSED = {
-    "has_sink": "attention sinks",
     "use_sparse": "sparse attention",
     "use_mm_prefix": "bidirectional multimodal prefixes",
     "use_rswa": "reference sliding windows",
     "use_non_causal": "non-causal attention",
-    # The operator ignores its band mask when there is a single query token, so decoding would see the whole context.
-    "has_sliding_window": "sliding-window attention",
 }
 
 

@@ -17,6 +17,8 @@ import torch
 import torch_npu
 from torch_npu._C import _weak_ref_tensor as weak
 
+from .fused_attention import FusedAttention
+
 AttentionCall = Callable[[list[int]], None]
 """Attends for one layer, given the key length of every request, into memory that stays where it is."""
 
@@ -54,12 +56,13 @@ class GraphTasks:
     def capture_fused(
         self,
         layer: str,
+        operator: FusedAttention,
         inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         out: torch.Tensor,
         lengths: list[int],
         arguments: Mapping[str, Any],
     ) -> None:
-        """Record one call of ``npu_fused_infer_attention_score``.
+        """Record one call of ``operator``.
 
         Tensors are referred to weakly: memory of a graph stays where it is, but the graph may use it again after the layer.
 
@@ -69,12 +72,10 @@ class GraphTasks:
             arguments: all further ones but the key lengths.
         """
         query, *pages = inputs
-        workspace = torch_npu._npu_fused_infer_attention_score_get_max_workspace(
-            *inputs, actual_seq_lengths_kv=lengths, **arguments
-        )
+        workspace = operator.workspace(*inputs, actual_seq_lengths_kv=lengths, **arguments)
         sums = torch.empty(1, dtype=torch.float32, device=query.device)  # not asked for, but the form wants it
         kept = {name: weak(value) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
-        call = partial(_attend_into, (weak(query), *pages), [weak(out), weak(sums)], weak(workspace), kept)
+        call = partial(_attend_into, operator, (weak(query), *pages), [weak(out), weak(sums)], weak(workspace), kept)
         self.capture(layer, call, lengths)
 
     def update(self, metadata: Mapping[str, Any], stream: torch_npu.npu.Stream) -> None:
@@ -93,12 +94,11 @@ class GraphTasks:
 
 
 def _attend_into(
+    operator: FusedAttention,
     inputs: tuple[torch.Tensor, ...],
     out: list[torch.Tensor],
     workspace: torch.Tensor,
     arguments: dict[str, Any],
     context_lens: list[int],
 ) -> None:
-    torch_npu.npu_fused_infer_attention_score.out(
-        *inputs, actual_seq_lengths_kv=context_lens, workspace=workspace, out=out, **arguments
-    )
+    operator.attend_into(out, workspace, *inputs, actual_seq_lengths_kv=context_lens, **arguments)

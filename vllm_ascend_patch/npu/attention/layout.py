@@ -23,13 +23,13 @@ class QueryLayout(enum.Enum):
     """How queries are handed to the operator."""
 
     TND = "TND"
-    """All tokens of all requests in one call, ``[tokens, heads, head size]``; head size 128 only."""
+    """All tokens of all requests in one call, ``[tokens, heads, head size]``."""
     BSND = "BSND"
     """One call per group of requests with equal query lengths, ``[requests, query length, heads, head size]``."""
 
 
 def query_layout(head_size: int) -> QueryLayout:
-    """The layout that the documentation allows for ``head_size`` with grouped-query attention and paged KV."""
+    """The layout that every CANN takes ``head_size`` in, with grouped-query attention and paged KV (``forms.py`` asks)."""
     return QueryLayout.TND if head_size == TND_HEAD_SIZE else QueryLayout.BSND
 
 

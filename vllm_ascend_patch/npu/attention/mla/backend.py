@@ -14,6 +14,7 @@ import torch_npu
 from vllm.forward_context import get_forward_context
 
 from vllm_ascend_patch.core.latent_support import padded_heads
+from vllm_ascend_patch.npu.attention.fused_attention import FusedAttention
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 from vllm_ascend_patch.npu.attention.operator_arguments import CAUSAL_RIGHT_DOWN, causal_mask, nd_cache_mode
 
@@ -129,8 +130,9 @@ class NPUMLAImpl(MLACommonImpl[NPUMLAMetadata]):
             )[0]
         else:
             out = torch.empty_like(query)
-            inputs = (query, latents, latents)
-            attn_metadata.tasks.capture_fused(layer.layer_name, inputs, out, decode.context_lens, arguments)
+            attn_metadata.tasks.capture_fused(
+                layer.layer_name, FusedAttention(), (query, latents, latents), out, decode.context_lens, arguments
+            )
         return (out.squeeze(1) if single else out)[:, :heads], None
 
     def forward_mha(
