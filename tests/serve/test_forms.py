@@ -14,7 +14,7 @@ import pytest
 from tests.support import tiny_models
 from tests.support.processes import result_of
 
-from .scripts import run_script
+from .scripts import job_for, run_script
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -61,6 +61,22 @@ def test_tokens_equal_transformers(form: str, served: Any) -> None:
     answers, expected, _ = served
     assert answers[form].get("error") is None
     assert answers[form]["tokens"] == expected[form]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tp", "dp"), [(2, 1), (1, 2)])
+def test_windows_and_sinks_over_ranks_and_in_graphs(
+    tp: int, dp: int, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
+) -> None:
+    """Sinks are divided with the heads; decode steps are captured whole."""
+    checkpoint = checkpoints("granite_sinks")
+    cases = tiny_models.few_cases(checkpoint, FORMS["granite_sinks"][0])
+    arguments = {"enforce_eager": False, "compilation_config": {"cudagraph_capture_sizes": [2, 8]}}
+    job = job_for(checkpoint, [case.prompt for case in cases], 8, tp, dp, arguments) | {"dtype": "bfloat16"}
+    result = run_engine(job, devices=2)
+    answers = [case.answer for case in cases]
+    for name in ("tokens", "again") if dp == 1 else ("together", "late"):
+        assert result[name] == answers, name
 
 
 def test_a_cache_that_the_operator_could_not_index_is_capped_and_the_log_says_so(served: Any) -> None:
