@@ -52,7 +52,7 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     "wide": ("MixtralForCausalLM", MixtralConfig(**{**_SIZES, "hidden_size": 1024}, **_EXPERTS, head_dim=32)),
     "window": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, sliding_window=256)),
     "head size 24": ("MixtralForCausalLM", MixtralConfig(**_SIZES, **_EXPERTS, head_dim=24)),
-    "gpt-oss": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, head_dim=32, rope_scaling=_YARN)),
+    "gpt-oss": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, head_dim=64, rope_scaling=_YARN)),
     "hybrid": ("JambaForCausalLM", JambaConfig(**_SIZES, num_experts=8, attn_layer_period=2, attn_layer_offset=1)),
     "latent": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **{**_LATENT, "kv_lora_rank": 256})),
     "latent served": ("DeepseekV3ForCausalLM", DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT)),
