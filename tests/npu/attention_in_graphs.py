@@ -151,7 +151,8 @@ class LatentCase(Case):
 
 def formula(case: Case, lengths: list[int]) -> torch.Tensor:
     """What the step's rows are to be, in float64, from the cache: a window has a query's own token and those before it."""
-    group, rows = HEADS // case.kv_heads, []
+    group = HEADS // case.kv_heads
+    rows: list[torch.Tensor] = []
     query = case.query.cpu().double().view(case.query.shape[0], HEADS, -1)
     for request, length in enumerate(lengths):
         keys, values = case.keys_and_values(request)
