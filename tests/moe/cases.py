@@ -55,6 +55,11 @@ class Case:
     captured: bool = False
     operator_version: int = 2
     seed: int = 0
+    activation: str = "silu"
+    limit: float | None = None  # of the activation, where it has none of its own
+    alpha: float | None = None
+    biased: bool = False
+    weight_on_input: bool = False
     shared: bool = False  # a shared expert takes every token besides, as upstream computes it next to the routed ones
     sabotage: str = ""  # what is wrong on purpose, see SABOTAGES
 
@@ -106,6 +111,9 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
     yield replace(base, name="shared", shared=True, tokens=(6, 3))
     yield replace(base, name="shared-padded-idle", shared=True, tokens=(8, 1), active=(5, 0))
     yield replace(base, name="fp16", dtype="float16", tokens=(6, 3))
+    yield replace(base, name="biases", biased=True, tokens=(8, 3), active=(5, 0))
+    yield replace(base, name="gpt-oss", biased=True, activation="swigluoai", tokens=(6, 3))
+    yield from _other_experts(base)
     for top_k in (1, 2, 3, 8):
         yield replace(base, name=f"top-{top_k}", top_k=top_k, tokens=(6, 3), seed=top_k)
     if method != "mc2":
@@ -126,6 +134,34 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
     yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))
     yield replace(base, name="w8a8-redundant-shared", quantized=True, shared=True, logical_experts=12, redundant=4)
     yield replace(base, name="w8a8-odd-intermediate", quantized=True, intermediate=grid.world * 20, tokens=(6, 3))
+
+
+def _other_experts(base: Case) -> Iterator[Case]:
+    """Activations besides SwiGLU, biases in float16, and weights on the input: what no method sees, and all have to give."""
+    base = replace(base, tokens=(6, 3))
+    yield replace(
+        base, name="gpt-oss-fp16-redundant", dtype="float16", biased=True, activation="swigluoai", redundant=4
+    )
+    yield replace(base, name="clamped", limit=0.5)
+    yield replace(base, name="clamped-halves", activation="swigluoai_uninterleave", limit=0.5, alpha=1.2)
+    for activation in (
+        "swiglustep",
+        "gelu",
+        "gelu_tanh",
+        "silu_no_mul",
+        "gelu_no_mul",
+        "gelu_tanh_no_mul",
+        "relu2_no_mul",
+    ):
+        yield replace(base, name=activation.replace("_", "-"), activation=activation)
+    yield replace(base, name="relu2-biases-fp16", activation="relu2_no_mul", biased=True, dtype="float16")
+    yield replace(base, name="weight-on-input", weight_on_input=True, top_k=1, biased=True)
+    for activation in ("swigluoai", "swiglustep", "gelu_tanh", "relu2_no_mul"):
+        yield replace(base, name=f"w8a8-{activation}".replace("_", "-"), activation=activation, quantized=True)
+
+
+def _others(grid: Grid, method: str) -> list[Case]:
+    return list(_other_experts(Case("even", grid, method)))
 
 
 def grids(world: int) -> list[Grid]:
@@ -210,6 +246,8 @@ def by_default(soc: str, case: Case) -> bool:
     """Whether a case runs in the default run: all conditions on two ranks and where four ranks are TP 2 x DP 2, a few on the
     other layouts and on eight ranks, and the version 1 operators."""
     grid = case.grid
+    if case in _others(grid, case.method) and not (grid.world == 2 and grid.dp == 2 and case.method == "alltoall"):
+        return False  # what no method sees: with one method, and the two that follow from biases with all
     both_ways = grid.dp == grid.tp == 2 and not grid.hosts
     if grid.expert_parallel and (grid.world == 2 or (both_ways and (grid.sequence_parallel or soc == "A2"))):
         return True

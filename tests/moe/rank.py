@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch_npu  # noqa: F401  (registers the npu device and the hccl backend)
 
 from tests.support.ranks import run_ranks
+from vllm_ascend_patch.core.moe.activations import Activation
 from vllm_ascend_patch.core.moe.comm import make_method
 from vllm_ascend_patch.core.moe.comm.all_to_all import AllToAllMethod
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
@@ -93,6 +94,7 @@ class Rank:
             _own_rows(case, topology, layer.topk_ids[dp_rank]).to(DEVICE),
             _own_weights(case, topology, placement, layer, self.rank),
             step,
+            **({"apply_router_weight_on_input": True} if case.weight_on_input else {}),
         )
         active = step_of(case, dp_rank).active_rows(topology)
         if case.shared:
@@ -169,24 +171,34 @@ def _own_rows(case: Case, topology: Topology, rows: torch.Tensor) -> torch.Tenso
 def _own_weights(case: Case, topology: Topology, placement: ExpertPlacement, layer: Layer, rank: int) -> ExpertWeights:
     """Whole local experts, or this rank's slice of the intermediate size of all experts."""
     w13, w2, w13_scale, w2_scale = layer.w13, layer.w2, layer.w13_scale, layer.w2_scale
+    w13_bias, w2_bias = layer.w13_bias, layer.w2_bias
+    activation = Activation.of(case.activation, alpha=case.alpha, limit=case.limit)
     if topology.expert_parallel:
         local = slice(placement.first_local, placement.first_local + placement.num_local)
         w13, w2 = w13[local], w2[local]
         w13_scale = None if w13_scale is None else w13_scale[local]
         w2_scale = None if w2_scale is None else w2_scale[local]
+        w13_bias = None if w13_bias is None else w13_bias[local]
+        w2_bias = None if w2_bias is None else w2_bias[local]
     else:
         share = case.intermediate // case.grid.world
         own = torch.arange(rank * share, (rank + 1) * share)
-        gate_up = torch.cat([own, own + case.intermediate])
+        gate_up = torch.cat([own, own + case.intermediate]) if activation.gated else own
+        if activation.interleaved:
+            gate_up = torch.stack([2 * own, 2 * own + 1], dim=1).flatten()
+        w13_bias = None if w13_bias is None else w13_bias[:, gate_up]
+        w2_bias = w2_bias if rank == 0 else None  # once in the sum over ranks
         w13, w2 = w13[:, gate_up], w2[:, :, own]
         w13_scale = None if w13_scale is None else w13_scale[:, gate_up]
     return ExpertWeights.from_loaded(
         w13.to(DEVICE),
         w2.to(DEVICE),
-        activation="silu",
+        activation=activation,
         w13_scale=None if w13_scale is None else w13_scale.to(DEVICE),
         w2_scale=None if w2_scale is None else w2_scale.to(DEVICE),
         output_dtype=getattr(torch, case.dtype),
+        w13_bias=None if w13_bias is None else w13_bias.to(DEVICE),
+        w2_bias=None if w2_bias is None else w2_bias.to(DEVICE),
     )
 
 

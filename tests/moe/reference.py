@@ -27,6 +27,8 @@ class Layer:
     w2_scale: torch.Tensor | None
     shared13: torch.Tensor
     shared2: torch.Tensor
+    w13_bias: torch.Tensor | None
+    w2_bias: torch.Tensor | None
     hidden: list[torch.Tensor]
     topk_weights: list[torch.Tensor]
     topk_ids: list[torch.Tensor]
@@ -35,11 +37,13 @@ class Layer:
 def make_layer(case: Case) -> Layer:
     """The layer of a case, on the CPU; rows past the active ones are poisoned by ``poison_inactive``, not here."""
     dtype = getattr(torch, case.dtype)
+    gated = not case.activation.endswith("_no_mul")
     weights = _weights(
-        case.logical_experts, case.redundant, case.hidden, case.intermediate, None if case.quantized else dtype
+        case.logical_experts, case.redundant, case.hidden, case.intermediate, None if case.quantized else dtype, gated
     )
     shared = _weights(1, 0, case.hidden, case.intermediate, dtype)
-    layer = Layer(*weights, shared[0][0], shared[1][0], [], [], [])
+    biases = _biases(case, gated) if case.biased else (None, None)
+    layer = Layer(*weights, shared[0][0], shared[1][0], biases[0], biases[1], [], [], [])
     generator = torch.Generator().manual_seed(case.seed)
     for tokens in case.tokens_per_dp_rank:
         layer.hidden.append(torch.randn(tokens, case.hidden, generator=generator).to(dtype))
@@ -59,8 +63,37 @@ def reference_output(case: Case, layer: Layer, dp_rank: int) -> torch.Tensor:
             layer.topk_weights[dp_rank][token].double(), layer.topk_ids[dp_rank][token].tolist(), strict=True
         ):
             w13, w2 = _exact(layer.w13, layer.w13_scale, expert), _exact(layer.w2, layer.w2_scale, expert)
-            output[token] += weight * mlp(x, w13, w2)
+            given, kept = (weight, 1.0) if case.weight_on_input else (1.0, weight)
+            inner = (given * x) @ w13.T
+            if layer.w13_bias is not None:
+                inner += layer.w13_bias[expert].double()
+            result = activated(case, inner) @ w2.T
+            if layer.w2_bias is not None:
+                result += layer.w2_bias[expert].double()
+            output[token] += kept * result
     return output
+
+
+def activated(case: Case, x: torch.Tensor) -> torch.Tensor:
+    """vLLM's activations by their names, as its CUDA kernels and its models in torch have them: ``[2I]`` or ``[I]``."""
+    functional = torch.nn.functional
+    name, limit = case.activation, case.limit
+    if name.endswith("_no_mul"):
+        if name == "relu2_no_mul":
+            return functional.relu(x) ** 2
+        approximate = "tanh" if "tanh" in name else "none"
+        return functional.silu(x) if name == "silu_no_mul" else functional.gelu(x, approximate=approximate)
+    if name == "swigluoai":  # transformers' GptOssExperts
+        gate, up = x[..., ::2].clamp(max=7.0), x[..., 1::2].clamp(-7.0, 7.0)
+        return (up + 1) * gate * torch.sigmoid(gate * 1.702)
+    gate, up = x.chunk(2, dim=-1)
+    if name == "swiglustep":
+        return functional.silu(gate).clamp(max=7.0) * up.clamp(-7.0, 7.0)
+    if name.startswith("gelu"):
+        return functional.gelu(gate, approximate="tanh" if name == "gelu_tanh" else "none") * up
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return gate * torch.sigmoid((case.alpha or 1.0) * gate) * up
 
 
 def mlp(x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
@@ -88,15 +121,26 @@ def random_weights(experts: int, hidden: int, inner: int) -> tuple[torch.Tensor,
 
 @lru_cache(maxsize=16)
 def _weights(
-    experts: int, redundant: int, hidden: int, inner: int, dtype: torch.dtype | None
+    experts: int, redundant: int, hidden: int, inner: int, dtype: torch.dtype | None, gated: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Random weights, int8 with scales when no dtype is given. Redundant experts are copies of the first ones."""
     w13, w2 = random_weights(experts, hidden, inner)
+    w13 = w13 if gated else w13[:, :inner]
     logical_of = torch.cat([torch.arange(experts), torch.arange(redundant)])
     if dtype is not None:
         return w13.to(dtype)[logical_of], w2.to(dtype)[logical_of], None, None
     (w13, w13_scale), (w2, w2_scale) = _quantize(w13), _quantize(w2)
     return w13[logical_of], w2[logical_of], w13_scale[logical_of], w2_scale[logical_of]
+
+
+def _biases(case: Case, gated: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[experts, 2 * inner]`` and ``[experts, hidden]``, of the weights' dtype as in a checkpoint."""
+    generator = torch.Generator().manual_seed(case.seed + 77)
+    columns = case.intermediate * (2 if gated else 1)
+    found = [torch.randn(case.logical_experts, size, generator=generator) for size in (columns, case.hidden)]
+    logical_of = torch.cat([torch.arange(case.logical_experts), torch.arange(case.redundant)])
+    w13, w2 = (bias.to(getattr(torch, case.dtype))[logical_of] for bias in found)
+    return w13, w2
 
 
 def _exact(weight: torch.Tensor, scale: torch.Tensor | None, expert: int) -> torch.Tensor:

@@ -11,13 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_ascend_patch.core.moe.activations import Activation
 from vllm_ascend_patch.core.moe.comm import METHODS, Method, make_method
 from vllm_ascend_patch.core.moe.comm.base import DispatchedRows, MoECommMethod, MoEInput
 from vllm_ascend_patch.core.moe.comm.padding import clean_rows
 from vllm_ascend_patch.core.moe.constants import _kept, first_rows, row_index, spread_ids, zero_rows
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
-from vllm_ascend_patch.core.moe.experts import ExpertWeights, check_activation
+from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, ParallelAxis, Topology
 
@@ -187,7 +188,12 @@ def loaded(dtype: torch.dtype = torch.bfloat16, **changes: Any) -> dict[str, Any
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (loaded(activation="swigluoai"), "activation 'swigluoai' is not supported; supported: silu"),
+        (loaded(activation="situ"), "activation 'situ' is not supported; supported: silu"),
+        (loaded(activation="relu2"), "activation 'relu2' is not supported; supported: silu"),
+        (loaded(activation="swigluoai_uninterleave"), "'swigluoai_uninterleave' needs a limit"),
+        (loaded(activation="relu2_no_mul"), r"have to be w13 \[E, I, H\] and w2 \[E, H, I\]"),
+        (loaded(w13_bias=torch.zeros(2, 8)), r"w13_bias has shape \(2, 8\), expected \(2, 16\)"),
+        (loaded(torch.int8, w2_bias=torch.zeros(2, 4)), "experts of torch.int8 with biases are not supported"),
         (loaded(torch.float8_e4m3fn), "float8_e4m3fn are not supported; use bf16, fp16, fp32 or W8A8 int8"),
         (loaded(torch.int8), "W8A8 experts need w13_scale, w2_scale and an output dtype"),
         (loaded(w13_scale=torch.ones(2, 16)), "only int8 experts have scales"),
@@ -210,10 +216,29 @@ def test_weights_that_cannot_run_are_refused(arguments: dict[str, Any], message:
 def test_activation_may_be_upstreams_enum_member() -> None:
     import enum
 
-    Activation = enum.Enum("Activation", {"SILU": "silu", "GELU": "gelu"})
-    check_activation(Activation.SILU)  # type: ignore[arg-type]
-    with pytest.raises(MoEConfigError, match="'gelu'"):
-        check_activation(Activation.GELU)  # type: ignore[arg-type]
+    Upstream = enum.Enum("Upstream", {"SILU": "silu", "SITU": "situ"})
+    assert Activation.of(Upstream.SILU) == Activation()
+    with pytest.raises(MoEConfigError, match="'situ'"):
+        Activation.of(Upstream.SITU)
+
+
+def test_an_activation_has_its_own_numbers_where_the_layer_has_none() -> None:
+    assert Activation.of("swigluoai") == Activation("swigluoai", alpha=1.702, limit=7.0, bias=1.0)
+    assert Activation.of("swigluoai", limit=6.0).limit == 6.0
+    assert Activation.of("swiglustep") == Activation("swiglustep", limit=7.0)
+    assert Activation.of("gelu_pytorch_tanh").name == "gelu_tanh"
+    assert not Activation.of("silu", limit=10.0).plain_swiglu
+
+
+def test_biases_get_the_operators_dtype() -> None:
+    biases: dict[str, Any] = {"w13_bias": torch.ones(2, 16).bfloat16(), "w2_bias": torch.ones(2, 4).bfloat16()}
+    weights = ExpertWeights.from_loaded(**loaded(), **biases)
+    assert weights.w13_bias is not None
+    assert weights.w2_bias is not None
+    assert weights.w13_bias.dtype == weights.w2_bias.dtype == torch.float32
+    weights = ExpertWeights.from_loaded(**loaded(torch.float16, w2_bias=torch.ones(2, 4)))
+    assert weights.w2_bias is not None
+    assert weights.w2_bias.dtype == torch.float16
 
 
 def test_methods_that_need_distributed_experts_refuse_to_start_without_them() -> None:

@@ -68,6 +68,8 @@ def read(architecture: str, config: dict[str, Any], **changes: Any) -> ModelTrai
         ("FalconForCausalLM", {"alibi": False}),
         ("Glm4MoeForCausalLM", FACTOR),
         ("MiniCPMForCausalLM", {"num_experts": 0}),
+        ("Gemma4ForCausalLM", {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"}),
+        ("NemotronHForCausalLM", {"mlp_hidden_act": "relu2", "hybrid_override_pattern": "*E*E"}),
         (
             "Gemma2ForCausalLM",
             {"attn_logit_softcapping": None, "num_experts": 0, "hidden_activation": "gelu_pytorch_tanh"},
@@ -107,12 +109,7 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
         ("BaichuanForCausalLM", {"hidden_size": 5120}, "linear biases (ALiBi) are not supported"),
         ("MptForCausalLM", {"attn_config": {"alibi": True}}, "linear biases (ALiBi) are not supported"),
         ("Gemma2ForCausalLM", {"attn_logit_softcapping": 50.0}, "attention logits capped at 50"),
-        (
-            "Gemma4ForCausalLM",
-            {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"},
-            "activation gelu_pytorch",
-        ),
-        ("NemotronHForCausalLM", {"mlp_hidden_act": "relu2"}, "experts with the activation relu2 are not supported"),
+        ("KimiK3ForCausalLM", {"hidden_act": "situ"}, "experts with the activation situ are not supported"),
         ("WhisperForConditionalGeneration", {"is_encoder_decoder": True}, "encoder-decoder models are not supported"),
         (
             "DeepseekV32ForCausalLM",

@@ -44,6 +44,7 @@ _OWN_KERNELS = {
 }
 _OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
 _LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_OTHER_ACTIVATIONS = ("relu", "situ")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
 _EXPERT_BIASES = ("GptOssForCausalLM",)
 _VOCABULARY_PADDING = 64  # vLLM rounds the vocabulary up to a multiple of it before it is divided
@@ -238,11 +239,11 @@ def _prefix(model: ModelTraits) -> str | None:
 
 
 def _activation(model: ModelTraits) -> str | None:
-    if not (model.experts and model.activation.startswith(("gelu", "relu"))):
+    if not (model.experts and model.activation.startswith(_OTHER_ACTIVATIONS)) or model.activation == "relu2":
         return None
     return (
-        f"{model.name}: experts with the activation {model.activation} are not supported {_HERE}: SwiGLU (silu) is. Choose "
-        "another model."
+        f"{model.name}: experts with the activation {model.activation} are not supported {_HERE}: SwiGLU (silu), clamped or "
+        "not, GELU and squared ReLU are. Choose another model."
     )
 
 

@@ -405,6 +405,7 @@ ROWS: tuple[Row, ...] = (
         "W, D",
         "core/moe/experts.py dequantises others in the grouped matmul",
     ),
+    Row("npu_clipped_swiglu", "last dimension", "intermediate size", "even", "W, D", "gate and up have one size"),
     Row("npu_swiglu", "last dimension", "intermediate size", "even", "W", "gate and up have one size"),
     Row("npu_dynamic_quant", "rows, width", "tokens of a step, hidden size", _UNLIMITED, "W", ""),
     Row(

@@ -29,6 +29,7 @@ PART = "operators"
 #: Every operator of namespace npu that the package calls and that does not communicate.
 CALLED = (
     "npu_attention_update",
+    "npu_clipped_swiglu",
     "npu_dequant_swiglu_quant",
     "npu_dynamic_quant",
     "npu_fused_infer_attention_score",
@@ -111,11 +112,15 @@ def _counts(rows: int, device: torch.device) -> torch.Tensor:
 
 
 def float_experts(device: torch.device, dtype: torch.dtype) -> None:
+    """Without biases, and with them and the activation of gpt-oss."""
     w13 = _randn(EXPERTS, 2 * INTERMEDIATE, HIDDEN, dtype=dtype, device=device) * HIDDEN**-0.5
     w2 = _randn(EXPERTS, HIDDEN, INTERMEDIATE, dtype=dtype, device=device) * INTERMEDIATE**-0.5
-    weights = ExpertWeights.from_loaded(w13, w2, activation="silu")
-    for tokens in TOKENS:
-        expert_mlp(_randn(tokens, HIDDEN, dtype=dtype, device=device), _counts(tokens, device), weights)
+    w13_bias, w2_bias = (_randn(*weight.shape[:2], dtype=dtype, device=device) for weight in (w13, w2))
+    plain = ExpertWeights.from_loaded(w13, w2, activation="silu")
+    clipped = ExpertWeights.from_loaded(w13, w2, activation="swigluoai", w13_bias=w13_bias, w2_bias=w2_bias)
+    for weights in (plain, clipped):
+        for tokens in TOKENS:
+            expert_mlp(_randn(tokens, HIDDEN, dtype=dtype, device=device), _counts(tokens, device), weights)
 
 
 def int8_experts(device: torch.device, dtype: torch.dtype) -> None:

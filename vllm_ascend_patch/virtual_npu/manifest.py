@@ -270,6 +270,14 @@ ROWS: tuple[Row, ...] = (
         "W",
     ),
     Row(
+        ("npu::npu_clipped_swiglu",),
+        "whole",
+        "-",
+        "fp16, bf16, fp32; contiguous; more than 1 dimension; even size along dim; int64 counts, sum <= rows. Rows past the "
+        "counts stay unwritten",
+        "W, D",
+    ),
+    Row(
         ("npu::npu_swiglu_quant",),
         "dynamic int8",
         "static quantisation (the default), int4",

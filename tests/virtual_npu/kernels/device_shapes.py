@@ -98,6 +98,12 @@ def swiglu(d: Draw) -> Call:
     return (torch.randn(2 * d.int(0, 3), 2 * d.int(0, 5)).to(d.float()), d.of(0, 1, -1)), {}
 
 
+def clipped_swiglu(d: Draw) -> Call:
+    x = torch.randn(2 * d.int(0, 3), 2 * d.int(0, 5)).to(d.float())
+    dim, interleaved = d.of(0, 1, -1), d.of(True, False)
+    return (x,), {"group_index": d.of(None, torch.tensor([0, 0])), "dim": dim, "interleaved": interleaved}
+
+
 def rotary_mul(d: Draw) -> Call:
     x = torch.randn(d.int(1, 2), d.int(1, 3), d.int(1, 3), 2 * d.int(1, 4)).to(d.float())
     factor = x[:1, :, :1].contiguous()
@@ -365,6 +371,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "npu_add_rms_norm": add_rms_norm,
     "npu_apply_rotary_pos_emb": apply_rotary_pos_emb,
     "npu_attention_update": attention_update,
+    "npu_clipped_swiglu": clipped_swiglu,
     "npu_dequant_swiglu_quant": dequant_swiglu,
     "npu_dynamic_quant": dynamic_quant,
     "npu_fused_infer_attention_score": attention_v1,

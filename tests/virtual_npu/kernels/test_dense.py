@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_ascend_patch.virtual_npu.kernels.activation import swiglu
+from vllm_ascend_patch.virtual_npu.kernels.activation import clipped_swiglu, swiglu
 from vllm_ascend_patch.virtual_npu.kernels.kv_cache import reshape_and_cache, scatter_nd_update_, scatter_pa_kv_cache
 from vllm_ascend_patch.virtual_npu.kernels.norm import add_rms_norm, rms_norm
 from vllm_ascend_patch.virtual_npu.kernels.rope import apply_rotary_pos_emb, mrope, rotary_mul
 
-from .reference import assert_close, f64, silu
+from .reference import assert_close, f64, is_poison, silu
 
 floats = st.sampled_from([torch.float16, torch.bfloat16, torch.float32])
 
@@ -190,6 +190,48 @@ def test_swiglu_limits() -> None:
         swiglu(torch.zeros(2, 3))
     with refuses("npu_swiglu: x must be float16"):
         swiglu(torch.zeros(2, 4, dtype=torch.int8))
+
+
+@given(
+    rows=st.integers(0, 4),
+    half=st.integers(0, 9),
+    dim=st.sampled_from([-1, 0, 1]),
+    interleaved=st.booleans(),
+    spare=st.sampled_from([None, 0, 2]),
+    dtype=floats,
+)
+@settings(max_examples=40, deadline=None)
+def test_clipped_swiglu(
+    rows: int, half: int, dim: int, interleaved: bool, spare: int | None, dtype: torch.dtype
+) -> None:
+    x = (torch.randn((rows, 2 * half) if dim else (2 * half, rows)) * 3).to(dtype)
+    before, width = (rows, 2 * half) if dim else (1, 2 * half * rows)
+    written = before if spare is None else max(before - spare, 0)
+    index = None if spare is None else torch.tensor([written, 0])
+    y = clipped_swiglu(x, group_index=index, dim=dim, alpha=1.5, limit=2.0, bias=0.5, interleaved=interleaved)
+    assert y.shape == ((rows, half) if dim else (half, rows))
+    flat = f64(x).reshape(before, width)[:written]
+    first, second = (flat[:, ::2], flat[:, 1::2]) if interleaved else np.split(flat, 2, axis=1)
+    gate, up = np.minimum(first, 2.0), np.clip(second, -2.0, 2.0)
+    y = y.reshape(before, width // 2)
+    assert_close(y[:written], gate / (1 + np.exp(-1.5 * gate)) * (up + 0.5), scale=4)
+    assert is_poison(y[written:])
+
+
+def test_clipped_swiglu_limits() -> None:
+    x = torch.zeros(2, 4)
+    for tensor, options, message in (
+        (torch.zeros(2, 3), {}, "size along dim -1 must be even, got 3"),
+        (torch.zeros(4), {}, "x must have more than 1 dimension, got 1"),
+        (x.to(torch.int8), {}, "x must be float16"),
+        (torch.zeros(4, 2).t(), {}, "x must be contiguous"),
+        (x, {"dim": 2}, r"dim must be in \[-2, 2\)"),
+        (x, {"group_index": torch.tensor([1]).int()}, "group_index must be int64"),
+        (x, {"group_index": torch.tensor([[1]])}, "group_index must have 1 dimension"),
+        (x, {"group_index": torch.tensor([2, 1])}, "cover at most the 2 rows of x, got 3"),
+    ):
+        with refuses(f"npu_clipped_swiglu: .*{message}"):
+            clipped_swiglu(tensor, **options)
 
 
 cache_types = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.int8])

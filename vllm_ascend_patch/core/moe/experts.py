@@ -20,9 +20,9 @@ from vllm_ascend_patch.core.operator_limits import (
     GROUPED_MATMUL_MAX_GROUPS,
 )
 
+from .activations import SWIGLU, Activation
 from .errors import MoEConfigError
 
-SUPPORTED_ACTIVATIONS = ("silu",)
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -36,11 +36,14 @@ class ExpertWeights:
     E = local experts, H = hidden size, I = intermediate size on this rank.
 
     Attributes:
-        w13: gate then up projection, ``[E, H, 2I]``, float or int8.
+        w13: gate and up projection, ``[E, H, 2I]``, float or int8; ``[E, H, I]`` for an activation without a gate.
         w2: down projection, ``[E, I, H]``, same dtype as ``w13``.
         output_dtype: dtype of the MLP's output, and of its input unless that is quantised.
         w13_scale: W8A8 only, ``[E, 2I]``: fp32 for the fused dequant-swiglu-quant operator, else ``w2_scale``'s dtype.
         w2_scale: W8A8 only, ``[E, H]``: bf16 for bf16 output, fp32 for fp16 output, as the operator demands.
+        activation: between the two products, and how ``w13``'s columns lie.
+        w13_bias: float experts only, ``[E, 2I]`` of ``bias_dtype``, or None.
+        w2_bias: as ``w13_bias``, ``[E, H]``. A rank with a slice of every expert has it if its partial sums are to have it.
     """
 
     w13: torch.Tensor
@@ -48,6 +51,9 @@ class ExpertWeights:
     output_dtype: torch.dtype
     w13_scale: torch.Tensor | None = None
     w2_scale: torch.Tensor | None = None
+    activation: Activation = SWIGLU
+    w13_bias: torch.Tensor | None = None
+    w2_bias: torch.Tensor | None = None
 
     @classmethod
     def from_loaded(
@@ -55,32 +61,50 @@ class ExpertWeights:
         w13: torch.Tensor,
         w2: torch.Tensor,
         *,
-        activation: str,
+        activation: str | Activation,
         w13_scale: torch.Tensor | None = None,
         w2_scale: torch.Tensor | None = None,
         output_dtype: torch.dtype | None = None,
+        w13_bias: torch.Tensor | None = None,
+        w2_bias: torch.Tensor | None = None,
     ) -> ExpertWeights:
         """Check weights in the layout that vLLM loads, and view them as the operators take them.
 
-        Scales of another dtype than the operators demand are copied; see ``scale_dtypes``.
+        Scales and biases of another dtype than the operators demand are copied; see ``scale_dtypes`` and ``bias_dtype``.
 
         Args:
-            w13: ``[E, 2I, H]``, gate rows then up rows; bf16, fp16, fp32, or int8 with scales.
+            w13: ``[E, 2I, H]``, gate rows then up rows, or as the activation has them; bf16, fp16, fp32, or int8 with
+                scales.
             w2: ``[E, H, I]``.
-            activation: vLLM's activation name; only ``silu`` (SwiGLU) is supported.
+            activation: vLLM's activation name, where its own numbers hold, or an ``Activation``.
             w13_scale: ``[E, 2I]`` or ``[E, 2I, 1]``, weight = int8 * scale. Required for int8.
             w2_scale: ``[E, H]`` or ``[E, H, 1]``. Required for int8.
             output_dtype: bf16 or fp16, required for int8; float weights give their own dtype.
+            w13_bias: ``[E, 2I]`` beside ``w13``'s rows, or None.
+            w2_bias: ``[E, H]``, or None.
 
         Raises:
             MoEConfigError: unsupported activation, dtype, shape or missing scales.
         """
-        check_activation(activation)
-        _check_shapes(w13, w2)
+        if not isinstance(activation, Activation):
+            activation = Activation.of(activation)
+        _check_shapes(w13, w2, activation)
+        biases = {"w13_bias": w13_bias, "w2_bias": w2_bias}
         if w13.dtype in FLOAT_DTYPES:
             if w13_scale is not None or w2_scale is not None:
                 raise MoEConfigError(f"weight scales were given for {w13.dtype} experts; only int8 experts have scales")
-            return cls.of(w13, w2, w13.dtype)
+            for (name, bias), weight in zip(biases.items(), (w13, w2), strict=True):
+                if bias is not None and bias.shape != weight.shape[:2]:
+                    raise MoEConfigError(
+                        f"{name} has shape {tuple(bias.shape)}, expected {tuple(weight.shape[:2])}: one per row"
+                    )
+            dtype = bias_dtype(w13.dtype)
+            cast = {name: None if bias is None else bias.to(dtype) for name, bias in biases.items()}
+            return cls.of(w13, w2, w13.dtype, activation=activation, **cast)
+        if w13_bias is not None or w2_bias is not None:
+            raise MoEConfigError(
+                f"experts of {w13.dtype} with biases are not supported; biases are for bf16, fp16 and fp32 experts"
+            )
         if w13.dtype != torch.int8:
             raise MoEConfigError(
                 f"expert weights of {w13.dtype} are not supported; use bf16, fp16, fp32 or W8A8 int8 experts"
@@ -92,8 +116,8 @@ class ExpertWeights:
             )
         w13_scale = _channel_scale(w13_scale, w13, "w13_scale")
         w2_scale = _channel_scale(w2_scale, w2, "w2_scale")
-        dtype13, dtype2 = scale_dtypes(w2.shape[2], output_dtype)
-        return cls.of(w13, w2, output_dtype, w13_scale.to(dtype13), w2_scale.to(dtype2))
+        dtype13, dtype2 = scale_dtypes(w2.shape[2], output_dtype, activation)
+        return cls.of(w13, w2, output_dtype, w13_scale.to(dtype13), w2_scale.to(dtype2), activation)
 
     @classmethod
     def of(
@@ -103,11 +127,15 @@ class ExpertWeights:
         output_dtype: torch.dtype,
         w13_scale: torch.Tensor | None = None,
         w2_scale: torch.Tensor | None = None,
+        activation: Activation = SWIGLU,
+        w13_bias: torch.Tensor | None = None,
+        w2_bias: torch.Tensor | None = None,
     ) -> ExpertWeights:
-        """The views alone, for tensors that ``from_loaded`` accepts and scales that have the operators' dtypes already."""
+        """The views alone, of tensors that ``from_loaded`` accepts; scales and biases have the operators' dtypes already."""
         if w13_scale is not None and w2_scale is not None:
             w13_scale, w2_scale = w13_scale.view(w13.shape[:2]), w2_scale.view(w2.shape[:2])
-        return cls(w13.transpose(1, 2), w2.transpose(1, 2), output_dtype, w13_scale, w2_scale)
+        views = w13.transpose(1, 2), w2.transpose(1, 2)
+        return cls(*views, output_dtype, w13_scale, w2_scale, activation, w13_bias, w2_bias)
 
     @property
     def num_local(self) -> int:
@@ -130,19 +158,17 @@ class ExpertWeights:
         return self.w13_scale is not None
 
 
-def scale_dtypes(intermediate_size: int, output_dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+def scale_dtypes(
+    intermediate_size: int, output_dtype: torch.dtype, activation: Activation = SWIGLU
+) -> tuple[torch.dtype, torch.dtype]:
     """The dtypes that the operators demand of ``w13_scale`` and ``w2_scale``, for ``I`` on this rank and bf16 or fp16."""
     matmul = torch.bfloat16 if output_dtype == torch.bfloat16 else torch.float32
-    return torch.float32 if _fits_fused_quant(intermediate_size) else matmul, matmul
+    return torch.float32 if _fits_fused_quant(intermediate_size, activation) else matmul, matmul
 
 
-def check_activation(activation: str) -> None:
-    """Raise ``MoEConfigError`` unless the expert MLP implements vLLM's ``activation`` (a name or its enum member)."""
-    name = str(getattr(activation, "value", activation)).lower()
-    if name not in SUPPORTED_ACTIVATIONS:
-        raise MoEConfigError(
-            f"the expert activation {name!r} is not supported; supported: {', '.join(SUPPORTED_ACTIVATIONS)} (SwiGLU)"
-        )
+def bias_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that the grouped matmul demands of biases, for experts of ``dtype`` (op-plugin reference)."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +184,7 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def expert_mlp(
     rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, row_scales: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``down(silu(gate(x)) * up(x))`` of every row with its expert. Router weights are not applied.
+    """``down(activation(up(x)))`` of every row with its expert, with the experts' biases. Router weights are not applied.
 
     Args:
         rows: ``[A, H]`` sorted by local expert: ``output_dtype``, or int8 for quantised weights. ``A`` may exceed
@@ -180,10 +206,13 @@ def expert_mlp(
 
 
 def _mlp_float(rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
-    import torch_npu
-
     # Nested, so that the widest tensor is free before the result is allocated.
-    return _grouped_matmul(torch_npu.npu_swiglu(_grouped_matmul(rows, weights.w13, counts)), weights.w2, counts)
+    return _grouped_matmul(
+        weights.activation(_grouped_matmul(rows, weights.w13, counts, bias=weights.w13_bias), counts),
+        weights.w2,
+        counts,
+        bias=weights.w2_bias,
+    )
 
 
 def _mlp_w8a8(
@@ -192,7 +221,7 @@ def _mlp_w8a8(
     import torch_npu
 
     assert weights.w13_scale is not None
-    if _fits_fused_quant(weights.intermediate_size):
+    if _fits_fused_quant(weights.intermediate_size, weights.activation):
         gate_up = _grouped_matmul(rows, weights.w13, counts, output_dtype=torch.int32)
         middle, middle_scale = torch_npu.npu_dequant_swiglu_quant(
             gate_up,
@@ -206,7 +235,7 @@ def _mlp_w8a8(
         gate_up = _grouped_matmul(
             rows, weights.w13, counts, scale=weights.w13_scale, row_scales=row_scales, output_dtype=weights.output_dtype
         )
-        middle, middle_scale = torch_npu.npu_dynamic_quant(torch_npu.npu_swiglu(gate_up))
+        middle, middle_scale = torch_npu.npu_dynamic_quant(weights.activation(gate_up, counts))
     del gate_up  # the widest tensor is free before the result is allocated
     return _grouped_matmul(
         middle, weights.w2, counts, scale=weights.w2_scale, row_scales=middle_scale, output_dtype=weights.output_dtype
@@ -221,13 +250,15 @@ def _grouped_matmul(
     scale: torch.Tensor | None = None,
     row_scales: torch.Tensor | None = None,
     output_dtype: torch.dtype | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``[A, K] x [E, K, N] -> [A, N]``, the rows of expert e being those after ``counts[:e].sum()``."""
+    """``[A, K] x [E, K, N] (+ [E, N]) -> [A, N]``, the rows of expert e being those after ``counts[:e].sum()``."""
     import torch_npu
 
     return torch_npu.npu_grouped_matmul(
         [rows],
         [weight],
+        bias=None if bias is None else [bias],
         scale=None if scale is None else [scale],
         per_token_scale=None if row_scales is None else [row_scales],
         group_list=counts,
@@ -238,8 +269,9 @@ def _grouped_matmul(
     )[0]
 
 
-def _fits_fused_quant(intermediate_size: int) -> bool:
-    return intermediate_size <= FUSED_QUANT_MAX_INTERMEDIATE and intermediate_size % FUSED_QUANT_ALIGNMENT == 0
+def _fits_fused_quant(intermediate_size: int, activation: Activation) -> bool:
+    fits = intermediate_size <= FUSED_QUANT_MAX_INTERMEDIATE and intermediate_size % FUSED_QUANT_ALIGNMENT == 0
+    return fits and activation.plain_swiglu
 
 
 def _channel_scale(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torch.Tensor:
@@ -252,17 +284,18 @@ def _channel_scale(scale: torch.Tensor, weight: torch.Tensor, name: str) -> torc
     return scale.reshape(expected)
 
 
-def _check_shapes(w13: torch.Tensor, w2: torch.Tensor) -> None:
+def _check_shapes(w13: torch.Tensor, w2: torch.Tensor, activation: Activation) -> None:
     fits = (
         w13.dim() == w2.dim() == 3
         and w13.shape[0] == w2.shape[0]
-        and w13.shape[1] == 2 * w2.shape[2]
+        and w13.shape[1] == activation.width * w2.shape[2]
         and w13.shape[2] == w2.shape[1]
         and w13.dtype == w2.dtype
     )
     if not fits:
+        rows = "2I" if activation.gated else "I"
         raise MoEConfigError(
-            "expert weights have to be w13 [E, 2I, H] and w2 [E, H, I] of one dtype, found "
+            f"expert weights have to be w13 [E, {rows}, H] and w2 [E, H, I] of one dtype, found "
             f"{tuple(w13.shape)} {w13.dtype} and {tuple(w2.shape)} {w2.dtype}"
         )
     if w13.shape[0] > GROUPED_MATMUL_MAX_GROUPS or max(w13.shape[1:]) > GROUPED_MATMUL_MAX_DIM:

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from vllm_ascend_patch.core.moe.activations import Activation
 from vllm_ascend_patch.core.moe.comm import make_method
 from vllm_ascend_patch.core.moe.comm.base import MoECommMethod
 from vllm_ascend_patch.core.moe.driver import fused_moe
-from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.experts import ExpertWeights, bias_dtype
 from vllm_ascend_patch.core.moe.selection import MethodSelector
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Topology
 from vllm_ascend_patch.seams import checkpoint, serving
@@ -39,6 +40,7 @@ class LayerRuntime:
     layout: Topology
     placement: ExpertPlacement
     selector: MethodSelector
+    activation: Activation
     weight_on_input: bool
     shared: bool
     known: dict[tuple[str, Topology, ExpertPlacement], MoECommMethod[Any, Any]]
@@ -61,7 +63,12 @@ class LayerRuntime:
         selector = selector_of(layer, layout, quantized)
         known = serving.current().moe.methods
         placement, adds_up = placement_of(layer, layout), upstream_adds_up(layout)
-        return cls(layout, placement, selector, on_input, adds_up, known)
+        return cls(layout, placement, selector, activation_of(layer), on_input, adds_up, known)
+
+    @property
+    def adds_bias(self) -> bool:
+        """Whether this rank's results have the down projection's bias: of ranks with slices of every expert, one adds it."""
+        return self.layout.expert_parallel or self.layout.dp.rank == self.layout.tp.rank == 0
 
 
 class NPUExperts:
@@ -102,12 +109,17 @@ class NPUExperts:
         return share(output, runtime.layout) if runtime.shared else output
 
     def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
-        """Upstream's parameters; with expert load balancing, with a loader that knows where experts are."""
+        """Upstream's parameters, biases in the operator's dtype; with expert load balancing, with a loader that knows where
+        experts are."""
         parallel = getattr(config_of_layers(), "parallel_config", None)
         if getattr(parallel, "enable_eplb", False):
             slots = layer.global_num_experts
             kwargs["weight_loader"] = slot_loader(layer, slots, slots - redundant_experts(parallel))
         super().create_weights(layer, *args, **kwargs)  # type: ignore[misc]
+        for name in ("w13_bias", "w2_bias"):
+            bias = getattr(layer, name, None)
+            if bias is not None:
+                retype(layer, name, bias_dtype(bias.dtype))
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check what was loaded. The parameters stay: what a reload or load balancing writes there is what is served."""
@@ -116,26 +128,36 @@ class NPUExperts:
         ExpertWeights.from_loaded(
             layer.w13_weight.data,
             layer.w2_weight.data,
-            activation=activation_name(layer.activation),
+            activation=activation_of(layer),
             w13_scale=layer.w13_weight_scale.data if self.quantized else None,
             w2_scale=layer.w2_weight_scale.data if self.quantized else None,
             output_dtype=self.moe.in_dtype if self.quantized else None,
+            w13_bias=_data(layer, "w13_bias"),
+            w2_bias=_data(layer, "w2_bias"),
         )
         keep_runtime(layer, self.quantized)
 
     def weights_of(self, layer: Any) -> ExpertWeights:
         """The layer's parameters as the operators take them; asked for in every forward."""
+        runtime: LayerRuntime = getattr(layer, _RUNTIME)
         w13 = layer.w13_weight
-        if not self.quantized:
-            return ExpertWeights.of(w13, layer.w2_weight, w13.dtype)
-        scales = layer.w13_weight_scale, layer.w2_weight_scale
-        return ExpertWeights.of(w13, layer.w2_weight, self.moe.in_dtype, *scales)
+        if self.quantized:
+            scales = layer.w13_weight_scale, layer.w2_weight_scale
+            return ExpertWeights.of(w13, layer.w2_weight, self.moe.in_dtype, *scales, runtime.activation)
+        w13_bias = getattr(layer, "w13_bias", None)
+        w2_bias = getattr(layer, "w2_bias", None) if runtime.adds_bias else None
+        return ExpertWeights.of(
+            w13, layer.w2_weight, w13.dtype, activation=runtime.activation, w13_bias=w13_bias, w2_bias=w2_bias
+        )
 
     def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
-        """As ``checkpoint.Owner`` has it: gate and up projection lie above each other in ``w13``."""
+        """As ``checkpoint.Owner`` has it: gate and up projection lie above each other in ``w13``, where it has both and they
+        do not come as one tensor."""
         if not name.startswith(("w13_weight", "w2_weight")):
             return ()
-        return (0, parameter.shape[1] // 2) if name.startswith("w13") else (0,)
+        activation = activation_of(layer)
+        two = name.startswith("w13") and activation.gated and not activation.interleaved
+        return (0, parameter.shape[1] // 2) if two else (0,)
 
     def loaded(self, layer: Any, arguments: dict[str, Any], parts: int) -> list[tuple[int, int]]:
         """As ``checkpoint.Owner`` has it."""
@@ -180,8 +202,6 @@ def keep_runtime(layer: Any, quantized: bool) -> None:
 
 def check_supported(moe: Any) -> None:
     """Raise for what upstream's layer can ask for and these experts do not do."""
-    if getattr(moe, "has_bias", False):
-        raise NotImplementedError("experts with biases are not supported on Ascend NPUs by this port")
     if getattr(moe, "skip_final_all_reduce", False):
         raise NotImplementedError(
             "this model wants the unreduced sums of its experts (skip_final_all_reduce), which is not supported on Ascend "
@@ -189,9 +209,28 @@ def check_supported(moe: Any) -> None:
         )
 
 
-def activation_name(activation: Any) -> str:
-    """vLLM's name of an activation, given as an enum in new releases and as text in old ones."""
-    return getattr(activation, "value", activation)
+def activation_of(layer: Any) -> Activation:
+    """The activation of a layer's experts, with the numbers that the layer has for it."""
+    return Activation.of(
+        layer.activation,
+        alpha=getattr(layer, "swiglu_alpha", None),
+        limit=getattr(layer, "swiglu_limit", None),
+        bias=getattr(layer, "swiglu_beta", None),
+    )
+
+
+def retype(layer: Any, name: str, dtype: torch.dtype) -> None:
+    """Give a parameter the dtype that an operator wants, so that whoever loads it, now or later, writes that."""
+    found = getattr(layer, name)
+    if found.dtype != dtype:
+        parameter = torch.nn.Parameter(found.data.to(dtype), requires_grad=False)
+        parameter.__dict__.update(found.__dict__)  # its loader, and what the loader asks it
+        setattr(layer, name, parameter)
+
+
+def _data(layer: Any, name: str) -> torch.Tensor | None:
+    parameter = getattr(layer, name, None)
+    return None if parameter is None else parameter.data
 
 
 def register_methods() -> None:

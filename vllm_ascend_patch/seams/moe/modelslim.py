@@ -19,7 +19,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from vllm_ascend_patch.core.moe.experts import scale_dtypes
 
 from .expert_slots import slots_of
-from .method import NPUExperts, local_expert
+from .method import NPUExperts, activation_of, local_expert
 
 _UPSTREAM = "_ascend_expert_loader"
 _SHAPES = {
@@ -49,12 +49,13 @@ class _Int8Parameters(FusedMoEMethodBase):
     ) -> None:
         """Upstream's call: w13 ``[E, 2I, H]``, w2 ``[E, H, I]``, and their scales in the operators' dtypes."""
         size = intermediate_size_per_partition
-        dtypes = scale_dtypes(size, params_dtype)
+        activation = activation_of(layer)
+        dtypes = scale_dtypes(size, params_dtype, activation)
         setattr(layer, _UPSTREAM, attributes["weight_loader"])
         attributes["weight_loader"] = MethodType(_load, layer)
         channel = {"quant_method": FusedMoeWeightScaleSupported.CHANNEL.value}
         for name, rows, columns, dtype in (
-            ("w13", 2 * size, hidden_size, dtypes[0]),
+            ("w13", activation.width * size, hidden_size, dtypes[0]),
             ("w2", hidden_size, size, dtypes[1]),
         ):
             _add(layer, f"{name}_weight", torch.empty(num_experts, rows, columns, dtype=torch.int8), attributes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
     compressed_tensors_moe_w8a8_int8 as upstream,
@@ -16,7 +15,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 
 from vllm_ascend_patch.core.moe.experts import scale_dtypes
 
-from .method import NPUExperts
+from .method import NPUExperts, activation_of, retype
 
 # Kept here, because the module's own name for it is this file's class once the patch is applied.
 _ORIGINAL: Any = upstream.CompressedTensorsW8A8Int8MoEMethod
@@ -42,13 +41,9 @@ class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMeth
     def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
         """Upstream's, with scales of the operators' dtypes: whoever loads them later writes what the operators read."""
         super().create_weights(layer, *args, **kwargs)
-        dtypes = scale_dtypes(layer.w2_weight.shape[2], self.moe.in_dtype)
+        dtypes = scale_dtypes(layer.w2_weight.shape[2], self.moe.in_dtype, activation_of(layer))
         for name, dtype in zip(("w13_weight_scale", "w2_weight_scale"), dtypes, strict=True):
-            scale = getattr(layer, name)
-            if scale.dtype != dtype:
-                parameter = torch.nn.Parameter(scale.data.to(dtype), requires_grad=False)
-                parameter.__dict__.update(scale.__dict__)  # its loader, and what the loader asks it
-                setattr(layer, name, parameter)
+            retype(layer, name, dtype)
 
     def get_fused_moe_quant_config(self, layer: Any) -> FusedMoEQuantConfig:
         return FusedMoEQuantConfig.make()

@@ -37,6 +37,7 @@ KERNELS: Mapping[str, Kernel] = {
     "npu::npu_add_rms_norm": norm.add_rms_norm,
     "npu::npu_apply_rotary_pos_emb": rope.apply_rotary_pos_emb,
     "npu::npu_attention_update": latent_context.attention_update,
+    "npu::npu_clipped_swiglu": activation.clipped_swiglu,
     "npu::npu_dequant_swiglu_quant": quantised_activation.dequant_swiglu_quant,
     "npu::npu_dynamic_quant": quant_matmul.dynamic_quant,
     "npu::npu_fused_infer_attention_score": fused_infer_attention.fused_infer_attention_score,
