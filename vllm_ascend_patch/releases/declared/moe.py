@@ -75,6 +75,17 @@ PATCHES: tuple[Patch, ...] = (
         remove_when="the property asks the quantisation method instead of its kernel",
     ),
     Patch(
+        id="moe-ungated",
+        target=f"{_FUSED_MOE}.config:FusedMoEConfig.__post_init__",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.moe.ungated:accept_ungated",
+        releases=">=0.24",
+        why="Experts without a gate (Nemotron's squared ReLU) are refused on an out-of-tree device.",
+        how="Lets the refusal, upstream's last statement there, pass for such experts.",
+        upstream="none: the check asks for CUDA, XPU and ROCm by name",
+        remove_when="the check asks the platform or the MoE method",
+    ),
+    Patch(
         id="router-topk-softmax",
         target="vllm._custom_ops:topk_softmax",
         kind=Kind.WRAP,
