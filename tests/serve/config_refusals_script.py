@@ -23,6 +23,7 @@ from transformers import (
     GptOssConfig,
     JambaConfig,
     MixtralConfig,
+    OlmoeConfig,
     PretrainedConfig,
 )
 from vllm.engine.arg_utils import EngineArgs
@@ -68,6 +69,8 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
         "DeepseekV3ForCausalLM",
         DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT, quantization_config=_FP8),
     ),
+    "clip": ("OlmoeForCausalLM", OlmoeConfig(**_SIZES, clip_qkv=8.0)),
+    "mxfp4": ("GptOssForCausalLM", GptOssConfig(**_SIZES, quantization_config={"quant_method": "mxfp4"})),
     "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
 }
 # Folders with a ModelSlim description beside the configuration: the types of one layer's tensors.
@@ -116,6 +119,9 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {"model": "latent", "environment": {"VLLM_MLA_DISABLE": "1"}},
     "scaled in float16": {"model": "scaled"},
     "scaled in bfloat16": {"model": "scaled", "dtype": "bfloat16"},
+    "clip": {"model": "clip"},
+    "mxfp4": {"model": "mxfp4", "dtype": "bfloat16"},
+    "connector": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "lora": {"enable_lora": True},
     "offload": {"cpu_offload_gb": 1},
     "offload by layers": {"offload_backend": "prefetch", "offload_group_size": 2},

@@ -44,6 +44,7 @@ _OWN_KERNELS = {
 }
 _OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
 _LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_OUTPUT_BIAS_DROPPED = ("PhiMoEForCausalLM", "PhimoeForCausalLM")
 _OTHER_ACTIVATIONS = ("relu", "situ")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
 _EXPERT_BIASES = ("GptOssForCausalLM",)
@@ -65,9 +66,12 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
         _own_kernels,
         _encoder,
         _state_layers,
+        _upstreams_faults,
+        _zero_experts,
         _sparse_attention,
         latent_attention,
         lambda model: fp8_problem(model.name, model.quantization),
+        lambda model: mxfp4_problem(model.name, model.quantization),
         _sinks,
         _expert_biases,
         _soft_cap,
@@ -124,6 +128,16 @@ def fp8_problem(name: str, quantization: str) -> str | None:
     return (
         f"{name}: fp8 weights, in blocks with a scale each or not, are not supported {_HERE}: bfloat16 weights are, and "
         "W8A8 (int8) ones. Take a bfloat16 or W8A8 checkpoint of this model, or convert this one."
+    )
+
+
+def mxfp4_problem(name: str, quantization: str) -> str | None:
+    """What to do with a checkpoint in mxfp4, which is how gpt-oss is published; None for any other."""
+    if quantization not in ("mxfp4", "gpt_oss_mxfp4"):
+        return None
+    return (
+        f"{name}: mxfp4 weights are not supported {_HERE}: bfloat16 weights are, about four times as large. Take a bfloat16 "
+        "checkpoint of this model, or write one with transformers (Mxfp4Config with dequantize=True)."
     )
 
 
@@ -184,6 +198,31 @@ def _state_layers(model: ModelTraits) -> str | None:
     return (
         f"{model.name}: layers that keep a state in place of keys and values ({', '.join(model.states)}) are not supported "
         f"{_HERE}: models whose layers all attend are. Choose another model."
+    )
+
+
+def _upstreams_faults(model: ModelTraits) -> str | None:
+    """Models that vLLM's own code computes wrongly, on any device. A test reads that code, and fails once it is mended."""
+    fault = None
+    if model.architecture in _OUTPUT_BIAS_DROPPED and model.output_bias:
+        fault = "vLLM leaves the bias of the output projection (lm_head_bias) out"
+    elif model.architecture == "OlmoeForCausalLM" and model.clip_qkv is not None:
+        fault = f"vLLM does not clamp queries, keys and values to {model.clip_qkv:g} (clip_qkv)"
+    elif model.architecture == "LagunaForCausalLM":
+        fault = "vLLM does not load the bias that its experts are chosen with (e_score_correction_bias)"
+    elif model.architecture == "JetMoeForCausalLM":
+        fault = "vLLM has no class for it, and its general one gives other tokens than transformers"
+    if fault is None:
+        return None
+    return f"{model.name}: {model.architecture} gives wrong results: {fault}, on any device. Choose another model."
+
+
+def _zero_experts(model: ModelTraits) -> str | None:
+    if not model.zero_experts:
+        return None
+    return (
+        f"{model.name}: {model.zero_experts} experts without weights (zero_expert_num, as in LongCat-Flash) are not "
+        f"supported {_HERE}: experts with weights are. Choose another model."
     )
 
 

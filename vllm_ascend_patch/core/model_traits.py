@@ -78,6 +78,9 @@ class ModelTraits:
         encoder_decoder: an encoder beside the decoder.
         prefix_lm: prompts of which a part attends in both directions.
         quantization: the method that the checkpoint names, empty for none.
+        output_bias: the output projection (lm_head) has a bias.
+        clip_qkv: the bound that queries, keys and values are clamped to.
+        zero_experts: experts that return their input, or nothing.
     """
 
     name: str
@@ -105,6 +108,9 @@ class ModelTraits:
     encoder_decoder: bool = False
     prefix_lm: bool = False
     quantization: str = ""
+    output_bias: bool = False
+    clip_qkv: float | None = None
+    zero_experts: int = 0
 
     @property
     def windows_bind(self) -> bool:
@@ -161,6 +167,9 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
         soft_cap=text.get("attn_logit_softcapping"),
         alibi=_alibi(architectures[0], text),
         encoder_decoder=bool(config.get("is_encoder_decoder")),
+        output_bias=bool(text.get("lm_head_bias")),
+        clip_qkv=text.get("clip_qkv"),
+        zero_experts=_size(text, "zero_expert_num"),
         quantization=str((text.get("quantization_config") or {}).get("quant_method") or ""),
     )
 

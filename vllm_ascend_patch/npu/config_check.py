@@ -17,7 +17,7 @@ from vllm_ascend_patch.core.model_support import Parallelism, dtype_problem, pro
 from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
 
 from .attention_check import check_attention_forms
-from .flag_check import check_flags
+from .flag_check import check_connectors, check_flags
 from .latent_check import check_latent
 from .operator_check import check_operators
 from .runner_check import check_runner
@@ -54,6 +54,7 @@ def check_config(vllm_config: VllmConfig) -> None:
     _check_quantization(vllm_config.model_config)
     _check_attention(vllm_config)
     _check_speculation(vllm_config)
+    check_connectors(vllm_config)
 
 
 def model_traits(vllm_config: VllmConfig) -> ModelTraits:

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _HERE = "is not supported on Ascend NPUs by this port"
+# They take single tokens out of pages by slot, as vLLM's CUDA layout has them; here a page has all keys, then all values.
+_BY_TOKEN = (
+    "ExampleConnector",
+    "SharedStorageConnector",
+    "LMCacheConnectorV1",
+    "LMCacheMPConnector",
+    "HiSparseConnector",
+)
 _BATCH_INVARIANT = ("VLLM_BATCH_INVARIANT", "VLLM_KERNEL_OVERRIDE_BATCH_INVARIANT")
 
 
@@ -75,4 +83,19 @@ def _check_attention_backend(vllm_config: VllmConfig) -> None:
         if name != "CUSTOM":
             raise ValueError(
                 f"--attention-backend {name} {_HERE}, which brings its own attention backend. Leave the option out."
+            )
+
+
+def check_connectors(vllm_config: VllmConfig) -> None:
+    """Raise ``ValueError`` for a connector of KV caches that could not read this port's."""
+    transfer = vllm_config.kv_transfer_config
+    if transfer is None:
+        return
+    inside = (getattr(transfer, "kv_connector_extra_config", None) or {}).get("connectors") or []
+    names = [transfer.kv_connector, *(one.get("kv_connector") for one in inside if isinstance(one, dict))]
+    for name in names:
+        if name in _BY_TOKEN:
+            raise ValueError(
+                f"--kv-transfer-config with {name} {_HERE}: it reads single tokens of a page of the KV cache, whose layout "
+                "here is not the one it knows. Use a connector that moves whole blocks, or start without the option."
             )
