@@ -95,7 +95,6 @@ CASES: dict[str, dict[str, Any]] = {
     "window of all": {"model": "window", "max_model_len": 512, **WINDOW_OF_ALL},
     "head size 24": {"model": "head size 24"},
     "sinks in float16": {"model": "gpt-oss"},
-    "experts with biases": {"model": "gpt-oss", "dtype": "bfloat16"},
     "hybrid": {"model": "hybrid"},
     "latent": {"model": "latent"},
     "latent served": {"model": "latent served"},

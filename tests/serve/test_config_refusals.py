@@ -33,7 +33,6 @@ REFUSED = {
     ),
     "head size 24": ("attention with head size 24, 6 query heads and 6 KV heads per rank", "multiple of 16"),
     "sinks in float16": (f"gpt-oss: attention sinks in float16 are {HERE}", "Start with --dtype bfloat16"),
-    "experts with biases": (f"gpt-oss: experts with biases are {HERE}", "Choose another model"),
     "hybrid": (f"in place of keys and values (mamba) are {HERE}", "Choose another model"),
     "latent": ("multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256", "Set VLLM_MLA_DISABLE=1"),
     "latent heads": ("256 query heads per rank: at most 128 are supported", "Raise --tensor-parallel-size"),

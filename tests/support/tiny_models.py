@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    GptOssConfig,
     GraniteMoeHybridConfig,
     GraniteMoeSWAConfig,
     Llama4TextConfig,
@@ -150,6 +151,15 @@ FORMS: dict[str, PretrainedConfig] = {
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         attention_multiplier=0.125,
     ),
+    # biases of experts and router, interleaved and clamped gates, between layers with sinks and windows; head size 64
+    "gpt_oss": GptOssConfig(
+        **_COMMON,
+        head_dim=64,
+        intermediate_size=64,
+        num_local_experts=8,
+        num_experts_per_tok=4,
+        sliding_window=6,
+    ),
     # so few layers that each one's share of a small device is more than 4 GiB
     "mixtral_one_layer": MixtralConfig(
         **_COMMON | {"num_hidden_layers": 1},
@@ -175,7 +185,7 @@ def path_of(family: str, folder: Path, seed: int = 11) -> Path:
     return folder / (family if seed == 11 else f"{family}-{seed}")
 
 
-BFLOAT16 = ("granite_sinks",)
+BFLOAT16 = ("granite_sinks", "gpt_oss")
 """Families whose checkpoints are bfloat16: the operators take sinks in no other dtype."""
 BFLOAT16_MARGIN = 0.15
 
@@ -199,7 +209,7 @@ def make(family: str, folder: Path, seed: int = 11) -> Path:
                     1.0 if "embed" in name else fan_in**-0.5 * (2.0 if "lm_head" in name or "gate." in name else 1.0)
                 )
                 weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-            elif "sinks" in name:
+            elif "sinks" in name or name.endswith("router.bias"):
                 weight.copy_(torch.randn(weight.shape, generator=generator))
     model.to(torch.bfloat16 if family in BFLOAT16 else torch.float16).save_pretrained(path)
     return path

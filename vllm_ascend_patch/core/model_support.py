@@ -47,7 +47,6 @@ _LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLite
 _OUTPUT_BIAS_DROPPED = ("PhiMoEForCausalLM", "PhimoeForCausalLM")
 _OTHER_ACTIVATIONS = ("relu", "situ")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
-_EXPERT_BIASES = ("GptOssForCausalLM",)
 _VOCABULARY_PADDING = 64  # vLLM rounds the vocabulary up to a multiple of it before it is divided
 
 
@@ -73,7 +72,6 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
         lambda model: fp8_problem(model.name, model.quantization),
         lambda model: mxfp4_problem(model.name, model.quantization),
         _sinks,
-        _expert_biases,
         _soft_cap,
         _alibi,
         _prefix,
@@ -251,12 +249,6 @@ def _sinks(model: ModelTraits) -> str | None:
             f"{sizes} they are. Choose another model."
         )
     return None
-
-
-def _expert_biases(model: ModelTraits) -> str | None:
-    if model.architecture not in _EXPERT_BIASES:
-        return None
-    return f"{model.name}: experts with biases are not supported {_HERE}: experts without are. Choose another model."
 
 
 def _soft_cap(model: ModelTraits) -> str | None:
