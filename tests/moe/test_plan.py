@@ -159,9 +159,9 @@ SERVED_NOT = {
         {**DEEPSEEK_V3, "architectures": ["DeepseekV3ForCausalLM"], "kv_lora_rank": 256, "num_attention_heads": 128},
         "multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256",
     ),
-    "biases": (
-        {**QWEN3_30B, "architectures": ["GptOssForCausalLM"], "sliding_window": 128, "max_position_embeddings": 131072},
-        "experts with biases are not supported",
+    "mxfp4": (
+        {**QWEN3_30B, "architectures": ["GptOssForCausalLM"], "quantization_config": {"quant_method": "mxfp4"}},
+        "mxfp4 weights are not supported",
     ),
     "states": (
         {**QWEN3_30B, "architectures": ["Qwen3NextForCausalLM"], "linear_num_value_heads": 32},
