@@ -29,6 +29,7 @@ FORMS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "mixtral_window": ((3, 7, 124, 300), {}),
     "granite_sinks": ((3, 7, 124, 300), {"dtype": "bfloat16"}),
     "gpt_oss": ((3, 7, 140), {"dtype": "bfloat16"}),
+    "gemma4": ((5, 140), {}),
     "mixtral_one_layer": ((5, 140), {"gpu_memory_utilization": 0.9}),
 }
 BLOCK = 128 * 2 * 2 * 32  # elements of a block of the one-layer model: tokens x (key, value) x KV heads x head size

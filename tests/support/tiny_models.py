@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma4TextConfig,
     GptOssConfig,
     GraniteMoeHybridConfig,
     GraniteMoeSWAConfig,
@@ -160,6 +161,21 @@ FORMS: dict[str, PretrainedConfig] = {
         num_experts_per_tok=4,
         sliding_window=6,
     ),
+    # GELU in experts and beside them, and windows in one of two layers
+    "gemma4": Gemma4TextConfig(
+        **_COMMON | {"tie_word_embeddings": True},
+        head_dim=32,
+        global_head_dim=32,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        enable_moe_block=True,
+        num_experts=8,
+        top_k_experts=2,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=0,
+    ),
     # so few layers that each one's share of a small device is more than 4 GiB
     "mixtral_one_layer": MixtralConfig(
         **_COMMON | {"num_hidden_layers": 1},
@@ -201,12 +217,15 @@ def make(family: str, folder: Path, seed: int = 11) -> Path:
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config((CONFIGS | WIDE | FORMS)[family], torch_dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
+    tied = model.config.tie_word_embeddings  # large embeddings would then only repeat each token
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
                 fan_in = weight.shape[-1]
                 scale = (
-                    1.0 if "embed" in name else fan_in**-0.5 * (2.0 if "lm_head" in name or "gate." in name else 1.0)
+                    (0.05 if tied else 1.0)
+                    if "embed" in name
+                    else fan_in**-0.5 * (2.0 if "lm_head" in name or "gate." in name else 1.0)
                 )
                 weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
             elif "sinks" in name or name.endswith("router.bias"):
