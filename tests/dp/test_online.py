@@ -21,10 +21,9 @@ from tests.support.environment import free_port
 from tests.support.processes import result_of, under_virtual_npu
 from tests.support.server import Server
 
-pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(1500)]
+from .online import START_SECONDS, WATCHDOG_SECONDS, answer, ask, burst, conversation, serve
 
-START_SECONDS = 500.0
-WATCHDOG_SECONDS = 15.0
+pytestmark = [pytest.mark.slow, pytest.mark.serve, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -36,81 +35,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ports() -> dict[str, int]:
     return {"http": free_port(), "rpc": free_port(), "master": free_port()}
-
-
-def serve(
-    checkpoint: dict[str, Any],
-    ports: dict[str, int],
-    folder: Path,
-    size: int,
-    transport: str = "cpu",
-    more: tuple[str, ...] = (),
-    **extra: str,
-) -> Server:
-    arguments = [
-        *(
-            "--port",
-            str(ports["http"]),
-            "--data-parallel-size",
-            str(size),
-            "--data-parallel-rpc-port",
-            str(ports["rpc"]),
-        ),
-        *("--enable-expert-parallel", "--skip-tokenizer-init", "--dtype", "float16", "--enforce-eager"),
-        *("--max-model-len", "512", "--max-num-seqs", "8", "--max-num-batched-tokens", "128"),
-        *("--gpu-memory-utilization", "0.3", "--api-server-count", "1"),
-        *more,
-    ]
-    environment = {
-        "VLLM_ASCEND_PATCH": "1",
-        "VLLM_ASCEND_PATCH_DP_SYNC": transport,
-        "VLLM_ASCEND_PATCH_DP_TIMEOUT": str(WATCHDOG_SECONDS),
-        "VLLM_DP_MASTER_PORT": str(ports["master"]),
-        "OMP_NUM_THREADS": "1",
-        **extra,
-    }
-    server = Server(checkpoint["path"], arguments, environment, folder / "server.log", devices=size)
-    server.port, server.url = ports["http"], f"http://127.0.0.1:{ports['http']}"  # the last --port counts
-    return server
-
-
-def answer(server: Server, prompt: list[int], tokens: int, headers: dict[str, str] | None = None) -> list[int]:
-    body: dict[str, Any] = {
-        "model": server_model(server),
-        "prompt": prompt,
-        "max_tokens": tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "detokenize": False,
-        "return_token_ids": True,
-    }
-    reply = requests.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=120)
-    assert reply.ok, f"{reply.status_code}: {reply.text[:500]}\n{server.log_tail()}"
-    return reply.json()["choices"][0]["token_ids"]
-
-
-def server_model(server: Server) -> str:
-    return requests.get(f"{server.url}/v1/models", timeout=10).json()["data"][0]["id"]
-
-
-def ask(server: Server, checkpoint: dict[str, Any], index: int) -> None:
-    case = checkpoint["cases"][index]
-    assert answer(server, case["prompt"], len(case["answer"])) == case["answer"], f"case {index}"
-
-
-def burst(server: Server, checkpoint: dict[str, Any], count: int) -> None:
-    indices = [i % len(checkpoint["cases"]) for i in range(count)]
-    with ThreadPoolExecutor(count) as pool:
-        list(pool.map(lambda index: ask(server, checkpoint, index), indices))
-
-
-def conversation(server: Server, checkpoint: dict[str, Any], size: int, idle: float) -> None:
-    ask(server, checkpoint, 0)
-    burst(server, checkpoint, 4 * size)
-    burst(server, checkpoint, size - 1)
-    ask(server, checkpoint, 3)
-    time.sleep(idle)
-    ask(server, checkpoint, 1)
 
 
 # ranks, transport, arguments, what the log must say
@@ -210,8 +134,9 @@ def test_a_rank_that_is_busy_outside_a_step_is_waited_for_and_the_request_is_ans
     checkpoint: dict[str, Any], ports: dict[str, int], tmp_path: Path
 ) -> None:
     more = ("--worker-extension-cls", "tests.dp.busy_extension.BusyWorker")
-    variables = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ASCEND_PATCH_DP_TIMEOUT": "6"}
-    with serve(checkpoint, ports, tmp_path, 2, "auto", more, **variables) as server:
+    with serve(
+        checkpoint, ports, tmp_path, 2, "auto", more, VLLM_SERVER_DEV_MODE="1", VLLM_ASCEND_PATCH_DP_TIMEOUT="6"
+    ) as server:
         server.wait_until_ready(START_SECONDS)
         ask(server, checkpoint, 0)
         time.sleep(2)  # the ranks pause

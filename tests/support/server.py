@@ -22,6 +22,7 @@ import psutil
 import requests
 
 from .environment import free_port
+from .hosts import Host
 from .npus import has_real_npus, npu_command
 
 _STOP_SECONDS = 40.0  # vLLM joins its engines for a while before it gives up on them
@@ -38,6 +39,7 @@ class Server:
         log: file that takes the server's output.
         devices, soc: of the virtual NPU, where there is no real one.
         on_line: called with each line that the server prints while it starts.
+        host: of two on this machine, the one that it runs on; without, it runs on this machine.
     """
 
     def __init__(
@@ -49,14 +51,18 @@ class Server:
         devices: int,
         soc: str = "A2",
         on_line: Callable[[str], None] = lambda line: None,
+        host: Host | None = None,
     ) -> None:
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.address = host.address if host is not None else "127.0.0.1"
+        self.url = f"http://{self.address}:{self.port}"
+        self._host = host
         self.log = log
         self._on_line = on_line
         vllm = str(Path(sys.executable).with_name("vllm"))
-        serve = [vllm, "serve", str(model), "--host", "127.0.0.1", "--port", str(self.port), *arguments]
-        self._command = npu_command(serve, devices, soc)
+        serve = [vllm, "serve", str(model), "--host", self.address, "--port", str(self.port), *arguments]
+        command = npu_command(serve, devices, soc)
+        self._command = command if host is None else host.command(command)
         self._environment = {**os.environ, **environment}
         if not has_real_npus():
             # Engines that compute on the host must not each take all of its cores; older vLLM does not see to that.
@@ -100,11 +106,15 @@ class Server:
             code = self.process.poll()
             if code is not None:
                 raise RuntimeError(f"the server ended with exit code {code} before it was ready\n{self.log_tail()}")
-            with contextlib.suppress(requests.RequestException):
+            with contextlib.suppress(requests.RequestException), self.reach():
                 if requests.get(f"{self.url}/health", timeout=2).ok:
                     return
             time.sleep(0.2)
         raise TimeoutError(f"the server was not ready within {seconds:.0f} s\n{self.log_tail()}")
+
+    def reach(self) -> contextlib.AbstractContextManager[None]:
+        """While it is active, the calling thread has the network in which the server answers."""
+        return contextlib.nullcontext() if self._host is None else self._host.inside()
 
     def family(self) -> list[psutil.Process]:
         """Every process that the server has started so far and that is alive (found by session, remembered)."""
@@ -145,8 +155,8 @@ class Server:
         """What a stopped server left on the machine: processes, shared memory, a port that still listens."""
         found = [f"process {p.pid} {' '.join(p.cmdline())[:80]}" for p in self.family()]
         found += [f"shared memory {path}" for path in sorted(self._shared_memory) if os.path.exists(path)]
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+        with self.reach(), socket.socket() as probe:
+            if probe.connect_ex((self.address, self.port)) == 0:
                 found.append(f"port {self.port} still listens")
         return found
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The watchdog: a missing rank becomes an error that names it, instead of a hang with a green health check.
 
-A thread writes this rank's heartbeat and reads the others'. It decides nothing about steps; it judges silence, failure
-and delay. Errors are raised in the main thread where that one waits for a step's vector (``check``); if the main thread is
-stuck somewhere it cannot be reached (a device collective), the thread ends the process after a grace period.
+One thread writes this rank's heartbeat and reads the others', another judges silence, failure and delay: a store on a host
+that is out of reach never answers, and must not silence the judge. Neither decides anything about steps. Errors are raised
+in the main thread where that one waits for a step's vector (``check``); if the main thread is stuck somewhere it cannot be
+reached (a device collective), the judge ends the process after a grace period.
 
 A rank that is late is not missing while it is alive and busy outside a step (it reloads weights, saves state, profiles, or
 somebody looks at it in a debugger): it is waited for, and the log says so. A late rank with a heartbeat is missing
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 EXIT_CODE = 75
 """What the process ends with when its main thread is stuck behind a missing rank (EX_TEMPFAIL of sysexits.h)."""
+
+_READ_SECONDS = 1.0
+"""Longest wait for a fresh reading of the board."""
 
 _TICK = 0.2
 """Seconds between looks at the processes of ranks on this host; their end is noticed without any heartbeat."""
@@ -85,11 +89,16 @@ class Watchdog:
         self._idle_since: dict[int, tuple[int, float]] = {}  # rank: the step that it is late for, since when
         self._left_since: float | None = None
         self._told_left = False
+        self._asked = self._answered = 0  # operations of the store
+        self._unanswered: tuple[int, float] = (0, 0.0)  # the one under way, and for how long the judge has seen it
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dp-watchdog", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="dp-heartbeat", daemon=True)
 
     def start(self) -> None:
         with self._lock:
             self.board.write(self.progress)
+        self._heart.start()
         self._thread.start()
         atexit.register(self.stop)
 
@@ -98,9 +107,11 @@ class Watchdog:
         if self._stop.is_set():
             return
         self._stop.set()
+        self._wake.set()
         atexit.unregister(self.stop)
-        if self._thread.is_alive():
-            self._thread.join(timeout=2 * self.interval + 1)
+        for thread in (self._thread, self._heart):
+            if thread.is_alive():
+                thread.join(timeout=2 * self.interval + 1)
         if not self._failed:
             self._write(STATUS_LEFT, "")
 
@@ -199,22 +210,34 @@ class Watchdog:
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
+    def _beat(self) -> None:
+        # A lost store does not come back, and each try would log a stack trace.
+        while not self._stop.is_set() and self._store_error is None:
+            self._write(None, "")
+            self._read()
+            self._wake.wait(self.interval)
+            self._wake.clear()
+
     def _run(self) -> None:
-        next_beat = 0.0
-        while not self._stop.wait(min(self.interval, _TICK)):
-            now = time.monotonic()
-            if (
-                now >= next_beat and self._store_error is None
-            ):  # a lost store does not come back, and each try would log a stack trace
-                next_beat = now + self.interval
-                self._write(None, "")
-                self._read()
-            if self._stop.is_set():
-                return
+        tick = min(self.interval, _TICK)
+        while not self._stop.wait(tick):
             try:
+                self._notice_silent_store(tick)
                 self._judge()
             except Exception:  # a watchdog that dies in silence is worse than none
                 logger.exception("the data-parallel watchdog met an unexpected error and goes on")
+
+    def _notice_silent_store(self, tick: float) -> None:
+        """A store whose host is gone without a word leaves its clients waiting. Ticks are counted, not the clock read: this
+        process's own pause is not the store's silence."""
+        asked = self._asked
+        if asked == self._answered:
+            self._unanswered = (asked, 0.0)
+            return
+        before, seconds = self._unanswered
+        self._unanswered = (asked, seconds + tick if asked == before else 0.0)
+        if self._unanswered[1] > self._patience_with_silence:
+            self._note_store_error(TimeoutError(f"it has not answered for {self._unanswered[1]:.1f} s"))
 
     def _judge(self) -> None:
         error = self._find_trouble()
@@ -264,7 +287,7 @@ class Watchdog:
     def _peers(self) -> list[PeerView]:
         peers = self.board.peers()
         if any(p.status == STATUS_ALIVE and p.process_gone for p in peers):
-            self._read()  # it may have written why just before it ended
+            self._read_soon()  # it may have written why just before it ended
             peers = self.board.peers()
         return peers
 
@@ -293,7 +316,11 @@ class Watchdog:
 
     def _is_silent(self, peer: PeerView) -> bool:
         # Measured only as far as this rank was itself able to read: its own pause is not the peer's silence.
-        return peer.silent_seconds - (time.monotonic() - self._last_read) > max(self.timeout, 5 * self.interval)
+        return peer.silent_seconds - (time.monotonic() - self._last_read) > self._patience_with_silence
+
+    @property
+    def _patience_with_silence(self) -> float:
+        return max(self.timeout, 5 * self.interval)
 
     def _find_stall(self) -> DPSyncError | None:
         """The main thread is inside the step for longer than the timeout: is somebody behind, or all stuck alike?"""
@@ -323,24 +350,42 @@ class Watchdog:
         return None
 
     def _write(self, status: str | None, reason: str) -> None:
-        if self._store_error is not None:
-            return
-        try:
-            with self._lock:
-                if status is not None:
-                    self.board.write(self.progress, status, reason)
-                elif not self._failed:
-                    self.board.write(self.progress)
-        except Exception as error:
-            self._note_store_error(error)
+        def write() -> None:
+            if status is not None:
+                self.board.write(self.progress, status, reason)
+            elif not self._failed:
+                self.board.write(self.progress)
+
+        self._ask_store(write)
 
     def _read(self) -> None:
-        try:
-            with self._lock:
-                self.board.refresh()
+        if self._ask_store(self.board.refresh):
             self._last_read = time.monotonic()
+
+    def _read_soon(self) -> None:
+        """A reading that began after this call, by the thread that may wait for the store."""
+        if not self._heart.is_alive():
+            self._read()
+            return
+        before, deadline = self._last_read, time.monotonic() + _READ_SECONDS
+        self._wake.set()
+        while self._last_read == before and self._store_error is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _ask_store(self, operation: Callable[[], None]) -> bool:
+        """Whether it was done. One that never ends is the judge's to notice."""
+        if self._store_error is not None or not self._lock.acquire(timeout=self._patience_with_silence):
+            return False
+        try:
+            self._asked += 1
+            operation()
+            return True
         except Exception as error:
             self._note_store_error(error)
+            return False
+        finally:
+            self._answered = self._asked
+            self._lock.release()
 
     def _note_store_error(self, error: Exception) -> None:
         if self._store_error is None and not self._stop.is_set():
