@@ -331,6 +331,29 @@ def replayed_during_an_update(repair: str | None) -> None:
     assert out.tolist() == [3.0] * 16
 
 
+@program("the update of a task group of graph", "wait_stream")
+def two_updates_on_two_streams(repair: str | None) -> None:
+    first, second = torch.npu.Stream(), torch.npu.Stream()
+    x, out = torch.ones(16, device=NPU), torch.zeros(16, device=NPU)
+    graph = torch.npu.NPUGraph()
+    torch.npu.synchronize()
+    with torch.npu.graph(graph):
+        stream = torch.npu.current_stream()
+        torch.npu.graph_task_group_begin(stream)
+        torch.mul(x, 2.0, out=out)
+        handle = torch.npu.graph_task_group_end(stream)
+    torch.npu.synchronize()
+    with torch.npu.stream(first):
+        torch.npu.graph_task_update_begin(first, handle)
+        torch.mul(x, 3.0, out=out)  # earlier
+        torch.npu.graph_task_update_end(first)
+    order(repair, first, second)
+    with torch.npu.stream(second):
+        torch.npu.graph_task_update_begin(second, handle)
+        torch.mul(x, 4.0, out=out)  # later
+        torch.npu.graph_task_update_end(second)
+
+
 @cache
 def one_rank() -> Any:
     """The backend of a world of one rank: its collectives have streams of their own like any other's."""
