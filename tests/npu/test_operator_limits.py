@@ -34,6 +34,7 @@ from vllm_ascend_patch.virtual_npu.kernels import (
     fused_infer_rules,
     gating,
     grouped_matmul,
+    grouped_rows,
     init_routing,
     permute,
     quant_matmul,
@@ -197,7 +198,7 @@ def run_experts(deployment: Deployment) -> None:
         x = torch.empty(8, inner, dtype=torch.bfloat16, device="meta")
         weight = torch.empty(deployment.local_experts, width, inner, dtype=torch.bfloat16, device="meta")
         grouped_matmul._check_operands([x], [weight.transpose(1, 2)], None)
-        assert deployment.local_experts <= grouped_matmul.MAX_GROUPS
+        assert deployment.local_experts <= grouped_rows.MAX_GROUPS
 
 
 def run_linear(deployment: Deployment) -> None:

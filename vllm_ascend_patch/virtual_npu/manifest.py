@@ -240,13 +240,14 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("npu::npu_grouped_matmul", "npu::npu_grouped_matmul.List"),
-        "group_type -1 and 0; fp16, bf16, fp32; W8A8 with per-channel and per-token scales or int32 output; weight lists; "
-        "act_type",
-        "group_type 2, Python-list group_list, weight-only quantisation, int64 scales, int4, fp8",
+        "group_type -1 and 0; fp16, bf16, fp32; W8A8 with per-channel and per-token scales or int32 output; int8 rows with "
+        "int4 weights (A8W4); weight lists; act_type",
+        "group_type 2, Python-list group_list, weight-only quantisation, int64 scales of W8A8, offsets, A4W4, fp8",
         "group_type must be passed; int64 group_list; <= 1024 groups, <= 128 list entries; inner dimensions < 65536; bias "
-        "dtype by x; bf16 scale for bf16 output, float32 for fp16; pairs for int8 only. Rows past the groups stay "
-        "unwritten",
-        "W, D. W: group_list must sum to M; a smaller sum is taken, as dispatch's padded rows need it",
+        "dtype by x; bf16 scale for bf16 output, float32 for fp16; pairs for int8 only. A8W4: counts; K a multiple of 256, "
+        "<= 18432; int64 scale [E, G, N]; bias required. Rows past the groups stay unwritten",
+        "W, D. A8W4's page has G = K / 256; the host code takes G from the scale, so G = 1 is taken. W: group_list must sum "
+        "to M; a smaller sum is taken, as dispatch's padded rows need it",
     ),
     Row(
         ("npu::npu_grouped_matmul_swiglu_quant",),

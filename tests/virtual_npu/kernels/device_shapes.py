@@ -235,6 +235,20 @@ def grouped(d: Draw) -> Call:
     }
 
 
+def grouped_int4(d: Draw) -> Call:
+    rows, width = d.int(0, 3), 8 * d.int(1, 3)
+    return ([int8(rows, 256)], [torch.randint(-(2**31), 2**31, (2, 256, width // 8), dtype=torch.int32)]), {
+        "bias": [torch.zeros(2, width)],
+        "scale": [torch.zeros(2, 1, width, dtype=torch.int64)],
+        "per_token_scale": [torch.rand(rows)],
+        "group_list": torch.tensor([rows, 0]),
+        "group_list_type": 1,
+        "group_type": 0,
+        "split_item": 2,
+        "output_dtype": d.half(),
+    }
+
+
 def grouped_separate(d: Draw) -> Call:
     x = [torch.randn(d.int(1, 3), 4), torch.randn(2, d.int(1, 3), 4)]
     return (x, [torch.randn(4, d.int(1, 3)) for _ in x]), {"group_type": -1, "split_item": 0}
@@ -378,6 +392,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "npu_fused_infer_attention_score (latent)": latent,
     "npu_fused_infer_attention_score_v2": attention_v2,
     "npu_grouped_matmul": grouped,
+    "npu_grouped_matmul (int4)": grouped_int4,
     "npu_grouped_matmul (separate)": grouped_separate,
     "npu_grouped_matmul_swiglu_quant": grouped_swiglu,
     "npu_grouped_matmul_swiglu_quant_v2": grouped_swiglu_v2,

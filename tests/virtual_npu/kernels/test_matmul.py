@@ -204,6 +204,104 @@ def test_grouped_matmul_limits() -> None:
             call(**unsupported)
 
 
+def packed_by_hand(weight: np.ndarray) -> torch.Tensor:
+    """int32 ``[E, K, N / 8]``: the weight of column 8 j + i has the bits 4 i to 4 i + 3."""
+    words = np.zeros((*weight.shape[:2], weight.shape[2] // 8), dtype=np.uint32)
+    for column in range(weight.shape[2]):
+        words[:, :, column // 8] |= (weight[:, :, column] & 15).astype(np.uint32) << np.uint32(4 * (column % 8))
+    return torch.from_numpy(words.view(np.int32))
+
+
+def int4_call(counts: list[int], spare: int, groups: int, dtype: torch.dtype, correct: bool = True) -> dict[str, Any]:
+    """The arguments of an A8W4 product, and ``exact``: its weights in float64."""
+    random = np.random.default_rng(sum(counts))
+    experts, inner, width = len(counts), 512, 16
+    weight = random.integers(-8, 8, (experts, inner, width))
+    scale = torch.from_numpy(random.random((experts, groups, width), dtype=np.float32) / 100)
+    exact = weight * f64(scale).repeat(inner // groups, axis=1)
+    rows = sum(counts) + spare
+    return {
+        "exact": exact,
+        "x": [int8(rows, inner)],
+        "weight": [packed_by_hand(weight)],
+        "scale": [scale.view(torch.int32).long() & 0xFFFFFFFF],
+        "bias": [torch.from_numpy(8 * exact.sum(axis=1)).float() * (1 if correct else 2)],
+        "per_token_scale": [torch.rand(rows)],
+        "group_list": torch.tensor(counts),
+        "group_list_type": 1,
+        "group_type": 0,
+        "split_item": 2,
+        "output_dtype": dtype,
+    }
+
+
+@given(
+    counts=counts_lists,
+    spare=st.integers(0, 2),
+    groups=st.sampled_from([1, 2]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    correct=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_grouped_matmul_of_int4_weights_needs_eight_times_their_sum_as_bias(
+    counts: list[int], spare: int, groups: int, dtype: torch.dtype, correct: bool
+) -> None:
+    call = int4_call(counts, spare, groups, dtype, correct)
+    exact = call.pop("exact")
+    (out,) = grouped_matmul(**call)
+    assert out.dtype == dtype
+    assert is_poison(out[sum(counts) :])
+    for e, first, end in bounds(counts):
+        want = f64(call["x"][0])[first:end] @ exact[e] + (0 if correct else 8 * exact[e].sum(axis=0))
+        assert_close(out[first:end], want * f64(call["per_token_scale"][0])[first:end, None], scale=4)
+
+
+def test_grouped_matmul_of_int4_limits() -> None:
+    legal = int4_call([1, 2], 1, 2, torch.bfloat16)
+    del legal["exact"]
+    words, scale, bias, x = (legal[name][0] for name in ("weight", "scale", "bias", "x"))
+    grouped_matmul(**legal)
+    long = torch.zeros(1, 18688, 1, dtype=torch.int32)
+    for changes, message in (
+        ({"group_type": -1}, "int4 weights need group_type 0, split_item 2 or 3 and act_type 0"),
+        ({"act_type": 5}, "int4 weights need group_type 0"),
+        ({"bias": None}, "int4 weights with int8 inputs need bias"),
+        ({"scale": None}, "int4 weights with int8 inputs need scale"),
+        ({"per_token_scale": None}, "int4 weights with int8 inputs need per_token_scale"),
+        ({"weight": [words] * 2}, "weight must hold one tensor with int4 weights"),
+        ({"x": [x.float()]}, "x with int4 weights must be int8"),
+        ({"x": [x[0]]}, "x must have 2 dimension"),
+        ({"weight": [words[0]]}, "an int4 weight must have 3 dimension"),
+        ({"weight": [words.transpose(1, 2).contiguous().transpose(1, 2)]}, "int4_weight must be contiguous"),
+        ({"group_list_type": 0}, r"group_list_type must be 1 \(counts\)"),
+        ({"group_list": None}, "group_type 0 needs group_list"),
+        ({"group_list": torch.tensor([1, 4])}, "cover at most the 4 rows of x"),
+        ({"output_dtype": torch.int32}, "output_dtype must be bfloat16 or float16"),
+        ({"output_dtype": None}, "output_dtype must be bfloat16 or float16"),
+        ({"x": [x[:, :256]]}, "x with these int4 weights must have shape"),
+        ({"x": [x[:, :264]], "weight": [words[:, :264].contiguous()]}, "K of int4 weights must be a multiple of 256"),
+        ({"x": [torch.zeros(1, 18688, dtype=torch.int8)], "weight": [long]}, "at most 18432, got 18688"),
+        ({"weight": [torch.zeros(1025, 1, 1, dtype=torch.int32)]}, "at most 1024 groups"),
+        ({"scale": [scale.float()]}, "scale of int4 weights must be int64"),
+        ({"scale": [scale[:, 0]]}, "scale of int4 weights must have 3 dimension"),
+        ({"scale": [scale[:, :, :8]]}, "scale of int4 weights must have shape"),
+        ({"scale": [scale[:, :1].repeat(1, 3, 1)]}, "the scale's groups must divide K = 512"),
+        ({"bias": [bias.half()]}, "bias of int4 weights must be float32"),
+        ({"bias": [bias[:, :8]]}, "bias of int4 weights must have shape"),
+        ({"per_token_scale": [torch.rand(4).half()]}, "per_token_scale must be float32"),
+        ({"per_token_scale": [torch.rand(3)]}, "per_token_scale .one per row. must have shape"),
+    ):
+        with refuses("npu_grouped_matmul", message):
+            grouped_matmul(**legal | changes)
+    for unsupported, message in (
+        ({"x": [x.half()]}, "A16W4"),
+        ({"offset": [torch.zeros(2, 1, 16)]}, "offset"),
+        ({"antiquant_scale": [torch.zeros(2, 16)]}, "antiquant_scale"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            grouped_matmul(**legal | unsupported)
+
+
 @given(
     rows=st.integers(1, 4),
     width=st.integers(1, 20),

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .grouped_int4 import int4_grouped
+from .grouped_rows import MAX_GROUPS, OP, group_ends
 from .limits import (
     poison,
     require,
@@ -21,9 +23,7 @@ from .limits import (
     unsupported,
 )
 
-OP = "npu_grouped_matmul"
 INNER_LIMIT = 65536
-MAX_GROUPS = 1024
 MAX_LIST = 128
 _ACTIVATIONS = {
     1: torch.relu,
@@ -37,29 +37,6 @@ Tensors = Sequence[torch.Tensor]
 def integer_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """int8 x int8 as float64, which is exact: every sum is below 2**53 (and below 2**31 on the device)."""
     return x.double() @ weight.double()
-
-
-def _group_ends(group_list: torch.Tensor, kind: int, groups: int, rows: int) -> list[int]:
-    """Prefix sums of the groups' sizes from any of the three notations."""
-    require_dtype(OP, "group_list", group_list, (torch.int64,))
-    require(OP, kind in (0, 1, 2), "group_list_type must be 0 (sums), 1 (counts) or 2 (pairs)", kind)
-    if kind == 2:
-        require_shape(OP, "group_list of (expert, count) pairs", group_list, (groups, 2))
-        counts = [0] * groups
-        for expert, count in group_list.tolist():
-            if count == 0:
-                break
-            require(OP, 0 <= expert < groups, f"expert of a pair must be in [0, {groups})", expert)
-            counts[expert] = count
-        sizes = torch.tensor(counts, dtype=torch.int64)
-    else:
-        require_shape(OP, "group_list (one entry per expert)", group_list, (groups,))
-        sizes = group_list if kind == 1 else torch.diff(group_list, prepend=torch.zeros(1, dtype=torch.int64))
-    smallest = int(sizes.min()) if groups else 0
-    require(OP, smallest >= 0, "group_list must not be negative or fall", group_list.tolist())
-    ends = [int(end) for end in sizes.cumsum(0)]
-    require(OP, not ends or ends[-1] <= rows, f"group_list must cover at most the {rows} rows of x", ends[-1:])
-    return ends
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -196,6 +173,8 @@ def grouped_matmul(
 ) -> list[torch.Tensor]:
     """Rows of x, cut into consecutive groups, each times its own weight.
 
+    int4 weights, eight in an int32, are ``grouped_int4.py``'s.
+
     Args:
         x: one ``[M, K]`` tensor, or (group_type -1) one per weight; fp16, bf16, fp32 or int8.
         weight: one ``[E, K, N]`` tensor (a transposed view is fine) or at most 128 ``[K, N]`` tensors; dtype of x.
@@ -210,8 +189,6 @@ def grouped_matmul(
     require_absent(
         OP,
         offset=offset or None,
-        antiquant_scale=antiquant_scale or None,
-        antiquant_offset=antiquant_offset or None,
         activation_input=activation_input or None,
         activation_quant_scale=activation_quant_scale or None,
         activation_quant_offset=activation_quant_offset or None,
@@ -224,6 +201,14 @@ def grouped_matmul(
         raise unsupported(OP, "group_type 2 (split K, training)")
     require(OP, group_type in (-1, 0), "group_type must be -1 or 0", group_type)
     split_item, kind, act = split_item or 0, group_list_type or 0, act_type or 0
+    if len(weight) and weight[0].dtype == torch.int32:
+        require_absent(OP, antiquant_scale=antiquant_scale or None, antiquant_offset=antiquant_offset or None)
+        fits = group_type == 0 and split_item in (2, 3) and act == 0
+        require(
+            OP, fits, "int4 weights need group_type 0, split_item 2 or 3 and act_type 0", (group_type, split_item, act)
+        )
+        return [int4_grouped(x, weight, bias, scale, per_token_scale, group_list, kind, scalar_type(OP, output_dtype))]
+    require_absent(OP, antiquant_scale=antiquant_scale or None, antiquant_offset=antiquant_offset or None)
     require(OP, split_item in (0, 1, 2, 3), "split_item must be 0 to 3", split_item)
     require(OP, act == 0 or act in _ACTIVATIONS, "act_type must be 0, 1, 2, 4 or 5", act)
     _check_operands(x, weight, bias)
@@ -259,7 +244,7 @@ def _grouped(
         require_shape(OP, f"weight of expert {index}", expert, (inner, width))
     out = poison((rows, width), how.dtype)
     start = 0
-    for group, end in enumerate(_group_ends(group_list, kind, len(experts), rows)):
+    for group, end in enumerate(group_ends(group_list, kind, len(experts), rows)):
         if end > start:
             part = _product(x[start:end], experts[group], _bias(bias, group))
             columns = how.columns(group, width, len(experts))
