@@ -104,6 +104,7 @@ def main() -> int:
         dense = tiny_models.make("weights", Path(folder))
         exports = {
             "static attention": modelslim_models.Export(),
+            "int4 experts": modelslim_models.Export(experts="W4A8_DYNAMIC"),
             "dynamic": modelslim_models.Export(attention="W8A8_DYNAMIC"),
         }
         checkpoints = {"float16": dense}

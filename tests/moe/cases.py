@@ -50,6 +50,7 @@ class Case:
     routing: str = "random"
     dtype: str = "bfloat16"
     quantized: bool = False
+    int4: bool = False  # weights in int4; rows in int8, so quantized too
     intermediate: int = 64
     hidden: int = 1024
     captured: bool = False
@@ -130,6 +131,8 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
         yield older
         yield replace(older, name="older-operators-w8a8", quantized=True)
     yield replace(base, name="w8a8", quantized=True, tokens=(6, 3))
+    size = 256 * (1 if grid.expert_parallel else grid.world)  # per rank a multiple of 256
+    yield replace(base, name="w4a8", quantized=True, int4=True, intermediate=size, tokens=(6, 3), active=(6, 1))
     yield replace(base, name="w8a8-fp16", quantized=True, dtype="float16", tokens=(6, 3))
     yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))
     yield replace(base, name="w8a8-redundant-shared", quantized=True, shared=True, logical_experts=12, redundant=4)

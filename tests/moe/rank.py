@@ -26,6 +26,7 @@ from vllm_ascend_patch.core.moe.comm.hierarchical import HierarchicalMethod
 from vllm_ascend_patch.core.moe.comm.mc2 import Mc2Method, Mc2Operators
 from vllm_ascend_patch.core.moe.driver import fused_moe
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
+from vllm_ascend_patch.core.moe.int4_weights import empty_int4, int4_weights
 from vllm_ascend_patch.core.moe.soc import detect_soc
 from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
@@ -190,6 +191,10 @@ def _own_weights(case: Case, topology: Topology, placement: ExpertPlacement, lay
         w2_bias = w2_bias if rank == 0 else None  # once in the sum over ranks
         w13, w2 = w13[:, gate_up], w2[:, :, own]
         w13_scale = None if w13_scale is None else w13_scale[:, gate_up]
+    if case.int4:
+        assert w13_scale is not None
+        assert w2_scale is not None
+        return _int4_weights(w13, w2, w13_scale, w2_scale, getattr(torch, case.dtype))
     return ExpertWeights.from_loaded(
         w13.to(DEVICE),
         w2.to(DEVICE),
@@ -200,6 +205,20 @@ def _own_weights(case: Case, topology: Topology, placement: ExpertPlacement, lay
         w13_bias=None if w13_bias is None else w13_bias.to(DEVICE),
         w2_bias=None if w2_bias is None else w2_bias.to(DEVICE),
     )
+
+
+def _int4_weights(
+    w13: torch.Tensor, w2: torch.Tensor, w13_scale: torch.Tensor, w2_scale: torch.Tensor, dtype: torch.dtype
+) -> ExpertWeights:
+    """From integers ``[E, N, K]`` and scales ``[E, N]``, as a checkpoint's loader leaves them."""
+    packed, bits, biases = [], [], []
+    for integers, scale in ((w13, w13_scale), (w2, w2_scale)):
+        experts, outputs, inputs = integers.shape
+        low, high = integers[:, 0::2].int() & 15, integers[:, 1::2].int() << 4
+        packed.append(empty_int4(experts, outputs, inputs).copy_(low | high))
+        bits.append(scale.contiguous().view(torch.int32).long().unsqueeze(-1))
+        biases.append((8 * (integers.double() * scale.double().unsqueeze(-1)).sum(-1, keepdim=True)).float())
+    return int4_weights(*(tensor.to(DEVICE) for tensor in (*packed, *bits, *biases)), output_dtype=dtype)
 
 
 def _distance(output: torch.Tensor, expected: torch.Tensor, case: Case) -> float:

@@ -38,9 +38,8 @@ def make_layer(case: Case) -> Layer:
     """The layer of a case, on the CPU; rows past the active ones are poisoned by ``poison_inactive``, not here."""
     dtype = getattr(torch, case.dtype)
     gated = not case.activation.endswith("_no_mul")
-    weights = _weights(
-        case.logical_experts, case.redundant, case.hidden, case.intermediate, None if case.quantized else dtype, gated
-    )
+    kind = 7 if case.int4 else 127 if case.quantized else dtype
+    weights = _weights(case.logical_experts, case.redundant, case.hidden, case.intermediate, kind, gated)
     shared = _weights(1, 0, case.hidden, case.intermediate, dtype)
     biases = _biases(case, gated) if case.biased else (None, None)
     layer = Layer(*weights, shared[0][0], shared[1][0], biases[0], biases[1], [], [], [])
@@ -121,15 +120,15 @@ def random_weights(experts: int, hidden: int, inner: int) -> tuple[torch.Tensor,
 
 @lru_cache(maxsize=16)
 def _weights(
-    experts: int, redundant: int, hidden: int, inner: int, dtype: torch.dtype | None, gated: bool = True
+    experts: int, redundant: int, hidden: int, inner: int, kind: torch.dtype | int, gated: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Random weights, int8 with scales when no dtype is given. Redundant experts are copies of the first ones."""
+    """Random weights of a dtype, or integers up to ``kind`` with scales. Redundant experts are copies of the first ones."""
     w13, w2 = random_weights(experts, hidden, inner)
     w13 = w13 if gated else w13[:, :inner]
     logical_of = torch.cat([torch.arange(experts), torch.arange(redundant)])
-    if dtype is not None:
-        return w13.to(dtype)[logical_of], w2.to(dtype)[logical_of], None, None
-    (w13, w13_scale), (w2, w2_scale) = _quantize(w13), _quantize(w2)
+    if isinstance(kind, torch.dtype):
+        return w13.to(kind)[logical_of], w2.to(kind)[logical_of], None, None
+    (w13, w13_scale), (w2, w2_scale) = _quantize(w13, kind), _quantize(w2, kind)
     return w13[logical_of], w2[logical_of], w13_scale[logical_of], w2_scale[logical_of]
 
 
@@ -148,8 +147,8 @@ def _exact(weight: torch.Tensor, scale: torch.Tensor | None, expert: int) -> tor
     return exact if scale is None else exact * scale[expert].double().unsqueeze(-1)
 
 
-def _quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    scale = weight.abs().amax(-1) / 127
+def _quantize(weight: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    scale = weight.abs().amax(-1) / largest
     return (weight / scale.unsqueeze(-1)).round().to(torch.int8), scale
 
 

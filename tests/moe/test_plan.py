@@ -195,6 +195,9 @@ def modelslim(folder: Path, kind: str, with_scale: bool = True) -> Path:
     tensors = {name: torch.zeros(768, 2048, dtype=torch.int8), "lm_head.weight": torch.zeros(4, 4)}
     if with_scale:
         tensors[f"{name}_scale"] = torch.ones(768, 1)
+    if kind == "W4A8_DYNAMIC":  # two outputs in a byte
+        tensors[name] = tensors[name][:384].clone()
+        tensors[name.replace("weight", "scale_bias")] = torch.ones(768, 1)
     types = {key: "FLOAT" if key == "lm_head.weight" else kind for key in tensors}
     (folder / "quant_model_description.json").write_text(json.dumps(types))
     save_file(tensors, folder / "quant_model_weights.safetensors")
@@ -211,10 +214,17 @@ def test_plan_of_a_modelslim_checkpoint_counts_its_experts_in_int8(tmp_path: Pat
     assert plan["checkpoint"]["total_bytes"] == plan["checkpoint"]["expert_bytes"] + 64
 
 
+def test_plan_of_int4_experts_counts_half_a_byte_per_weight(tmp_path: Path) -> None:
+    plan = planned(modelslim(tmp_path, "W4A8_DYNAMIC"))
+    assert plan["not_served"] == []
+    assert plan["expert_mib_per_rank"] == 128 * 3 * 2048 * 768 * 48 / 2**21
+    assert plan["checkpoint"]["expert_bytes"] == 384 * 2048 + 2 * 768 * 4
+
+
 @pytest.mark.parametrize(
     ("kind", "with_scale", "message"),
     [
-        ("W4A8_DYNAMIC", True, "up_proj.weight is W4A8_DYNAMIC, which is not supported on Ascend NPUs by this port"),
+        ("W8A16", True, "up_proj.weight is W8A16, which is not supported on Ascend NPUs by this port"),
         ("W8A8_DYNAMIC", False, "the checkpoint lacks model.layers.0.mlp.experts.0.up_proj.weight_scale: "),
     ],
 )

@@ -45,6 +45,15 @@ def test_a_layer_has_the_type_of_its_shards_and_experts_that_of_their_weights() 
     assert list(problems(found, drafts=True)) == []
 
 
+def test_experts_may_have_int4_weights() -> None:
+    names = [f"{LAYER}.mlp.experts.0.gate_proj", f"{LAYER}.mlp.experts.0.up_proj", f"{LAYER}.mlp.experts.1.down_proj"]
+    found = described({f"{name}.{kind}": "W4A8_DYNAMIC" for name in names for kind in ("weight", "scale_bias")})
+    assert list(problems(found)) == []
+    assert found.expert_type(f"{LAYER}.mlp.experts") == "W4A8_DYNAMIC"
+    assert (found.int8_experts, found.int4_experts) == (True, True)
+    assert not described().int4_experts
+
+
 def test_a_models_own_names_of_shards_come_first() -> None:
     found = described({f"{LAYER}.attn.one.weight": "FLOAT", f"{LAYER}.attn.two.weight": "FLOAT"})
     assert found.linear_type(f"{LAYER}.attn.qkv_proj", {"qkv_proj": ["one", "two"]}) == "FLOAT"
@@ -98,7 +107,15 @@ HERE = "not supported on Ascend NPUs by this port"
     ("changes", "message"),
     [
         ({f"{LAYER}.self_attn.q_proj.weight": "W8A16"}, f"{LAYER}.self_attn.q_proj.weight is W8A16, which is {HERE}"),
-        ({f"{LAYER}.mlp.experts.0.up_proj.weight": "W4A8_DYNAMIC"}, f"up_proj.weight is W4A8_DYNAMIC, which is {HERE}"),
+        ({f"{LAYER}.self_attn.q_proj.weight": "W4A8_DYNAMIC"}, f"q_proj.weight is W4A8_DYNAMIC, which is {HERE}"),
+        (
+            {f"{LAYER}.mlp.experts.0.up_proj.weight_scale_second": "W4A8_DYNAMIC"},
+            "up_proj.weight_scale_second is the scale of weights quantised per group, which is",
+        ),
+        (
+            {"group_size": 256, f"{LAYER}.mlp.experts.0.up_proj.weight": "W4A8_DYNAMIC"},
+            f"group_size is 256, weights quantised per group, which is {HERE}",
+        ),
         ({f"{LAYER}.mlp.experts.0.up_proj.weight": "W8A8_MXFP8"}, f"up_proj.weight is W8A8_MXFP8, which is {HERE}"),
         ({f"{LAYER}.self_attn.q_proj.weight": "W4A4_FLATQUANT_DYNAMIC"}, "is W4A4_FLATQUANT_DYNAMIC, which is"),
         ({f"{LAYER}.self_attn.fa_q.scale": "FAQuant"}, f"{LAYER}.self_attn.fa_q.scale is FAQuant, which is {HERE}"),

@@ -88,6 +88,24 @@ def test_a_scale_that_nobody_lists_is_missed_all_the_same(tmp_path: Path) -> Non
     )
 
 
+def int4(**changes: torch.Tensor) -> Tensors:
+    tensors: Tensors = {}
+    for name in ("up_proj", "down_proj"):
+        own = {"weight": torch.zeros(3, 32, dtype=torch.int8), "weight_scale": torch.ones(6, 1)}
+        own["scale_bias"] = torch.zeros(6, 16 if name == "down_proj" else 1)
+        tensors |= {f"experts.0.{name}.{key}": tensor for key, tensor in own.items()}
+    return tensors | {f"experts.0.down_proj.{key}": tensor for key, tensor in changes.items()}
+
+
+def test_int4_weights_have_two_outputs_in_a_byte_and_partial_sums_where_ranks_share_inputs(tmp_path: Path) -> None:
+    wrong = "experts.0.down_proj.scale_bias is F32 [6, 1] in weights.safetensors, where F32 [6, 16] is expected"
+    for changes, message in (({}, None), ({"scale_bias": torch.zeros(6, 1)}, wrong)):
+        save_file(int4(**changes), tmp_path / "weights.safetensors")
+        description = Description.of("FILE", dict.fromkeys(int4(), "W4A8_DYNAMIC"))
+        problems = list(file_problems(description, stored_tensors(tmp_path)))
+        assert [problem.startswith(message or "") for problem in problems] == [True] * (message is not None)
+
+
 def damaged(path: Path, change: Callable[[bytes], bytes]) -> None:
     save_file(TENSORS, path)
     path.write_bytes(change(path.read_bytes()))

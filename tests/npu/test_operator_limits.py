@@ -344,3 +344,12 @@ def test_every_operator_that_is_called_has_a_row_and_no_other() -> None:
     called = {name for path in sources for name in re.findall(r"torch_npu\.(npu_\w+)\(", path.read_text())}
     assert len(called) > 10
     assert {row.operator for row in ROWS} == called
+
+
+@pytest.mark.parametrize(("hidden", "size", "served"), [(7168, 2048, True), (2048, 192, False), (18688, 256, False)])
+def test_int4_experts_need_sizes_that_the_grouped_matmul_takes(hidden: int, size: int, served: bool) -> None:
+    deployment = replace(COMMON, int4_experts=True, hidden_size=hidden, intermediate_size=size)
+    found = [problem for problem in violations(deployment) if problem.startswith("int4 experts of hidden size")]
+    assert len(found) == (not served)
+    assert not served or not list(violations(deployment))
+    assert all("multiples of 256 and at most 18432" in problem for problem in found)

@@ -29,6 +29,7 @@ EXPORTS = {
     "bfloat16": Export(dtype=torch.bfloat16),
     "mixed": Export(attention="W8A8_MIX", experts="W8A8_MIX", float_layers=(0,)),
     "dynamic": Export(attention="W8A8_DYNAMIC"),
+    "int4 experts": Export(experts="W4A8_DYNAMIC", clip=0.9),
     "static beside float experts": Export(experts="FLOAT", clip=0.5),
 }
 
@@ -61,6 +62,7 @@ def answers(cases: list[Case]) -> list[list[int]]:
     ("export", "family", "changes"),
     [
         ("usual", "qwen3_moe", {}),
+        pytest.param("int4 experts", "qwen3_moe_int4", {}, marks=pytest.mark.slow),
         pytest.param("older name", "qwen3_moe", {"quantization": "ascend"}, marks=pytest.mark.slow),
         pytest.param("bfloat16", "qwen3_moe", {"dtype": "float16"}, marks=pytest.mark.slow),
         pytest.param("mixed", "qwen3_moe", {}, marks=pytest.mark.slow),
@@ -103,10 +105,15 @@ def test_a_quantised_prediction_layer_drafts_what_is_accepted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(("export", "family"), [("usual", "qwen2_moe"), ("int4 experts", "qwen3_moe_int4")])
 def test_ranks_with_slices_of_the_layers_answer_alike(
-    graphs: bool, exported: Callable[..., tuple[Path, list[Case]]], run_engine: Callable[..., Any]
+    graphs: bool,
+    export: str,
+    family: str,
+    exported: Callable[..., tuple[Path, list[Case]]],
+    run_engine: Callable[..., Any],
 ) -> None:
-    checkpoint, cases = exported("usual", "qwen2_moe")
+    checkpoint, cases = exported(export, family)
     job = job_for(
         checkpoint, [case.prompt for case in cases], TOKENS, tp=2, dp=1, arguments={"enforce_eager": not graphs}
     )
@@ -119,11 +126,17 @@ def test_ranks_with_slices_of_the_layers_answer_alike(
     ("method", "graphs"),
     [("allgather", False), ("mc2", False), ("alltoall", False), ("mc2", True), ("allgather", True)],
 )
+@pytest.mark.parametrize(("export", "family"), [("usual", "qwen3_moe"), ("int4 experts", "qwen3_moe_int4")])
 def test_ranks_with_experts_of_their_own_answer_alike(
-    method: str, graphs: bool, exported: Callable[..., tuple[Path, list[Case]]], run_engine: Callable[..., Any]
+    export: str,
+    family: str,
+    method: str,
+    graphs: bool,
+    exported: Callable[..., tuple[Path, list[Case]]],
+    run_engine: Callable[..., Any],
 ) -> None:
     """One request alone leaves the other rank without tokens, and experts without any."""
-    checkpoint, cases = exported("usual")
+    checkpoint, cases = exported(export, family)
     job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, dp=2, arguments={"enforce_eager": not graphs})
     result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method)
     assert result["alone"] == answers(cases)[:2]

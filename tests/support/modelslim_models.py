@@ -108,6 +108,8 @@ def quantised(
     weight: torch.Tensor, bias: torch.Tensor | None, kind: str, seen: Activations | None, module: str, export: Export
 ) -> dict[str, torch.Tensor]:
     """A linear layer's tensors, by the format's formulas; ``weight`` ``[N, K]``."""
+    if kind == "W4A8_DYNAMIC":
+        return quantised_to_int4(weight, module)
     weight_scale = weight.float().abs().amax(dim=1, keepdim=True) / 127
     integers = (weight.float() / weight_scale).round().clamp(-128, 127)
     tensors = {"weight": integers.to(torch.int8)}
@@ -126,6 +128,29 @@ def quantised(
             "deq_scale": scale if export.dtype == torch.bfloat16 else scale.view(torch.int32).to(torch.int64),
         }
     return tensors
+
+
+def quantised_to_int4(weight: torch.Tensor, module: str) -> dict[str, torch.Tensor]:
+    """W4A8_DYNAMIC per channel: output 2 j in the lower half of row j, 2 j + 1 in the upper; ``scale_bias`` is 8 times the
+    sum of the weights, for down projections in sixteen parts of the inputs."""
+    scale = weight.float().abs().amax(dim=1, keepdim=True) / 7
+    integers = (weight.float() / scale).round().clamp(-8, 7).to(torch.int64)
+    packed = (integers[0::2] & 15) + ((integers[1::2] & 15) << 4)
+    exact = integers.double() * scale.double()
+    parts = 16 if module.endswith("down_proj") else 1
+    return {
+        "weight": torch.where(packed > 127, packed - 256, packed).to(torch.int8),
+        "weight_scale": scale,
+        "weight_offset": torch.zeros_like(scale),
+        "scale_bias": 8 * exact.reshape(len(exact), parts, -1).sum(dim=2).float(),
+    }
+
+
+def of_int4(packed: torch.Tensor) -> torch.Tensor:
+    """int8 ``[N, K]`` from the bytes ``[N / 2, K]`` of ``quantised_to_int4``."""
+    bits = packed.to(torch.int64) & 255
+    halves = torch.stack([bits & 15, bits >> 4], dim=1).flatten(0, 1)
+    return torch.where(halves > 7, halves - 16, halves).to(torch.int8)
 
 
 @torch.inference_mode()
@@ -212,6 +237,8 @@ def oracle(dense: Path, quantised_checkpoint: Path) -> nn.Module:
 
     def part(module: str) -> nn.Module:
         own = {n.rpartition(".")[2]: t for n, t in tensors.items() if n.rpartition(".")[0] == module}
+        if types[f"{module}.weight"] == "W4A8_DYNAMIC":
+            own["weight"] = of_int4(own["weight"])
         return StaticLinear(own) if types[f"{module}.weight"] == "W8A8" else DynamicLinear(own)
 
     for name, module in list(model.named_modules()):

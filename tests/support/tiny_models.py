@@ -81,6 +81,18 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 # Hidden size 1024, the smallest that the dispatch/combine operators take on A3.
 WIDE: dict[str, PretrainedConfig] = {
+    # experts whose sizes int4 weights can have on up to two ranks: multiples of 256
+    "qwen3_moe_int4": Qwen3MoeConfig(
+        **_COMMON | {"hidden_size": 256},
+        head_dim=128,
+        intermediate_size=64,
+        moe_intermediate_size=512,
+        num_experts=8,
+        num_experts_per_tok=4,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    ),
     "qwen2_moe_wide": Qwen2MoeConfig(
         **_COMMON | {"hidden_size": 1024},
         intermediate_size=64,

@@ -193,7 +193,7 @@ def show(plan: Plan) -> None:
             "model",
             f"{model.name}: {model.moe_layers} MoE layers, {model.num_experts} experts, top-{model.top_k}, "
             f"hidden {model.hidden_size}, intermediate {model.intermediate_size}, "
-            + ("W8A8" if model.quantized else model.dtype),
+            + (("W4A8" if model.int4 else "W8A8") if model.quantized else model.dtype),
         ),
         ("served", "no, as said above" if plan.not_served else "yes, by what its configuration tells"),
         *([("checkpoint", plan.checkpoint.what)] if plan.checkpoint is not None else []),
@@ -459,6 +459,8 @@ def plan(
         traits = traits_of(model, config, mla_disabled=plain)
         checkpoint = look_at(model, config, drafts=speculative_tokens > 0)
         facts_of_model = ModelFacts.from_config(model, config, checkpoint.int8_experts if checkpoint else None)
+        if checkpoint is not None and checkpoint.int4_experts:
+            facts_of_model = replace(facts_of_model, int4=True)
         experts = facts_of_model.num_experts + redundant_experts
         if expert_parallel and tp * dp > experts:
             raise click.UsageError(

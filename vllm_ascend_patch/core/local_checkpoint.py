@@ -28,6 +28,7 @@ class LocalCheckpoint:
         problems: with which messages a start would refuse the checkpoint.
         expert_bytes: of all routed experts in the files; None where they cannot be read.
         total_bytes: of all tensors, likewise.
+        int4_experts: whether a ModelSlim description says that routed experts have int4 weights.
     """
 
     what: str
@@ -35,6 +36,7 @@ class LocalCheckpoint:
     problems: tuple[str, ...] = ()
     expert_bytes: int | None = None
     total_bytes: int | None = None
+    int4_experts: bool = False
 
 
 def look_at(model: str, config: Mapping[str, Any], drafts: bool = False) -> LocalCheckpoint | None:
@@ -48,7 +50,7 @@ def look_at(model: str, config: Mapping[str, Any], drafts: bool = False) -> Loca
     if not folder.is_dir():
         return None
     own = config.get("quantization_config") or config.get("compression_config")
-    what, int8_experts = "unquantised", None
+    what, int8_experts, int4_experts = "unquantised", None, False
     found: list[str] = []
     if own is not None:
         what = str(own.get("quant_method", "quantised by an unnamed method"))
@@ -58,21 +60,22 @@ def look_at(model: str, config: Mapping[str, Any], drafts: bool = False) -> Loca
             if path is not None:
                 description = modelslim.read(path)
                 what, int8_experts = _words(description), description.int8_experts
+                int4_experts = description.int4_experts
                 found += modelslim.problems(description, drafts)
         except modelslim.ModelSlimError as error:
             what = "a damaged ModelSlim checkpoint"
             found.append(f"{error}.")
     if not any(folder.glob("*.safetensors")):
-        return LocalCheckpoint(what, int8_experts, tuple(found))
+        return LocalCheckpoint(what, int8_experts, tuple(found), int4_experts=int4_experts)
     try:
         stored = stored_tensors(folder)
         if int8_experts is not None:
             found += [f"{problem}." for problem in file_problems(description, stored)]
     except StoredTensorError as error:
-        return LocalCheckpoint(what, int8_experts, (*found, f"{error}."))
+        return LocalCheckpoint(what, int8_experts, (*found, f"{error}."), int4_experts=int4_experts)
     experts = sum(tensor.bytes for name, tensor in stored.items() if _EXPERT.search(name))
     total = sum(tensor.bytes for tensor in stored.values())
-    return LocalCheckpoint(what, int8_experts, tuple(found), experts, total)
+    return LocalCheckpoint(what, int8_experts, tuple(found), experts, total, int4_experts)
 
 
 def _words(description: modelslim.Description) -> str:

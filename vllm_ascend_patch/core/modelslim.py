@@ -23,8 +23,9 @@ FLOAT = "FLOAT"
 STATIC = "W8A8"
 DYNAMIC = "W8A8_DYNAMIC"
 MIXED = "W8A8_MIX"
+INT4 = "W4A8_DYNAMIC"
 LINEAR_TYPES = (FLOAT, STATIC, DYNAMIC, MIXED)
-EXPERT_TYPES = (FLOAT, DYNAMIC, MIXED)
+EXPERT_TYPES = (FLOAT, DYNAMIC, MIXED, INT4)
 
 # Where a model names its fused modules' shards, that is asked first.
 FUSED = {
@@ -35,6 +36,7 @@ FUSED = {
 _DRAFT_BLOCK = ".mtp_block"
 """What vLLM's drafters put between a prediction layer's name in the checkpoint and its modules."""
 _EXPERT = re.compile(r"^(?P<experts>.+)\.\d+\.[^.]+\.weight$")
+_OF_EXPERT = re.compile(r"experts\.\d+\.[^.]+\.[^.]+$")
 
 EXPORT = (
     "Export it anew with msModelSlim, with int8 weights (linear_quant: scope per_channel, symmetric) and int8 activations "
@@ -43,6 +45,7 @@ EXPORT = (
 
 # Tensors that mean work which is not done here, whatever their type says.
 _WORK = (
+    (".weight_scale_second", "the scale of weights quantised per group"),
     (".div.mul_scale", "a smooth factor on activations (non_fusion_smooth_quant)"),
     ("left_trans", "a transform of activations (FlatQuant)"),
     ("right_trans", "a transform of activations (FlatQuant)"),
@@ -113,8 +116,13 @@ class Description:
 
     @property
     def int8_experts(self) -> bool:
-        """Whether routed experts have int8 weights."""
-        return any(kind in (DYNAMIC, MIXED) for kinds in self.experts.values() for kind in kinds)
+        """Whether routed experts take int8 activations."""
+        return any(kind in (DYNAMIC, MIXED, INT4) for kinds in self.experts.values() for kind in kinds)
+
+    @property
+    def int4_experts(self) -> bool:
+        """Whether routed experts have int4 weights."""
+        return any(INT4 in kinds for kinds in self.experts.values())
 
     @property
     def rotated(self) -> bool:
@@ -205,9 +213,12 @@ def problems(description: Description, drafts: bool = False) -> Iterator[str]:
         found = next((name for name in description.types if name.endswith(suffix)), None)
         if found is not None:
             yield f"{source}: {found} is {what}, which is {_HERE}. Export it without. {EXPORT}."
+    group = description.metadata.get("group_size")
+    if description.int4_experts and group:
+        yield f"{source}: group_size is {group}, weights quantised per group, which is {_HERE}; supported: 0. {EXPORT}."
     seen: dict[str, str] = {}
     for name, kind in description.types.items():
-        if kind not in LINEAR_TYPES:
+        if kind not in (EXPERT_TYPES if _OF_EXPERT.search(name) else LINEAR_TYPES) and kind != STATIC:
             seen.setdefault(kind, name)
     for kind, name in seen.items():
         yield f"{source}: {name} is {kind}, which is {_HERE}; supported: {', '.join(LINEAR_TYPES)}. {EXPORT}."

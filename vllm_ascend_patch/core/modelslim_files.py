@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from .modelslim import DYNAMIC, MIXED, STATIC, Description
+from .modelslim import DYNAMIC, INT4, MIXED, STATIC, Description
 from .stored_tensors import StoredTensor
 
+SCALE_BIAS_PARTS = 16
+"""Columns that msModelSlim gives an int4 layer's scale_bias when ranks share its inputs."""
+_BY_INPUTS = ("down_proj", "o_proj")  # which layers these are, by msModelSlim's rule
 _FLOATS = ("F32", "BF16", "F16")
 _NAMED = 4  # tensors in a message
 
@@ -22,10 +25,12 @@ class _Companion(NamedTuple):
     Attributes:
         dtypes: as safetensors has them.
         per_output: its number of dimensions, the first being N; 0 for one value of the whole tensor.
+        partial: columns for layers whose inputs ranks share, each a sum over as large a part of the inputs.
     """
 
     dtypes: tuple[str, ...]
     per_output: int
+    partial: int = 1
 
 
 _STATIC = {
@@ -40,6 +45,7 @@ COMPANIONS: Mapping[str, Mapping[str, _Companion]] = {
     STATIC: _STATIC,
     DYNAMIC: _DYNAMIC,
     MIXED: {**_STATIC, **_DYNAMIC},
+    INT4: {**_DYNAMIC, "scale_bias": _Companion(("F32",), 2, SCALE_BIAS_PARTS)},
 }
 
 
@@ -68,12 +74,14 @@ def _weight_problems(
     source: str, name: str, kind: str, weight: StoredTensor, stored: Mapping[str, StoredTensor]
 ) -> Iterator[str]:
     if weight.dtype != "I8" or len(weight.shape) != 2:
-        yield f"{name} is {weight}, where I8 [outputs, inputs] is expected, since {source} says {kind}"
+        halved = "outputs / 2" if kind == INT4 else "outputs"
+        yield f"{name} is {weight}, where I8 [{halved}, inputs] is expected, since {source} says {kind}"
         return
-    module, outputs = name.removesuffix(".weight"), weight.shape[0]
+    module, outputs = name.removesuffix(".weight"), weight.shape[0] * (2 if kind == INT4 else 1)
     for suffix, expected in COMPANIONS[kind].items():
         found = stored.get(f"{module}.{suffix}")
-        shape = ((1,), (outputs,), (outputs, 1))[expected.per_output]
+        columns = expected.partial if module.endswith(_BY_INPUTS) else 1
+        shape = ((1,), (outputs,), (outputs, columns))[expected.per_output]
         wanted = f"{' or '.join(expected.dtypes)} {list(shape)} is expected beside {name} in {weight.file}"
         if found is None:
             if suffix not in _OPTIONAL:

@@ -37,6 +37,9 @@ KERNEL_BLOCK = 128
 MAX_BLOCK_SIZE = 512
 """Of paged attention with several query tokens; also a multiple of ``KERNEL_BLOCK``."""
 
+# npu_grouped_matmul of int8 rows with int4 weights: K is a multiple, and has an upper limit (CANN: aclnnGroupedMatmulV5).
+GROUPED_MATMUL_INT4_MULTIPLE = 256
+GROUPED_MATMUL_INT4_MAX_INNER = 18432
 # npu_grouped_matmul: the last dimension of x and weight is below 65536, at most 1024 groups (op-plugin reference).
 GROUPED_MATMUL_MAX_DIM = 65535
 GROUPED_MATMUL_MAX_GROUPS = 1024
@@ -72,6 +75,7 @@ class Deployment:
         intermediate_size: of one expert, on this rank.
         top_k: experts per token.
         int8_widths: inputs and outputs of this rank's int8 linear layers.
+        int4_experts: whether experts have int4 weights.
         latent: multi-head latent attention (MLA), whose head size is that of a cached token.
         tnd_only: sliding windows or sinks, which layout TND alone has.
     """
@@ -94,6 +98,7 @@ class Deployment:
     int8_widths: tuple[int, ...] = ()
     latent: bool = False
     tnd_only: bool = False
+    int4_experts: bool = False
 
     @property
     def key_elements(self) -> int:
@@ -205,6 +210,10 @@ def _experts(deployment: Deployment) -> Iterator[str]:
             f"{deployment.local_experts} experts per rank, at most {GROUPED_MATMUL_MAX_GROUPS} are supported on Ascend NPUs "
             "(npu_grouped_matmul): use more expert parallel ranks"
         )
+    if deployment.int4_experts:
+        problem = int4_sizes_problem(deployment.hidden_size, deployment.intermediate_size)
+        if problem is not None:
+            yield problem
     widest = max(deployment.hidden_size, 2 * deployment.intermediate_size)
     if deployment.local_experts and widest > GROUPED_MATMUL_MAX_DIM:
         yield (
@@ -217,6 +226,18 @@ def _experts(deployment: Deployment) -> Iterator[str]:
             f"{deployment.top_k} experts per token, at most {UNPERMUTE_MAX_TOP_K} are supported on Ascend NPUs "
             "(npu_moe_token_unpermute)"
         )
+
+
+def int4_sizes_problem(hidden_size: int, intermediate_size: int) -> str | None:
+    """What is wrong with the sizes of int4 experts; None for nothing."""
+    multiple, most = GROUPED_MATMUL_INT4_MULTIPLE, GROUPED_MATMUL_INT4_MAX_INNER
+    if all(size % multiple == 0 and size <= most for size in (hidden_size, intermediate_size)):
+        return None
+    return (
+        f"int4 experts of hidden size {hidden_size} and intermediate size {intermediate_size} per rank: both have to be "
+        f"multiples of {multiple} and at most {most} on Ascend NPUs (npu_grouped_matmul): use fewer tensor parallel ranks "
+        "or --enable-expert-parallel, or a checkpoint with int8 experts"
+    )
 
 
 @dataclass(frozen=True)

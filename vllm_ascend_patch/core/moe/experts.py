@@ -4,7 +4,7 @@
 No communication and no routing here: rows come in sorted by local expert, rows go out in the same order.
 
 W8A8 means per-token symmetric int8 activations, computed on the fly, and per-output-channel symmetric int8 weights, as
-compressed-tensors checkpoints store them.
+compressed-tensors checkpoints store them. W4A8 has the same activations and int4 weights (``int4_weights.py``).
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class ExpertWeights:
         activation: between the two products, and how ``w13``'s columns lie.
         w13_bias: float experts only, ``[E, 2I]`` of ``bias_dtype``, or None.
         w2_bias: as ``w13_bias``, ``[E, H]``. A rank with a slice of every expert has it if its partial sums are to have it.
+        w13_scale_bias: W4A8 only, float32 ``[E, 2I]``; then ``w13`` is int32 ``[E, H, 2I / 8]`` and ``w13_scale`` int64
+            ``[E, 1, 2I]``.
+        w2_scale_bias: W4A8 only, float32 ``[E, H]``; ``w2`` and ``w2_scale`` likewise.
     """
 
     w13: torch.Tensor
@@ -54,6 +57,8 @@ class ExpertWeights:
     activation: Activation = SWIGLU
     w13_bias: torch.Tensor | None = None
     w2_bias: torch.Tensor | None = None
+    w13_scale_bias: torch.Tensor | None = None
+    w2_scale_bias: torch.Tensor | None = None
 
     @classmethod
     def from_loaded(
@@ -154,7 +159,7 @@ class ExpertWeights:
 
     @property
     def quantized(self) -> bool:
-        """True for W8A8: the MLP takes int8 rows with one fp32 scale each."""
+        """True for W8A8 and W4A8: the MLP takes int8 rows with one fp32 scale each."""
         return self.w13_scale is not None
 
 
@@ -200,7 +205,9 @@ def expert_mlp(
         return rows.new_empty(rows.shape, dtype=weights.output_dtype)
     if weights.quantized:
         if row_scales is None or rows.dtype != torch.int8:
-            raise MoEConfigError(f"W8A8 experts need int8 rows with scales, found {rows.dtype} rows")
+            raise MoEConfigError(f"quantised experts need int8 rows with scales, found {rows.dtype} rows")
+        if weights.w13_scale_bias is not None:
+            return _mlp_w4a8(rows, counts, weights, row_scales)
         return _mlp_w8a8(rows, counts, weights, row_scales)
     return _mlp_float(rows, counts, weights)
 
@@ -242,6 +249,33 @@ def _mlp_w8a8(
     )
 
 
+def _mlp_w4a8(
+    rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, row_scales: torch.Tensor
+) -> torch.Tensor:
+    import torch_npu
+
+    gate_up = _grouped_matmul(
+        rows,
+        weights.w13,
+        counts,
+        scale=weights.w13_scale,
+        row_scales=row_scales,
+        bias=weights.w13_scale_bias,
+        output_dtype=weights.output_dtype,
+    )
+    middle, middle_scale = torch_npu.npu_dynamic_quant(torch_npu.npu_swiglu(gate_up))
+    del gate_up  # the widest tensor is free before the result is allocated
+    return _grouped_matmul(
+        middle,
+        weights.w2,
+        counts,
+        scale=weights.w2_scale,
+        row_scales=middle_scale,
+        bias=weights.w2_scale_bias,
+        output_dtype=weights.output_dtype,
+    )
+
+
 def _grouped_matmul(
     rows: torch.Tensor,
     weight: torch.Tensor,
@@ -249,8 +283,8 @@ def _grouped_matmul(
     *,
     scale: torch.Tensor | None = None,
     row_scales: torch.Tensor | None = None,
-    output_dtype: torch.dtype | None = None,
     bias: torch.Tensor | None = None,
+    output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """``[A, K] x [E, K, N] (+ [E, N]) -> [A, N]``, the rows of expert e being those after ``counts[:e].sum()``."""
     import torch_npu

@@ -30,7 +30,8 @@ class ModelFacts:
         intermediate_size: I of one expert, not divided.
         moe_layers: layers with experts.
         dtype: of the activations.
-        quantized: W8A8 int8 experts.
+        quantized: experts take int8 rows.
+        int4: their weights are int4.
         note: what of the configuration is not modelled, empty when nothing.
     """
 
@@ -43,11 +44,13 @@ class ModelFacts:
     dtype: str = "bfloat16"
     quantized: bool = False
     note: str = ""
+    int4: bool = False
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of one expert's weights (gate, up and down; scales of W8A8 left out)."""
-        return 3 * self.hidden_size * self.intermediate_size * (1 if self.quantized else _DTYPES[self.dtype])
+        """Bytes of one expert's weights (gate, up and down; scales left out)."""
+        values = 3 * self.hidden_size * self.intermediate_size
+        return values // 2 if self.int4 else values * (1 if self.quantized else _DTYPES[self.dtype])
 
     @classmethod
     def from_config(cls, name: str, config: Mapping[str, Any], int8_experts: bool | None = None) -> ModelFacts:

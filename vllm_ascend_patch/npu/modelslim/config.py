@@ -24,8 +24,13 @@ class ModelSlimConfig(QuantizationConfig):
 
     @property
     def int8_experts(self) -> bool:
-        """Whether routed experts have int8 weights; ``seams/config.py`` asks."""
+        """Whether routed experts take int8 activations; ``seams/config.py`` asks."""
         return self.description.int8_experts
+
+    @property
+    def int4_experts(self) -> bool:
+        """Whether routed experts have int4 weights; ``size_check.py`` asks."""
+        return self.description.int4_experts
 
     def get_name(self) -> Any:
         return modelslim.METHOD
@@ -62,6 +67,7 @@ class ModelSlimConfig(QuantizationConfig):
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
         from vllm_ascend_patch.seams.moe.modelslim import NPUModelSlimMoEMethod, is_experts
+        from vllm_ascend_patch.seams.moe.modelslim_int4 import NPUModelSlimInt4MoEMethod
 
         from .linear import DynamicLinearMethod, StaticLinearMethod
 
@@ -72,5 +78,8 @@ class ModelSlimConfig(QuantizationConfig):
             return (StaticLinearMethod if kind == modelslim.STATIC else DynamicLinearMethod)(self, prefix, kind)
         if is_experts(layer):
             kind = self.description.expert_type(prefix)
-            return None if kind == modelslim.FLOAT else NPUModelSlimMoEMethod(layer.moe_config)
+            if kind == modelslim.FLOAT:
+                return None
+            method = NPUModelSlimInt4MoEMethod if kind == modelslim.INT4 else NPUModelSlimMoEMethod
+            return method(layer.moe_config)
         return None

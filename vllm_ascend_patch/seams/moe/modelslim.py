@@ -21,7 +21,8 @@ from vllm_ascend_patch.core.moe.experts import scale_dtypes
 from .expert_slots import slots_of
 from .method import NPUExperts, activation_of, local_expert
 
-_UPSTREAM = "_ascend_expert_loader"
+UPSTREAM = "_ascend_expert_loader"
+"""Where a layer keeps upstream's loader."""
 _SHAPES = {
     "w13_weight": lambda rows, columns: [rows, columns],
     "w2_weight": lambda rows, columns: [columns, rows],
@@ -51,19 +52,17 @@ class _Int8Parameters(FusedMoEMethodBase):
         size = intermediate_size_per_partition
         activation = activation_of(layer)
         dtypes = scale_dtypes(size, params_dtype, activation)
-        setattr(layer, _UPSTREAM, attributes["weight_loader"])
+        setattr(layer, UPSTREAM, attributes["weight_loader"])
         attributes["weight_loader"] = MethodType(_load, layer)
         channel = {"quant_method": FusedMoeWeightScaleSupported.CHANNEL.value}
         for name, rows, columns, dtype in (
             ("w13", activation.width * size, hidden_size, dtypes[0]),
             ("w2", hidden_size, size, dtypes[1]),
         ):
-            _add(layer, f"{name}_weight", torch.empty(num_experts, rows, columns, dtype=torch.int8), attributes)
+            add(layer, f"{name}_weight", torch.empty(num_experts, rows, columns, dtype=torch.int8), attributes)
             scale = torch.empty(num_experts, rows, 1, dtype=dtype)
-            _add(layer, f"{name}_weight_scale", scale, attributes | channel)
-            # A zero for each offset that was looked at: what upstream moves and counts has an element per tensor.
-            offsets = torch.zeros(num_experts, 2 if name == "w13" else 1, dtype=torch.int8)
-            _add(layer, f"{name}_weight_offset", offsets, {"weight_loader": MethodType(_look_at, layer)})
+            add(layer, f"{name}_weight_scale", scale, attributes | channel)
+            add_offsets(layer, f"{name}_weight_offset", num_experts)
 
     def get_fused_moe_quant_config(self, layer: Any) -> FusedMoEQuantConfig:
         return FusedMoEQuantConfig.make()
@@ -79,7 +78,14 @@ class NPUModelSlimMoEMethod(NPUExperts, _Int8Parameters):
         return () if name.endswith("_offset") else super().first_rows(layer, name, parameter)
 
 
-def _add(layer: Any, name: str, data: torch.Tensor, attributes: dict[str, Any]) -> None:
+def add_offsets(layer: Any, name: str, experts: int) -> None:
+    """A zero for each offset that was looked at: what upstream moves and counts has an element per tensor."""
+    offsets = torch.zeros(experts, 2 if name.startswith("w13") else 1, dtype=torch.int8)
+    add(layer, name, offsets, {"weight_loader": MethodType(_look_at, layer)})
+
+
+def add(layer: Any, name: str, data: torch.Tensor, attributes: dict[str, Any]) -> None:
+    """A parameter of the layer, with what its loader asks it."""
     parameter = torch.nn.Parameter(data, requires_grad=False)
     set_weight_attrs(parameter, attributes)
     layer.register_parameter(name, parameter)
@@ -98,12 +104,12 @@ def _load(
     kind = weight_name.rpartition(".")[2]
     size = layer.intermediate_size_per_partition * layer.moe_config.tp_size
     expected, shape = _SHAPES[kind](size, layer.hidden_size), list(loaded_weight.shape)
-    name = _name(layer, kind, shard_id, expert_id)
+    name = tensor_name(layer, kind, shard_id, expert_id)
     if shape != expected:
         raise ValueError(f"{name} of the checkpoint has shape {shape}, where {expected} is expected")
     if param.dtype == torch.int8 and loaded_weight.dtype != torch.int8:
         raise ValueError(f"{name} of the checkpoint is {loaded_weight.dtype}, where its description promises int8")
-    return getattr(layer, _UPSTREAM)(
+    return getattr(layer, UPSTREAM)(
         param, loaded_weight, weight_name, shard_id, expert_id, return_success=return_success
     )
 
@@ -119,10 +125,10 @@ def _look_at(
 ) -> bool | None:
     """A weight offset has to be zero: the operators take symmetric weights only."""
     if bool(loaded_weight.any()):
+        name = tensor_name(layer, weight_name.rpartition(".")[2], shard_id, expert_id)
         raise ValueError(
-            f"{_name(layer, weight_name.rpartition('.')[2], shard_id, expert_id)} is not zero: weights that are quantised "
-            "asymmetrically are not supported on Ascend NPUs by this port. Export with symmetric weights (msModelSlim: "
-            "weight symmetric: true)"
+            f"{name} is not zero: weights that are quantised asymmetrically are not supported on Ascend NPUs by this port. "
+            "Export with symmetric weights (msModelSlim: weight symmetric: true)"
         )
     local = [one for slot in slots_of(layer, expert_id) if (one := local_expert(layer, slot)) >= 0]
     for one in local:
@@ -130,7 +136,7 @@ def _look_at(
     return bool(local) if return_success else None
 
 
-def _name(layer: Any, kind: str, shard_id: str, expert: int) -> str:
+def tensor_name(layer: Any, kind: str, shard_id: str, expert: int) -> str:
     """How the checkpoint calls the tensor."""
     projection = {"w1": "gate", "w2": "down", "w3": "up"}[shard_id]
     projection = getattr(layer, f"ckpt_{projection}_proj_name", f"{projection}_proj")
