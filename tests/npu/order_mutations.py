@@ -35,7 +35,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def whole_steps() -> None:
     """A capture and three replays by the product's wrapper, as upstream's runner calls it."""
-    config, case = VllmConfig(), Case(128, 1)
+    config, case = VllmConfig(), Case(128, 1, None, False)
     map_graph_names()
 
     def attend() -> torch.Tensor:
