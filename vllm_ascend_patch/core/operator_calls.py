@@ -52,6 +52,13 @@ _GROUP = "group_ep ep_world_size ep_rank_id moe_expert_num global_bs expert_scal
 CALLS: Mapping[str, tuple[Call, ...]] = {
     ATTENTION: (
         _call("npu_fused_infer_attention_score", 3, f"{_ATTENTION_SCORE} {_PAGES}"),
+        _call(
+            "npu_fused_infer_attention_score_v2",
+            3,
+            "num_query_heads num_key_value_heads softmax_scale input_layout actual_seq_qlen actual_seq_kvlen learnable_sink "
+            f"pre_tokens next_tokens {_PAGES}",
+            optional=True,  # layers with sinks are asked for before a start
+        ),
         _call("npu_scatter_pa_kv_cache", 5),
     ),
     LATENT_ATTENTION: (
