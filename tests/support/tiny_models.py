@@ -12,14 +12,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
-    Gemma4TextConfig,
-    GptOssConfig,
     GraniteMoeHybridConfig,
-    GraniteMoeSWAConfig,
     Llama4TextConfig,
     MixtralConfig,
     PretrainedConfig,
@@ -154,8 +153,28 @@ FORMS: dict[str, PretrainedConfig] = {
     "mixtral_window": MixtralConfig(
         **_COMMON, head_dim=32, intermediate_size=64, num_local_experts=8, num_experts_per_tok=2, sliding_window=6
     ),
+    # so few layers that each one's share of a small device is more than 4 GiB
+    "mixtral_one_layer": MixtralConfig(
+        **_COMMON | {"num_hidden_layers": 1},
+        head_dim=32,
+        intermediate_size=64,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        sliding_window=None,
+    ),
+}
+
+
+def _config(name: str, **values: Any) -> PretrainedConfig | None:
+    """A configuration of a class that older transformers have not; None there."""
+    made = getattr(transformers, name, None)
+    return None if made is None else made(**values)
+
+
+_NEWER: dict[str, PretrainedConfig | None] = {
     # sinks in all layers, windows in two of three; head size 64
-    "granite_sinks": GraniteMoeSWAConfig(
+    "granite_sinks": _config(
+        "GraniteMoeSWAConfig",
         **_COMMON | {"hidden_size": 256, "num_hidden_layers": 3},
         intermediate_size=32,
         num_local_experts=8,
@@ -165,7 +184,8 @@ FORMS: dict[str, PretrainedConfig] = {
         attention_multiplier=0.125,
     ),
     # biases of experts and router, interleaved and clamped gates, between layers with sinks and windows; head size 64
-    "gpt_oss": GptOssConfig(
+    "gpt_oss": _config(
+        "GptOssConfig",
         **_COMMON,
         head_dim=64,
         intermediate_size=64,
@@ -174,7 +194,8 @@ FORMS: dict[str, PretrainedConfig] = {
         sliding_window=6,
     ),
     # GELU in experts and beside them, and windows in one of two layers
-    "gemma4": Gemma4TextConfig(
+    "gemma4": _config(
+        "Gemma4TextConfig",
         **_COMMON | {"tie_word_embeddings": True},
         head_dim=32,
         global_head_dim=32,
@@ -188,16 +209,8 @@ FORMS: dict[str, PretrainedConfig] = {
         vocab_size_per_layer_input=VOCABULARY,
         hidden_size_per_layer_input=0,
     ),
-    # so few layers that each one's share of a small device is more than 4 GiB
-    "mixtral_one_layer": MixtralConfig(
-        **_COMMON | {"num_hidden_layers": 1},
-        head_dim=32,
-        intermediate_size=64,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-        sliding_window=None,
-    ),
 }
+FORMS |= {family: config for family, config in _NEWER.items() if config is not None}
 
 
 @dataclass(frozen=True)

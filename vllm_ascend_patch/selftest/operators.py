@@ -33,6 +33,7 @@ CALLED = (
     "npu_dequant_swiglu_quant",
     "npu_dynamic_quant",
     "npu_fused_infer_attention_score",
+    "npu_fused_infer_attention_score_v2",
     "npu_gather_pa_kv_cache",
     "npu_grouped_matmul",
     "npu_moe_finalize_routing",
@@ -206,6 +207,31 @@ def paged_attention(device: torch.device, dtype: torch.dtype) -> None:
             attend(_randn(1, 7, heads, size, dtype=dtype, device=device), "BSND", table[:1], [200], **causal)
 
 
+def attention_with_sinks(device: torch.device, dtype: torch.dtype) -> None:
+    """Windows of 40 tokens and sinks, which the operator takes in bfloat16."""
+    if dtype != torch.bfloat16:
+        return
+    heads, kv_heads, size = 8, 2, 64
+    pages = [_randn(BLOCKS, BLOCK, kv_heads * size, dtype=dtype, device=device) for _ in range(2)]
+    torch_npu.npu_fused_infer_attention_score_v2(
+        _randn(8, heads, size, dtype=dtype, device=device),
+        *pages,
+        num_query_heads=heads,
+        num_key_value_heads=kv_heads,
+        softmax_scale=size**-0.5,
+        input_layout="TND",
+        actual_seq_qlen=[1, 8],
+        actual_seq_kvlen=[200, 40],
+        block_table=torch.tensor([[0, 1], [2, 3]], dtype=torch.int32).to(device),
+        block_size=BLOCK,
+        learnable_sink=_randn(heads, dtype=dtype, device=device),
+        sparse_mode=4,
+        pre_tokens=39,
+        next_tokens=0,
+        atten_mask=_mask(device),
+    )
+
+
 def latent_attention(device: torch.device, dtype: torch.dtype) -> None:
     """Multi-head latent attention: pages of 512 + 64 elements, absorbed decoding, prefill over gathered context."""
     heads, scale = 16, 192**-0.5
@@ -258,5 +284,6 @@ CALLS: tuple[Callable[[torch.device, torch.dtype], None], ...] = (
     int8_experts,
     int8_linear,
     paged_attention,
+    attention_with_sinks,
     latent_attention,
 )
