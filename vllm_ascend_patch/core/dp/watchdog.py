@@ -194,7 +194,7 @@ class Watchdog:
         while time.monotonic() < deadline and not suspects:
             self._read()  # the thread reads now and then; the transport breaks at once
             peers = self._peers()
-            suspects = _ended(peers) or [p for p in peers if p.silent_seconds > limit]
+            suspects = self._with_store_host(_ended(peers), peers) or [p for p in peers if p.silent_seconds > limit]
             if not suspects:
                 time.sleep(min(0.1, self.interval / 2))
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -299,7 +299,7 @@ class Watchdog:
         left = [p for p in peers if p.status == STATUS_LEFT]
         gone = [p for p in peers if p.status == STATUS_ALIVE and p.process_gone]
         if gone:
-            return RankMissingError("; ".join(p.describe() for p in gone))
+            return RankMissingError("; ".join(p.describe() for p in self._with_store_host(gone, peers)))
         if self._store_error is not None and not left:
             return RankMissingError(
                 f"lost the rendezvous store, which lives in the process of the first rank: {self._store_error}. "
@@ -313,6 +313,13 @@ class Watchdog:
         if left:
             return _LeftError("; ".join(p.describe() for p in left))
         return None
+
+    def _with_store_host(self, ended: list[PeerView], peers: list[PeerView]) -> list[PeerView]:
+        """``ended``, behind the rank whose process has the store where that is lost: the others may have ended because of
+        it, and it may have ended before its record was read."""
+        if not ended or self._store_error is None:
+            return ended
+        return [p for p in peers if p.rank == 0 and p not in ended] + ended
 
     def _is_silent(self, peer: PeerView) -> bool:
         # Measured only as far as this rank was itself able to read: its own pause is not the peer's silence.
