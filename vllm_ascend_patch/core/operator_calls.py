@@ -51,7 +51,7 @@ _GROUP = "group_ep ep_world_size ep_rank_id moe_expert_num global_bs expert_scal
 
 CALLS: Mapping[str, tuple[Call, ...]] = {
     ATTENTION: (
-        _call("npu_fused_infer_attention_score", 3, f"{_ATTENTION_SCORE} {_PAGES}"),
+        _call("npu_fused_infer_attention_score", 3, f"{_ATTENTION_SCORE} {_PAGES} pre_tokens next_tokens"),
         _call(
             "npu_fused_infer_attention_score_v2",
             3,
