@@ -289,10 +289,8 @@ def two_streams_of_one_capture(repair: str | None) -> None:
         main.wait_stream(side)
 
 
-@program("the update of a task group of graph", "wait_stream", "stream synchronize")
-def updated_during_a_replay(repair: str | None) -> None:
-    side, main = torch.npu.Stream(), torch.npu.current_stream()
-    x, out = torch.ones(16, device=NPU), torch.zeros(16, device=NPU)
+def doubled_in_a_graph(x: torch.Tensor, out: torch.Tensor) -> tuple[Any, Any]:
+    """A graph of one task group, which writes ``2 * x`` into ``out``, and the group's handle."""
     graph = torch.npu.NPUGraph()
     torch.npu.synchronize()
     with torch.npu.graph(graph):
@@ -301,6 +299,14 @@ def updated_during_a_replay(repair: str | None) -> None:
         torch.mul(x, 2.0, out=out)
         handle = torch.npu.graph_task_group_end(stream)
     torch.npu.synchronize()
+    return graph, handle
+
+
+@program("the update of a task group of graph", "wait_stream", "stream synchronize")
+def updated_during_a_replay(repair: str | None) -> None:
+    side, main = torch.npu.Stream(), torch.npu.current_stream()
+    x, out = torch.ones(16, device=NPU), torch.zeros(16, device=NPU)
+    graph, handle = doubled_in_a_graph(x, out)
     graph.replay()  # earlier
     order(repair, main, side)
     with torch.npu.stream(side):
@@ -313,14 +319,7 @@ def updated_during_a_replay(repair: str | None) -> None:
 def replayed_during_an_update(repair: str | None) -> None:
     side, main = torch.npu.Stream(), torch.npu.current_stream()
     x, out = torch.ones(16, device=NPU), torch.zeros(16, device=NPU)
-    graph = torch.npu.NPUGraph()
-    torch.npu.synchronize()
-    with torch.npu.graph(graph):
-        stream = torch.npu.current_stream()
-        torch.npu.graph_task_group_begin(stream)
-        torch.mul(x, 2.0, out=out)
-        handle = torch.npu.graph_task_group_end(stream)
-    torch.npu.synchronize()
+    graph, handle = doubled_in_a_graph(x, out)
     with torch.npu.stream(side):
         torch.npu.graph_task_update_begin(side, handle)
         torch.mul(x, 3.0, out=out)  # earlier
@@ -335,14 +334,7 @@ def replayed_during_an_update(repair: str | None) -> None:
 def two_updates_on_two_streams(repair: str | None) -> None:
     first, second = torch.npu.Stream(), torch.npu.Stream()
     x, out = torch.ones(16, device=NPU), torch.zeros(16, device=NPU)
-    graph = torch.npu.NPUGraph()
-    torch.npu.synchronize()
-    with torch.npu.graph(graph):
-        stream = torch.npu.current_stream()
-        torch.npu.graph_task_group_begin(stream)
-        torch.mul(x, 2.0, out=out)
-        handle = torch.npu.graph_task_group_end(stream)
-    torch.npu.synchronize()
+    _graph, handle = doubled_in_a_graph(x, out)
     with torch.npu.stream(first):
         torch.npu.graph_task_update_begin(first, handle)
         torch.mul(x, 3.0, out=out)  # earlier
