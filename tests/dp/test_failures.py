@@ -233,6 +233,7 @@ def _failing(rank: int, size: int, transport: str) -> float:
         _steps(session, 2)
     except Exception as error:
         assert time.monotonic() - start < 20, "the report should beat the timeout of 60 s"
+        session.abandon(error)  # as an engine does: the rank that has the store stays until the others have read
         raise error
     return 0.0
 
@@ -267,6 +268,21 @@ def _store_host_killed(rank: int, size: int, transport: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.5)  # less than the grace: a rank that does not wait for anyone is ended then
     _steps(session, 2)
+
+
+def _store_host_killed_before_anybody_read(rank: int, size: int) -> None:
+    session = host_session(rank, size, 60.0)  # heartbeats every 2 s: the others have not read yet that rank 0 runs
+    _steps(session, 3)
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    _steps(session, 2)
+
+
+def test_losing_the_store_before_the_first_heartbeat_names_its_rank_and_leaves_the_main_thread_to_raise() -> None:
+    outcomes = run_ranks(_store_host_killed_before_anybody_read, 3, timeout=60)
+    for error in _survivors(outcomes, lost=0):
+        assert error.startswith("RankMissingError")
+        assert "rank 0" in error
 
 
 @over_both

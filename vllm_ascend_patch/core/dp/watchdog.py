@@ -83,6 +83,7 @@ class Watchdog:
         self._store_error: str | None = None
         self._last_read = time.monotonic()
         self._trouble_since: float | None = None
+        self._reached_until = 0.0  # the main thread knows of the trouble, and is on its way out until then
         self._failed = False
         self._stall_warned = 0.0
         self._seen_late = 0.0
@@ -120,9 +121,10 @@ class Watchdog:
         raises, the first report stands, and so does having left."""
         if not self._failed and not self._stop.is_set():
             self._failed = True
+            stay = 2.5 * self.interval if self._hosts_store else 0.0
+            self._reached_until = time.monotonic() + stay + self._grace
             self._write(STATUS_FAILED, reason)
-            if self._hosts_store:
-                time.sleep(2.5 * self.interval)
+            time.sleep(stay)
 
     def check(self, waited: float) -> None:
         """Called by the main thread again and again while it waits for the others' vectors.
@@ -190,11 +192,14 @@ class Watchdog:
         """
         limit = 3.5 * self.interval
         deadline = time.monotonic() + limit + self.interval
+        self._reached_until = deadline + self._grace
         suspects: list[PeerView] = []
         while time.monotonic() < deadline and not suspects:
             self._read()  # the thread reads now and then; the transport breaks at once
             peers = self._peers()
             suspects = self._with_store_host(_ended(peers), peers) or [p for p in peers if p.silent_seconds > limit]
+            if not suspects and self._store_error is not None:  # nothing more will be read
+                suspects = [p for p in peers if p.rank == 0]
             if not suspects:
                 time.sleep(min(0.1, self.interval / 2))
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -258,7 +263,8 @@ class Watchdog:
                 logger.critical("rank %d cannot go on: %s", self.board.rank, error)
             return
         # A main thread that waits gives a rank that left the same grace, and shall be the first to raise.
-        if now - self._trouble_since > self._grace * (2 if isinstance(error, _LeftError) else 1):
+        patience = self._grace * (2 if isinstance(error, _LeftError) else 1)
+        if now > max(self._trouble_since + patience, self._reached_until):
             if not stuck:
                 logger.critical("rank %d cannot go on: %s", self.board.rank, error)
             logger.critical(
