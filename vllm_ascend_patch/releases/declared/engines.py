@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Declares the patches of the exchange in which engines ask each other whether any has work left. Imports neither torch nor
-vLLM.
+"""Declares the patches of the exchange in which engines ask each other whether any has work left, and of a server's end once
+one of its engines has failed. Imports neither torch nor vLLM.
 
 What they do is in ``seams/step/engines.py``.
 """
@@ -13,6 +13,7 @@ from vllm_ascend_patch.patching import Kind, Patch
 
 _CONFIG = "vllm.config.parallel:ParallelConfig"
 _FIRST_CONFIG = "vllm.config:ParallelConfig"
+_MANAGER = "vllm.v1.engine.utils:CoreEngineProcManager"
 
 
 class _Same(TypedDict):
@@ -41,7 +42,17 @@ _EXCHANGE: _Same = {
     "implementation": "vllm_ascend_patch.seams.step.engines:exchange",
     "reads": ("dp_group",),
     "why": "Where a rank has gone, the engines may meet it before the step vector does, as gloo's bare error.",
-    "how": "Turns the collective's error into one that names the rank, by what stands in the group's store.",
+    "how": "Turns the collective's error into one that names the rank, by what stands in the group's store; ends the engine "
+    "where its worker has ended and the collective never does.",
+}
+_END: _Same = {
+    "kind": Kind.WRAP,
+    "implementation": "vllm_ascend_patch.seams.step.engines:wait_for_engines",
+    "reads": (),
+    "why": "vLLM's server shuts down in order after an engine has failed, with exit code 0: nothing starts it again.",
+    "how": "At its very end, vLLM's own command looks whether an engine failed, and takes the watchdog's exit code if so.",
+    "upstream": "none: vLLM does not look at the engine's exit code",
+    "remove_when": "a server that has lost an engine ends with a code that is not 0",
 }
 
 PATCHES: tuple[Patch, ...] = (
@@ -62,6 +73,18 @@ PATCHES: tuple[Patch, ...] = (
         target=f"{_CONFIG}.sync_dp_state",
         releases=">=0.21",
         **_EXCHANGE,
+    ),
+    Patch(
+        id="engines-end",
+        target=f"{_MANAGER}.monitor_engine_liveness",
+        releases=">=0.20",
+        **_END,
+    ),
+    Patch(
+        id="engines-end-headless",
+        target=f"{_MANAGER}.join_first",
+        releases="<0.20",
+        **_END,
     ),
     Patch(
         id="engines-group-in-one-module",
