@@ -58,6 +58,13 @@ def test_random_schedules_are_judged_as_by_the_oracle(checked: dict[str, Any]) -
     assert SCHEDULES // 4 < counts["racy"] < 3 * SCHEDULES // 4, "schedules must be of both kinds"
 
 
+def test_an_asynchronous_copy_of_pageable_memory_is_warned_of_once_with_its_call_site(checked: dict[str, Any]) -> None:
+    assert checked["copies"]["pinned"] == []
+    (warning,) = checked["copies"]["pageable"]
+    assert "aten::copy_ is asked for without blocking, but its host memory is pageable" in warning
+    assert marked(racy_programs.warnings_of_a_copy, "copied") in warning
+
+
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, list[str]]]:
     done = under_virtual_npu("-m", "tests.virtual_npu.racy_ranks", "2", devices=2, soc="A3", environment=CHECK)
