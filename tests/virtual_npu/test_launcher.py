@@ -48,6 +48,13 @@ def test_the_machine_is_the_one_asked_for(soc: str, name: str, version: int) -> 
     }
 
 
+def test_canns_python_module_counts_the_devices_as_ray_does() -> None:
+    show = "import acl, sys; print(acl.rt.get_device_count(), acl.get_soc_name(), 'torch' in sys.modules)"
+    assert python(show, "--devices", "3", "--soc", "A3").stdout == "(3, 0) Ascend910_9391 False\n"
+    one = python(f"import os; os.environ['ASCEND_RT_VISIBLE_DEVICES'] = '2'; {show}", "--devices", "3")
+    assert one.stdout == "(1, 0) Ascend910B1 False\n"
+
+
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_processes_that_the_command_starts_have_the_machine_too(method: str, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
