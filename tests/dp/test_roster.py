@@ -15,6 +15,7 @@ from tests.support.environment import free_port
 from tests.support.processes import result_of, under_virtual_npu
 from tests.support.ranks import run_ranks
 from vllm_ascend_patch.core.dp.roster import Member, enrol, explain
+from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE
 
 GLOO = "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [{}]:21022"
 
@@ -91,8 +92,11 @@ def test_a_members_addresses_are_those_that_a_connection_to_it_has() -> None:
     assert "127.0.0.1" in Member.this_process(0).addresses
 
 
-def test_vllms_engines_raise_it_from_both_of_their_exchanges() -> None:
-    told = result_of(under_virtual_npu("-m", "tests.dp.engine_exchange", seconds=120))
+def test_vllms_engines_raise_it_from_both_of_their_exchanges_and_its_command_ends_with_the_watchdogs_code() -> None:
+    done = under_virtual_npu("-m", "tests.dp.engine_exchange", seconds=120)
+    assert done.returncode == EXIT_CODE
+    assert "EngineCore_DP1 ended with exit code 3: this server ends with code 75" in done.stdout + (done.stderr or "")
+    told = result_of(done)
     assert sorted(told) == ["has_unfinished_dp", "sync_dp_state"]
     for message in told.values():
         assert re.match(r"RankMissingError: data-parallel rank 0: .* Behind it: rank 1 \(pid \d+ on .*is gone", message)
