@@ -14,6 +14,7 @@ from vllm_ascend_patch.patching import Kind, Patch
 _CONFIG = "vllm.config.parallel:ParallelConfig"
 _FIRST_CONFIG = "vllm.config:ParallelConfig"
 _MANAGER = "vllm.v1.engine.utils:CoreEngineProcManager"
+_CLIENT = "vllm.v1.engine.core_client:BackgroundResources"
 
 
 class _Same(TypedDict):
@@ -54,6 +55,12 @@ _END: _Same = {
     "upstream": "none: vLLM does not look at the engine's exit code",
     "remove_when": "a server that has lost an engine ends with a code that is not 0",
 }
+_SAID: _Same = {
+    **_END,
+    "implementation": "vllm_ascend_patch.seams.step.engines:validate_alive",
+    "why": "An API server that an engine tells of its failure kills it before it has ended: its exit code says nothing.",
+    "how": "Once an engine has said so, vLLM's own command takes the watchdog's exit code at its very end.",
+}
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
@@ -85,6 +92,12 @@ PATCHES: tuple[Patch, ...] = (
         target=f"{_MANAGER}.join_first",
         releases="<0.20",
         **_END,
+    ),
+    Patch(
+        id="engines-dead",
+        target=f"{_CLIENT}.validate_alive",
+        releases=">=0.10",
+        **_SAID,
     ),
     Patch(
         id="engines-group-in-one-module",

@@ -56,22 +56,39 @@ def exchange(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def wait_for_engines(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Wait until an engine process of this server has ended. If one has with an error, so does vLLM's command, once it has
     shut down."""
-    if _is_vllms_command():
-        multiprocessing.util.Finalize(None, _end, args=(args[0],), exitpriority=_AFTER_ALL_ELSE)
+    _at_the_commands_end(_failed_engine, args[0])
     return original(*args, **kwargs)
 
 
-def _end(manager: Any) -> None:
-    """The last that the process does: end with the watchdog's code if an engine has failed."""
+def validate_alive(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Raises where a message is an engine's last. vLLM's command then shuts down at once and kills the engine, which has not
+    ended by itself yet; at its end it has an error's code."""
+    try:
+        return original(*args, **kwargs)
+    except Exception:
+        _at_the_commands_end(str, "an engine said that it had failed")
+        raise
+
+
+def _failed_engine(manager: Any) -> str:
+    """The engine process that ended with an error, in words; empty if none did."""
     codes = {process.name: process.exitcode for process in manager.processes}
     if hasattr(manager, "failed_proc_name"):
         failed = manager.failed_proc_name
     else:  # a negative code is a signal, which may have been the manager's own
         failed = next((name for name, code in codes.items() if code is not None and code > 0), None)
-    if failed is not None:
-        logger.critical(
-            "%s ended with exit code %s: this server ends with code %d", failed, codes.get(failed), EXIT_CODE
-        )
+    return "" if failed is None else f"{failed} ended with exit code {codes.get(failed)}"
+
+
+def _at_the_commands_end(why: Callable[[Any], str], about: Any) -> None:
+    """The last that vLLM's own command does: end with the watchdog's code if ``why(about)`` gives a reason."""
+    if _is_vllms_command():
+        multiprocessing.util.Finalize(None, _end, args=(why, about), exitpriority=_AFTER_ALL_ELSE)
+
+
+def _end(why: Callable[[Any], str], about: Any) -> None:
+    if reason := why(about):
+        logger.critical("%s: this server ends with code %d", reason, EXIT_CODE)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_CODE)
