@@ -214,6 +214,13 @@ def test_plan_of_a_modelslim_checkpoint_counts_its_experts_in_int8(tmp_path: Pat
     assert plan["checkpoint"]["total_bytes"] == plan["checkpoint"]["expert_bytes"] + 64
 
 
+def test_plan_says_which_releases_serve_modelslim_checkpoints(tmp_path: Path) -> None:
+    result = run(modelslim(tmp_path, "W8A8_DYNAMIC"), "--vllm", "0.23.0", "--json")
+    assert result.exit_code == 1
+    (problem,) = json.loads(result.stdout)["not_served"]
+    assert problem.startswith("vLLM 0.23.0 is not supported for ModelSlim checkpoints by this port, which needs vLLM ")
+
+
 def test_plan_of_int4_experts_counts_half_a_byte_per_weight(tmp_path: Path) -> None:
     plan = planned(modelslim(tmp_path, "W4A8_DYNAMIC"))
     assert plan["not_served"] == []
@@ -234,6 +241,31 @@ def test_plan_says_of_a_modelslim_checkpoint_what_a_start_would(
     result = run(modelslim(tmp_path, kind, with_scale))
     assert result.exit_code == 1
     assert message in result.stdout
+
+
+@pytest.mark.parametrize("with_scale", [True, False])
+def test_plan_of_a_compressed_tensors_checkpoint_names_its_scheme_and_what_it_lacks(
+    with_scale: bool, tmp_path: Path
+) -> None:
+    part = {"num_bits": 8, "type": "int"}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**part, "strategy": "channel"},
+        "input_activations": {**part, "strategy": "token", "dynamic": True},
+    }
+    own = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, "ignore": []}
+    name = "model.layers.0.mlp.experts.0.up_proj.weight"
+    tensors = {name: torch.zeros(768, 2048, dtype=torch.int8), f"{name}_scale": torch.ones(768, 1)}
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN3_30B, "quantization_config": own}))
+    save_file({key: t for key, t in tensors.items() if with_scale or key == name}, tmp_path / "model.safetensors")
+    result = run(tmp_path, "--json")
+    plan = json.loads(result.stdout)
+    assert plan["checkpoint"]["what"] == "compressed-tensors: int8 per channel weights, int8 per token activations"
+    assert plan["expert_mib_per_rank"] == 128 * 3 * 2048 * 768 * 48 / 2**20
+    assert result.exit_code == (0 if with_scale else 1)
+    assert [f"the checkpoint lacks {name}_scale" in problem for problem in plan["not_served"]] == [True] * (
+        not with_scale
+    )
 
 
 def test_plan_takes_the_setting_that_has_a_model_served_plainly(

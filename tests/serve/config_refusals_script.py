@@ -49,6 +49,20 @@ _LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128,
 
 _FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 
+_INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
+_W8A8 = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {**_INT8, "strategy": "channel", "dynamic": False},
+            "input_activations": {**_INT8, "strategy": "token", "dynamic": True},
+        }
+    },
+}
+
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "truncate": False}
 
 MODELS: dict[str, tuple[str, PretrainedConfig]] = {
@@ -80,6 +94,10 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
     ),
     "clip": ("OlmoeForCausalLM", OlmoeConfig(**_SIZES, clip_qkv=8.0)),
     "mxfp4": ("GptOssForCausalLM", GptOssConfig(**_SIZES, quantization_config={"quant_method": "mxfp4"})),
+    "int8": (
+        "MixtralForCausalLM",
+        MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, quantization_config=_W8A8),
+    ),
     "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
 }
 # Folders with a ModelSlim description beside the configuration: the types of one layer's tensors.
@@ -147,6 +165,8 @@ CASES: dict[str, dict[str, Any]] = {
     "modelslim of another type": {"model": "modelslim of another type"},
     "modelslim without a scale": {"model": "modelslim without a scale"},
     "no modelslim": {"quantization": "ascend"},
+    "int8": {"model": "int8", "load_format": "dummy"},
+    "int8 without a scale": {"model": "int8"},
     "small window": {**WIDE_STEP, "environment": {"HCCL_BUFFSIZE": "4"}},
 }
 ON_RUNNER_V2: dict[str, dict[str, Any]] = {
@@ -216,4 +236,6 @@ if __name__ == "__main__":
         MODELS["mixtral"][1].save_pretrained(place / name)
         (place / name / "quant_model_description.json").write_text(json.dumps({"version": "1.0.0", **types}))
         save_file({key: torch.zeros(2, 2, dtype=torch.int8) for key in types}, place / name / "weights.safetensors")
+    weight = torch.zeros(2, 2, dtype=torch.int8)
+    save_file({f"{_LAYER}.self_attn.o_proj.weight": weight}, place / "int8" / "model.safetensors")
     report({name: outcome(place, case) for name, case in CASES.items()})

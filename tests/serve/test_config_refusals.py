@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models
-from tests.support.installed import HAS_LATENT_ATTENTION, HAS_MODELSLIM, vllm_file
+from tests.support.installed import HAS_INT8_EXPERTS, HAS_LATENT_ATTENTION, HAS_MODELSLIM, vllm_file
 from tests.support.processes import result_of
 from vllm_ascend_patch.releases import guard, runner
 
@@ -111,6 +111,12 @@ else:
     REFUSED |= {
         case: ("is not supported for ModelSlim checkpoints", "Install such a release") for case in ("modelslim",)
     }
+if HAS_INT8_EXPERTS:
+    SERVED["int8"] = OURS | {"quantization": "compressed-tensors"}
+    REFUSED["int8 without a scale"] = (
+        "the checkpoint lacks model.layers.0.self_attn.o_proj.weight_scale: ",
+        "[2, 1] is expected beside model.layers.0.self_attn.o_proj.weight in model.safetensors",
+    )
 NOT_YET = (
     "is not served on Ascend NPUs by model runner V2 yet. Leave it out, or start without VLLM_USE_V2_MODEL_RUNNER=1"
 )

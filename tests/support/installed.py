@@ -33,10 +33,11 @@ needs_one_coordination = pytest.mark.skipif(
     not HAS_ONE_COORDINATION,
     reason="the ranks of this vLLM tell each other token counts alone: no graph mode, no drafters to get wrong",
 )
+HAS_INT8_EXPERTS = vllm_file(
+    "model_executor/layers/quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe_w8a8_int8.py"
+).exists()
 needs_int8_experts = pytest.mark.skipif(
-    not vllm_file(
-        "model_executor/layers/quantization/compressed_tensors/compressed_tensors_moe/compressed_tensors_moe_w8a8_int8.py"
-    ).exists(),
+    not HAS_INT8_EXPERTS,
     reason="this vLLM has no int8 experts of its own to take the place of: such checkpoints are refused at start-up",
 )
 _LATENT = vllm_file("model_executor", "layers", "attention", "mla_attention.py")

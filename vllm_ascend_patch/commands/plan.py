@@ -29,6 +29,7 @@ from vllm_ascend_patch.core.moe.soc import Soc
 from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, floor_between_hosts, method_traffic, other_hosts
 from vllm_ascend_patch.releases.guard import installed_release
 from vllm_ascend_patch.releases.latent import first_release, latent_obstacle
+from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
 
 from .calling import ImageFile, call, version_number
 
@@ -493,6 +494,9 @@ def plan(
         release = release or installed_release()
         too_old = latent_release_problem(traits, latent_obstacle(release)) if release is not None else None
         refused += [too_old] if too_old else []
+        if checkpoint is not None and checkpoint.int8_experts is not None and release is not None:
+            obstacle = modelslim_obstacle(release)
+            refused += [obstacle] if obstacle else []
         made = replace(
             make_plan(facts_of_model, facts, scheduler, moe_comm, refused, checkpoint),
             served_from=first_release() if traits.latent else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import modelslim
+from . import compressed_files, modelslim
 from .modelslim_files import file_problems
 from .stored_tensors import StoredTensorError, stored_tensors
 
@@ -50,10 +50,12 @@ def look_at(model: str, config: Mapping[str, Any], drafts: bool = False) -> Loca
     if not folder.is_dir():
         return None
     own = config.get("quantization_config") or config.get("compression_config")
-    what, int8_experts, int4_experts = "unquantised", None, False
+    what, int8_experts, int4_experts, compressed = "unquantised", None, False, False
     found: list[str] = []
     if own is not None:
         what = str(own.get("quant_method", "quantised by an unnamed method"))
+        compressed = what == compressed_files.METHOD
+        what = compressed_files.scheme(own) if compressed else what
     else:
         try:
             path = modelslim.find(model)
@@ -71,6 +73,8 @@ def look_at(model: str, config: Mapping[str, Any], drafts: bool = False) -> Loca
         stored = stored_tensors(folder)
         if int8_experts is not None:
             found += [f"{problem}." for problem in file_problems(description, stored)]
+        if compressed:
+            found += [f"{problem}." for problem in compressed_files.compressed_problems(config, stored)]
     except StoredTensorError as error:
         return LocalCheckpoint(what, int8_experts, (*found, f"{error}."), int4_experts=int4_experts)
     experts = sum(tensor.bytes for name, tensor in stored.items() if _EXPERT.search(name))

@@ -16,6 +16,8 @@ from typing import Any
 _BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
 _LENGTH = 8
 _LONGEST = 100_000_000  # bytes of a header, which safetensors itself refuses to exceed
+INDEX = "model.safetensors.index.json"
+"""Which file has which tensor; where it exists, vLLM reads no other files than it lists."""
 
 
 class StoredTensorError(ValueError):
@@ -47,15 +49,24 @@ class StoredTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's safetensors files, by name.
+    """Every tensor of the folder's safetensors files, of those in its index if it has one, by name.
 
     Raises:
-        StoredTensorError: a file is damaged, a tensor is in two files, or there is no file.
+        StoredTensorError: a file is damaged, a tensor is in two files, there is no file, or not what the index lists.
     """
     found: dict[str, StoredTensor] = {}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise StoredTensorError(f"{folder} has no safetensors file: copy the checkpoint's weights there")
+    listed = _index(folder / INDEX)
+    if listed:
+        absent = sorted(set(listed.values()) - {file.name for file in files})
+        if absent:
+            raise StoredTensorError(
+                f"{folder / INDEX} lists {', '.join(absent)}, which is not in the folder: copy what is missing from the "
+                "checkpoint's source"
+            )
+        files = [file for file in files if file.name in set(listed.values())]
     for file in files:
         for name, tensor in _read(file):
             if name in found:
@@ -64,7 +75,23 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                     "to this checkpoint"
                 )
             found[name] = tensor
+    lacking = next((name for name in listed if name not in found), None)
+    if lacking is not None:
+        raise StoredTensorError(
+            f"{folder / INDEX} says that {lacking} is in {listed[lacking]}, which has it not: copy both anew from the "
+            "checkpoint's source"
+        )
     return found
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Tensor -> name of its file; empty without an index."""
+    if not path.is_file():
+        return {}
+    try:
+        return {str(name): str(file) for name, file in json.loads(path.read_text())["weight_map"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(path, f"it lists no tensors ({type(error).__name__})") from error
 
 
 def _read(file: Path) -> Iterator[tuple[str, StoredTensor]]:

@@ -17,6 +17,7 @@ from vllm_ascend_patch.core.model_support import Parallelism, dtype_problem, pro
 from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
 
 from .attention_check import check_attention_forms
+from .compressed_check import check_compressed
 from .flag_check import check_connectors, check_flags
 from .latent_check import check_latent
 from .operator_check import check_operators
@@ -52,6 +53,7 @@ def check_config(vllm_config: VllmConfig) -> None:
         return
     _check_model(vllm_config)
     _check_quantization(vllm_config.model_config)
+    check_compressed(vllm_config)
     _check_attention(vllm_config)
     _check_speculation(vllm_config)
     check_connectors(vllm_config)

@@ -15,6 +15,7 @@ from vllm_ascend_patch.core import modelslim
 from vllm_ascend_patch.core.modelslim import Description, ModelSlimError
 from vllm_ascend_patch.core.modelslim_files import file_problems
 from vllm_ascend_patch.core.stored_tensors import stored_tensors
+from vllm_ascend_patch.npu.compressed_check import FROM_FILES
 from vllm_ascend_patch.npu.config_check import NotServable
 from vllm_ascend_patch.releases import guard
 from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 logger = init_logger(__name__)
-
-_FROM_FILES = ("auto", "hf", "safetensors")
-"""Load formats that read a folder's safetensors files."""
 
 
 def register() -> None:
@@ -59,7 +57,7 @@ def recognise(vllm_config: VllmConfig) -> None:
     config: Any = vllm_config.quant_config
     for problem in modelslim.problems(config.description, drafts=drafter is not None):
         raise ValueError(problem)
-    if not config.files_checked and str(vllm_config.load_config.load_format) in _FROM_FILES:
+    if not config.files_checked and str(vllm_config.load_config.load_format) in FROM_FILES:
         _check_files(model.model, config.description)
         config.files_checked = True
 
