@@ -105,6 +105,7 @@ _LAYER = "model.layers.0"
 DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "modelslim": {f"{_LAYER}.self_attn.o_proj.weight": "FLOAT"},
     "modelslim without a scale": {f"{_LAYER}.mlp.experts.0.up_proj.weight": "W8A8_DYNAMIC"},
+    "modelslim int4": {f"{_LAYER}.mlp.experts.0.up_proj.weight": "W4A8_DYNAMIC"},
     "modelslim of another type": {f"{_LAYER}.self_attn.o_proj.weight": "W4A4_DYNAMIC"},
 }
 WINDOW_OF_ALL = {"hf_overrides": {"sliding_window": 512}}
@@ -164,6 +165,12 @@ CASES: dict[str, dict[str, Any]] = {
     "modelslim by option": {"model": "modelslim", "quantization": "ascend"},
     "modelslim of another type": {"model": "modelslim of another type"},
     "modelslim without a scale": {"model": "modelslim without a scale"},
+    "modelslim int4 balanced": {
+        **DP,
+        "model": "modelslim int4",
+        "load_format": "dummy",
+        "additional_config": {"eplb_config": {"num_redundant_experts": 2}},
+    },
     "no modelslim": {"quantization": "ascend"},
     "int8": {"model": "int8", "load_format": "dummy"},
     "int8 without a scale": {"model": "int8"},

@@ -2,7 +2,8 @@
 """A user's own script: ``import vllm_ascend_patch``, then vLLM's offline or asynchronous engine. Run as a subprocess.
 
 Reads a job as JSON from standard input and reports what came of it. With data parallelism it goes through the situations in
-which ranks differ: one request alone, all at once, late arrivals, an aborted one, many short ones.
+which ranks differ: one request alone, all at once, late arrivals, an aborted one, many short ones; then, where asked for,
+with one MoE method after the other (``forced_worker.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from vllm import LLM
 
-from tests.support.engine import Engine, generate_offline, job_arguments, tokens_of
+from tests.support.engine import Engine, generate_offline, job_arguments, settled, tokens_of
 from tests.support.processes import report
 
 
@@ -65,9 +66,15 @@ async def run_async(job: dict[str, Any]) -> dict[str, Any]:
         chance = random.Random(3)
         many = [(chance.choice(prompts)[: chance.randint(1, 60)], chance.randint(1, 24)) for _ in range(job["many"])]
         counts = [len(t) for t in await asyncio.gather(*(engine.generate(p, n) for p, n in many))]
+        forced = {}
+        for method in job.get("force", ()):
+            await settled(lambda: engine.ask("matrix_posted"), pause=1.0)  # no rank is in a step meanwhile
+            await engine.ask("matrix_force", method)
+            forced[method] = list(await asyncio.gather(*(engine.generate(prompt, length) for prompt in prompts)))
         asked = await engine.ask(job["ask"]) if "ask" in job else None
     return {
         "asked": asked,
+        "forced": forced,
         "alone": alone,
         "together": together,
         "late": late_tokens,

@@ -105,6 +105,10 @@ if HAS_MODELSLIM:
             "the checkpoint lacks model.layers.0.mlp.experts.0.up_proj.weight_scale: ",
             "[2, 1] is expected beside model.layers.0.mlp.experts.0.up_proj.weight in weights.safetensors",
         ),
+        "modelslim int4 balanced": (
+            "expert load balancing of int4 experts is not supported on Ascend NPUs",
+            "leave eplb_config out",
+        ),
         "no modelslim": ("--quantization ascend needs a ModelSlim checkpoint, and ", "leave the option out"),
     }
 else:

@@ -21,6 +21,8 @@ from .scripts import chosen, job_for
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900), needs_modelslim]
 
 TOKENS = 4
+EPLB = {"eplb_config": {"num_redundant_experts": 4, "window_size": 4, "step_interval": 8}}
+METHODS = ("mc2", "alltoall", "allgather")
 LENGTHS = (1, 5, 19, 33, 64, 150)
 EXPORTS = {
     # static attention with and without offset, a few values beyond the range; dynamic experts
@@ -123,21 +125,48 @@ def test_ranks_with_slices_of_the_layers_answer_alike(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "graphs"),
-    [("allgather", False), ("mc2", False), ("alltoall", False), ("mc2", True), ("allgather", True)],
+    ("export", "family", "balanced"),
+    [("usual", "qwen3_moe", False), ("int4 experts", "qwen3_moe_int4", False), ("usual", "qwen3_moe", True)],
 )
-@pytest.mark.parametrize(("export", "family"), [("usual", "qwen3_moe"), ("int4 experts", "qwen3_moe_int4")])
-def test_ranks_with_experts_of_their_own_answer_alike(
+def test_ranks_with_experts_of_their_own_answer_alike_with_every_method(
     export: str,
     family: str,
-    method: str,
-    graphs: bool,
+    balanced: bool,
     exported: Callable[..., tuple[Path, list[Case]]],
     run_engine: Callable[..., Any],
 ) -> None:
     """One request alone leaves the other rank without tokens, and experts without any."""
     checkpoint, cases = exported(export, family)
-    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, dp=2, arguments={"enforce_eager": not graphs})
+    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS) | {"force": METHODS}
+    job["arguments"]["worker_extension_cls"] = "tests.serve.forced_worker.ForcedWorker"
+    if balanced:
+        job["arguments"] |= {"enforce_eager": True, "additional_config": EPLB}
+        job["ask"] = "physical_to_logical"
+    result = run_engine(job, devices=2)
+    assert result["alone"] == answers(cases)[:2]
+    assert result["together"] == answers(cases)
+    assert result["late"] == answers(cases)
+    assert result["forced"] == {method: answers(cases) for method in METHODS}
+    assert chosen(result["log"]) == set(METHODS)
+    if balanced:
+        assert result["log"].count("Rearranged experts") >= 3
+        for layer in result["asked"][0]:
+            assert set(layer) == set(range(8)), "every expert is somewhere"
+            assert layer != [*range(8), *range(4)], "experts moved to where the load is, with their scales"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mc2", "allgather"])
+@pytest.mark.parametrize(("export", "family"), [("usual", "qwen3_moe"), ("int4 experts", "qwen3_moe_int4")])
+def test_ranks_with_experts_of_their_own_answer_alike_from_graphs(
+    export: str,
+    family: str,
+    method: str,
+    exported: Callable[..., tuple[Path, list[Case]]],
+    run_engine: Callable[..., Any],
+) -> None:
+    checkpoint, cases = exported(export, family)
+    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, arguments={"enforce_eager": False})
     result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method)
     assert result["alone"] == answers(cases)[:2]
     assert result["together"] == answers(cases)

@@ -38,12 +38,7 @@ def apply_eplb_option(vllm_config: VllmConfig) -> None:
             "expert load balancing next to captured graphs is not supported on Ascend NPUs: add --enforce-eager, or leave "
             "eplb_config out"
         )
-    quantization = model.quantization if model is not None else None
-    if quantization is not None:
-        raise ValueError(
-            f"expert load balancing of {quantization} experts is not supported on Ascend NPUs: leave eplb_config out, or "
-            "serve the unquantised checkpoint"
-        )
+    _check_experts(vllm_config)
     # Weights travel over the host: of upstream's transports the only one that needs neither NCCL nor NIXL.
     known = {field.name for field in fields(upstream.EPLBConfig)}  # earlier releases have neither of these two
     fixed = {name: value for name, value in (("use_async", False), ("communicator", "torch_gloo")) if name in known}
@@ -54,3 +49,23 @@ def apply_eplb_option(vllm_config: VllmConfig) -> None:
             "communicator out of eplb_config"
         )
     parallel.enable_eplb = True
+
+
+def _check_experts(vllm_config: VllmConfig) -> None:
+    """``ValueError`` for quantised experts that cannot be moved: upstream moves an expert's part of every parameter, and
+    parameters in transposed memory have none that lies in one piece."""
+    from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase
+
+    model = vllm_config.model_config
+    if model is None or model.quantization is None:
+        return
+    if getattr(vllm_config.quant_config, "int4_experts", False):
+        raise ValueError(
+            "expert load balancing of int4 experts is not supported on Ascend NPUs: leave eplb_config out, or serve a "
+            "checkpoint with int8 or unquantised experts"
+        )
+    if not hasattr(FusedMoEMethodBase, "supports_eplb"):
+        raise ValueError(
+            f"expert load balancing of {model.quantization} experts is not supported on Ascend NPUs with this vLLM release, "
+            "which balances its own quantised experts only: leave eplb_config out, or serve the unquantised checkpoint"
+        )

@@ -72,6 +72,7 @@ class NPUModelSlimMoEMethod(NPUExperts, _Int8Parameters):
     """Experts in int8; results in the model's dtype."""
 
     quantized = True
+    supports_eplb = True
 
     def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
         """As ``checkpoint.Owner`` has it: offsets are looked at and not kept."""

@@ -25,6 +25,7 @@ class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMeth
     """Experts in int8; results in the model's dtype."""
 
     quantized = True
+    supports_eplb = True
 
     def __init__(self, weight_quant: Any, input_quant: Any, moe: Any, layer_name: str | None = None) -> None:
         super(_ORIGINAL, self).__init__(moe)  # not upstream's own constructor: it selects a CUDA kernel
