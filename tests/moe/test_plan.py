@@ -58,6 +58,7 @@ CONFIGURATIONS = Path(__file__).parent / "configurations"
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
 W8A8 = {
     "quant_method": "compressed-tensors",
+    "format": "int-quantized",
     "config_groups": {
         "group_0": {
             "weights": {"num_bits": 8, "type": "int", "strategy": "channel"},

@@ -63,6 +63,19 @@ _W8A8 = {
     },
 }
 
+_INT4 = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
+_FORMATS: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
+    "modelopt": {"quant_method": "modelopt", "quant_algo": "FP8"},
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "unknown to vLLM": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
+    "asymmetric int4": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": _INT4, "input_activations": None}},
+    },
+}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256, "truncate": False}
 
 MODELS: dict[str, tuple[str, PretrainedConfig]] = {
@@ -99,6 +112,13 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
         MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, quantization_config=_W8A8),
     ),
     "scaled": ("Glm4MoeForCausalLM", Glm4MoeConfig(**_SIZES, **_ROUTED, head_dim=32, routed_scaling_factor=1.5)),
+    **{
+        name: (
+            "MixtralForCausalLM",
+            MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, quantization_config=_FORMATS[name]),
+        )
+        for name in _FORMATS
+    },
 }
 # Folders with a ModelSlim description beside the configuration: the types of one layer's tensors.
 _LAYER = "model.layers.0"
@@ -149,6 +169,8 @@ CASES: dict[str, dict[str, Any]] = {
     "head sizes": {"model": "head sizes"},
     "clip": {"model": "clip"},
     "mxfp4": {"model": "mxfp4", "dtype": "bfloat16"},
+    **{name: {"model": name} for name in _FORMATS},
+    "fp8 by option": {"quantization": "fp8"},
     "connector": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "lora": {"enable_lora": True},
     "offload": {"cpu_offload_gb": 1},

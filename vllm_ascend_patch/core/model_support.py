@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import latent_support
+from . import latent_support, weight_formats
 from .model_traits import FLOAT_DTYPES, ModelTraits
 from .operator_limits import (
     HEAD_SIZE_MULTIPLE,
@@ -69,8 +69,7 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
         _zero_experts,
         _sparse_attention,
         latent_attention,
-        lambda model: fp8_problem(model.name, model.quantization),
-        lambda model: mxfp4_problem(model.name, model.quantization),
+        lambda model: weight_formats.problem(model.name, model.weights),
         _sinks,
         _soft_cap,
         _alibi,
@@ -117,26 +116,6 @@ def mla_remedy(model: ModelTraits) -> str:
     if model.architecture in _LATENT_SERVED:
         return "Set VLLM_MLA_DISABLE=1 to serve this model with plain attention, for a KV cache many times as large."
     return f"Models of {', '.join(_LATENT_SERVED)} are. Choose another model."
-
-
-def fp8_problem(name: str, quantization: str) -> str | None:
-    """What to do with a checkpoint in fp8, which is how DeepSeek and Kimi publish theirs; None for any other."""
-    if quantization != "fp8":
-        return None
-    return (
-        f"{name}: fp8 weights, in blocks with a scale each or not, are not supported {_HERE}: bfloat16 weights are, and "
-        "W8A8 (int8) ones. Take a bfloat16 or W8A8 checkpoint of this model, or convert this one."
-    )
-
-
-def mxfp4_problem(name: str, quantization: str) -> str | None:
-    """What to do with a checkpoint in mxfp4, which is how gpt-oss is published; None for any other."""
-    if quantization not in ("mxfp4", "gpt_oss_mxfp4"):
-        return None
-    return (
-        f"{name}: mxfp4 weights are not supported {_HERE}: bfloat16 weights are, about four times as large. Take a bfloat16 "
-        "checkpoint of this model, or write one with transformers (Mxfp4Config with dequantize=True)."
-    )
 
 
 def dtype_problem(dtype: str) -> str | None:

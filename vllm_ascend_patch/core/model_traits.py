@@ -12,6 +12,7 @@ from typing import Any
 
 from .latent_support import LatentSizes
 from .moe.model_facts import has_experts
+from .weight_formats import WeightFormat
 
 FLOAT_DTYPES = ("bfloat16", "float16")
 """What a model can be served in."""
@@ -77,7 +78,7 @@ class ModelTraits:
         alibi: attention logits with linear biases (ALiBi).
         encoder_decoder: an encoder beside the decoder.
         prefix_lm: prompts of which a part attends in both directions.
-        quantization: the method that the checkpoint names, empty for none.
+        weights: the format that the checkpoint names, None for none.
         output_bias: the output projection (lm_head) has a bias.
         clip_qkv: the bound that queries, keys and values are clamped to.
         zero_experts: experts that return their input, or nothing.
@@ -107,7 +108,7 @@ class ModelTraits:
     alibi: bool = False
     encoder_decoder: bool = False
     prefix_lm: bool = False
-    quantization: str = ""
+    weights: WeightFormat | None = None
     output_bias: bool = False
     clip_qkv: float | None = None
     zero_experts: int = 0
@@ -170,7 +171,7 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
         output_bias=bool(text.get("lm_head_bias")),
         clip_qkv=text.get("clip_qkv"),
         zero_experts=_size(text, "zero_expert_num"),
-        quantization=str((text.get("quantization_config") or {}).get("quant_method") or ""),
+        weights=WeightFormat.of(text, _size(text, "num_hidden_layers"), has_experts(config)),
     )
 
 

@@ -80,11 +80,11 @@ class NPUPlatform(Platform):
     @classmethod
     def verify_quantization(cls, quant: str) -> None:
         """Asked before a configuration is checked as a whole: what upstream would answer in words of its own."""
-        from vllm_ascend_patch.core.model_support import fp8_problem, mxfp4_problem
+        from vllm_ascend_patch.core.weight_formats import method_problem
 
         from .config_check import NotServable
 
-        problem = fp8_problem("this checkpoint", quant) or mxfp4_problem("this checkpoint", quant)
+        problem = method_problem("this checkpoint", quant)
         if problem is not None:
             raise NotServable(problem)
         super().verify_quantization(quant)

@@ -14,6 +14,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 
 from vllm_ascend_patch.core import modelslim
 from vllm_ascend_patch.core.modelslim import Description
+from vllm_ascend_patch.core.weight_formats import method_problem
 
 
 class ModelSlimConfig(QuantizationConfig):
@@ -46,6 +47,16 @@ class ModelSlimConfig(QuantizationConfig):
     def get_config_filenames() -> list[str]:
         """None: upstream would look for one name, and the format has had several."""
         return []
+
+    @classmethod
+    def override_quantization_method(cls, hf_quant_cfg: Any, user_quant: str | None, **_: Any) -> None:
+        """Upstream's question about every checkpoint that names a method, asked before upstream looks the method up, whose
+        error for one that it does not know lists those that other devices have. ``NotServable`` for what is not served."""
+        from vllm_ascend_patch.npu.config_check import NotServable
+
+        problem = method_problem("this checkpoint", str(hf_quant_cfg.get("quant_method") or ""))
+        if problem is not None:
+            raise NotServable(problem)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelSlimConfig:

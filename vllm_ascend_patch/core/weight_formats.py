@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which format a checkpoint's ``config.json`` says its weights are, and whether that is served. No torch, no vLLM.
+
+ModelSlim's checkpoints say it in a file of their own: ``modelslim.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_HERE = "on Ascend NPUs by this port"
+COMPRESSED_TENSORS = "compressed-tensors"
+
+# Methods by the names that people know them by; vLLM's names of its kernels for them are among the keys.
+_KNOWN_AS = {
+    **dict.fromkeys(("awq", "auto_awq", "awq_marlin"), "AWQ's layout"),
+    **dict.fromkeys(("gptq", "auto_gptq", "gptq_marlin", "gptq_marlin_24", "gptq_bitblas"), "GPTQ's layout"),
+    "moe_wna16": "GPTQ's or AWQ's layout",
+    "bitsandbytes": "bitsandbytes' format",
+    "gguf": "GGUF",
+    **dict.fromkeys(("modelopt", "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed"), "ModelOpt's formats"),
+    "quark": "Quark's formats",
+    **dict.fromkeys(("inc", "auto-round", "auto_round"), "AutoRound's format"),
+    "torchao": "torchao's formats",
+    "fbgemm_fp8": "FBGEMM's fp8",
+    "experts_int8": "int8, quantised while they are loaded,",
+}
+_FP8 = ("fp8", "deepseek_v4_fp8")
+_MXFP4 = ("mxfp4", "gpt_oss_mxfp4")
+# Where a checkpoint's experts are, by the names that families give them; for patterns in lists of targets.
+_PARENTS = (
+    "model.layers.{}.mlp.experts.0",
+    "model.layers.{}.block_sparse_moe.experts.0",
+    "model.layers.{}.feed_forward.experts.0",
+    "model.language_model.layers.{}.mlp.experts.0",
+    "language_model.model.layers.{}.mlp.experts.0",
+)
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What weights or activations of a group of layers are rounded to.
+
+    Attributes:
+        kind: ``int`` or ``float``.
+        bits: of a number.
+        per: what has a scale of its own: ``tensor``, ``channel``, ``group``, ``tensor_group``, ``block``, ``token``.
+        group_size: inputs that share a scale, 0 for no groups.
+        symmetric: zero is zero.
+        dynamic: the scales are found while serving.
+        order: the order that inputs were quantised in, empty for their own.
+    """
+
+    kind: str = "int"
+    bits: int = 8
+    per: str = "tensor"
+    group_size: int = 0
+    symmetric: bool = True
+    dynamic: bool = False
+    order: str = ""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Numbers:
+        size = config.get("group_size") or 0
+        return cls(
+            kind=str(config.get("type") or "int"),
+            bits=int(config.get("num_bits") or 8),
+            per=str(config.get("strategy") or ("group" if size > 0 else "channel" if size < 0 else "tensor")),
+            group_size=max(size, 0),
+            symmetric=bool(config.get("symmetric", True)),
+            dynamic=bool(config.get("dynamic", False)),
+            order=str(config.get("actorder") or ""),
+        )
+
+    def __str__(self) -> str:
+        """As in ``int4, groups of 128, asymmetric``."""
+        parts = [f"{self.kind}{self.bits}", f"groups of {self.group_size}" if self.group_size else f"per {self.per}"]
+        parts += [] if self.symmetric else ["asymmetric"]
+        parts += [f"ordered by {self.order}"] if self.order in ("group", "dynamic") else []
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Layers that compressed-tensors quantises alike.
+
+    Attributes:
+        name: in the configuration.
+        targets: the layers' names, patterns (``re:...``) or classes (``Linear``).
+        weights: what they are rounded to.
+        inputs: what the layers' inputs are rounded to, or None.
+        outputs: whether the layers' outputs are rounded, too.
+        stored: how the file has the weights, as in ``pack-quantized``.
+    """
+
+    name: str
+    targets: tuple[str, ...]
+    weights: Numbers
+    inputs: Numbers | None
+    outputs: bool
+    stored: str
+
+    def __str__(self) -> str:
+        if self.inputs is None:
+            activations = "activations as they are"
+        else:
+            activations = f"{'dynamic' if self.inputs.dynamic else 'static'} activations ({self.inputs})"
+        return f"weights ({self.weights}; {self.stored or 'unnamed format'}) and {activations}"
+
+    @property
+    def w8a8(self) -> bool:
+        """int8 weights and activations, as the int8 linear layers take them."""
+        weights, inputs = self.weights, self.inputs
+        if inputs is None or self.outputs or self.stored not in ("int-quantized", "naive-quantized"):
+            return False
+        int8 = all(n.kind == "int" and n.bits == 8 and n.symmetric for n in (weights, inputs))
+        rows = inputs.per == "token" if inputs.dynamic else inputs.per == "tensor"
+        return int8 and rows and not weights.dynamic and weights.per in ("channel", "tensor")
+
+    @property
+    def w8a8_experts(self) -> bool:
+        """int8 weights per channel and activations per token, as the experts take them."""
+        return self.w8a8 and self.inputs is not None and self.inputs.dynamic and self.weights.per == "channel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFormat:
+    """What a ``quantization_config`` says.
+
+    Attributes:
+        method: as the checkpoint names it.
+        groups: of compressed-tensors.
+        experts: the group that routed experts belong to, None where they are not quantised or the model has none.
+        extras: what compressed-tensors does besides rounding weights and inputs, in words.
+    """
+
+    method: str
+    groups: tuple[Group, ...] = ()
+    experts: Group | None = None
+    extras: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], layers: int, has_experts: bool) -> WeightFormat | None:
+        """Read a parsed ``config.json``; None for a checkpoint that says nothing of it.
+
+        Args:
+            config: with the text model's entries among its own.
+            layers: of the model.
+            has_experts: whether there are routed experts.
+        """
+        own = config.get("quantization_config") or config.get("compression_config")
+        if not isinstance(own, Mapping):
+            return None
+        groups = tuple(
+            _group(name, group, str(own.get("format") or ""))
+            for name, group in (own.get("config_groups") or {}).items()
+            if group.get("weights")
+        )
+        return cls(
+            method=str(own.get("quant_method") or "an unnamed method"),
+            groups=groups,
+            experts=_of_experts(groups, own.get("ignore") or (), layers) if has_experts else None,
+            extras=tuple(_extras(own)),
+        )
+
+
+def method_problem(name: str, method: str) -> str | None:
+    """Why no checkpoint in the format of ``method`` is served; None where some are."""
+    if method in ("", COMPRESSED_TENSORS, "ascend"):
+        return None
+    if method in _FP8:
+        return (
+            f"{name}: fp8 weights, in blocks with a scale each or not, are not supported {_HERE}: bfloat16 weights are, and "
+            "W8A8 (int8) ones. Take a bfloat16 or W8A8 checkpoint of this model, or convert this one."
+        )
+    if method in _MXFP4:
+        return (
+            f"{name}: mxfp4 weights are not supported {_HERE}: bfloat16 weights are, about four times as large. Take a "
+            "bfloat16 checkpoint of this model, or write one with transformers (Mxfp4Config with dequantize=True)."
+        )
+    known = _KNOWN_AS.get(method)
+    what = f"weights in {known} (quantisation {method!r})" if known else f"weights quantised by {method!r}"
+    return f"{name}: {what} are not supported {_HERE}: {_SUPPORTED}. {_REMEDY}"
+
+
+def problem(name: str, found: WeightFormat | None) -> str | None:
+    """Why a checkpoint in the format that was ``found`` is not served; None where it is."""
+    if found is None:
+        return None
+    refused = method_problem(name, found.method)
+    if refused is not None or found.method != COMPRESSED_TENSORS:
+        return refused
+    if found.extras:
+        return (
+            f"{name}: a compressed-tensors checkpoint with {' and '.join(found.extras)} is not supported {_HERE}: "
+            f"{_SUPPORTED}. {_REMEDY}"
+        )
+    for group in found.groups:
+        if not group.w8a8:
+            return f"{name}: {group.name} of compressed-tensors has {group}, not supported {_HERE}: {_SUPPORTED}. {_REMEDY}"
+    if found.experts is not None and not found.experts.w8a8_experts:
+        return (
+            f"{name}: experts with {found.experts} ({found.experts.name} of compressed-tensors) are not supported {_HERE}: "
+            "experts in W8A8 have weights per channel and dynamic activations per token. Leave the experts out of that "
+            "group, or give them a group of their own, and quantise the model anew."
+        )
+    return None
+
+
+_SUPPORTED = (
+    "bfloat16 and float16 are, compressed-tensors in W8A8 (int8 weights per channel, int8 activations, symmetric) and "
+    "ModelSlim's W8A8 and W4A8"
+)
+_REMEDY = (
+    "Take such a checkpoint of this model, or write one from the unquantised one with llm-compressor (INT8_W8A8) or "
+    "msModelSlim."
+)
+
+
+def _group(name: str, group: Mapping[str, Any], stored: str) -> Group:
+    inputs = group.get("input_activations")
+    return Group(
+        name=name,
+        targets=tuple(group.get("targets") or ()),
+        weights=Numbers.of(group["weights"]),
+        inputs=None if not inputs else Numbers.of(inputs),
+        outputs=bool(group.get("output_activations")),
+        stored=str(group.get("format") or stored),
+    )
+
+
+def _of_experts(groups: tuple[Group, ...], ignored: Any, layers: int) -> Group | None:
+    """The group of the last layer's experts: a name or pattern goes before a class, as vLLM has it."""
+    names = [f"{parent.format(max(layers - 1, 0))}.{part}" for parent in _PARENTS for part in _PROJECTIONS]
+    if any(_matches(pattern, names) for pattern in ignored):
+        return None
+    named = [group for group in groups if any(_matches(target, names) for target in group.targets)]
+    by_class = [group for group in groups if {"Linear", "RoutedExperts", "FusedMoE"} & set(group.targets)]
+    return next(iter(named + by_class), None)
+
+
+def _matches(pattern: str, names: list[str]) -> bool:
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[3:], name) for name in names)
+    return pattern in names
+
+
+def _extras(own: Mapping[str, Any]) -> list[str]:
+    found = []
+    if own.get("kv_cache_scheme"):
+        found.append(f"a quantised KV cache (kv_cache_scheme: {Numbers.of(own['kv_cache_scheme'])})")
+    if own.get("transform_config"):
+        found.append("transforms of weights and activations (transform_config)")
+    sparsity = own.get("sparsity_config") or {}
+    if sparsity and sparsity.get("format") not in (None, "dense"):
+        found.append(f"sparse weights (sparsity_config: {sparsity['format']})")
+    return found
