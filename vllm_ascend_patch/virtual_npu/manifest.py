@@ -241,13 +241,14 @@ ROWS: tuple[Row, ...] = (
     Row(
         ("npu::npu_grouped_matmul", "npu::npu_grouped_matmul.List"),
         "group_type -1 and 0; fp16, bf16, fp32; W8A8 with per-channel and per-token scales or int32 output; int8 rows with "
-        "int4 weights (A8W4); weight lists; act_type",
-        "group_type 2, Python-list group_list, weight-only quantisation, int64 scales of W8A8, offsets, A4W4, fp8",
+        "int4 weights (A8W4); float rows with int4 weights (A16W4), per channel or in groups; weight lists; act_type",
+        "group_type 2, Python-list group_list, float rows with int8 weights, int64 scales of W8A8, offsets, A4W4, fp8",
         "group_type must be passed; int64 group_list; <= 1024 groups, <= 128 list entries; inner dimensions < 65536; bias "
         "dtype by x; bf16 scale for bf16 output, float32 for fp16; pairs for int8 only. A8W4: counts; K a multiple of 256, "
-        "<= 18432; int64 scale [E, G, N]; bias required. Rows past the groups stay unwritten",
-        "W, D. A8W4's page has G = K / 256; the host code takes G from the scale, so G = 1 is taken. W: group_list must sum "
-        "to M; a smaller sum is taken, as dispatch's padded rows need it",
+        "<= 18432; int64 scale [E, G, N]; bias required. A16W4: scale and offset of x's dtype, [E, N] or [E, G, N], G "
+        "divides K, K / G even for transposed weights, offset zero with groups. Rows past the groups stay unwritten",
+        "W, D, C. A8W4's page has G = K / 256; the host code takes G from the scale, so G = 1 is taken. W: group_list must "
+        "sum to M; a smaller sum is taken, as dispatch's padded rows need it",
     ),
     Row(
         ("npu::npu_grouped_matmul_swiglu_quant",),
@@ -307,6 +308,14 @@ ROWS: tuple[Row, ...] = (
         "dtype table of scale, bias and output; last dimensions <= 65535; an int64 scale is the bits of a float32, of which "
         "19 count, and goes without per-token scales",
         "W, C",
+    ),
+    Row(
+        ("npu::npu_weight_quant_batchmatmul",),
+        "fp16 and bf16 rows with int4 weights, plain or transposed; per channel or in groups; offsets; bias",
+        "int8 weights, FRACTAL_NZ, int8 output, int64 scales, a last group that is not full",
+        "scale and offset of x's dtype and of one shape; groups of 32 to K - 1 in steps of 32; K, N <= 65535; bias fp16 for "
+        "fp16, float32 for bf16; inner_precise 0; nothing empty",
+        "W",
     ),
     Row(
         ("npu::npu_quantize",),

@@ -249,6 +249,31 @@ def grouped_int4(d: Draw) -> Call:
     }
 
 
+def grouped_weight_quant(d: Draw) -> Call:
+    rows, width, dtype, groups = d.int(0, 3), 8 * d.int(2, 3), d.half(), d.of(0, 2)
+    words = torch.randint(-(2**31), 2**31, (2, 64, width // 8), dtype=torch.int32)
+    if d.of(True, False):
+        words = torch.randint(-(2**31), 2**31, (2, width, 8), dtype=torch.int32).transpose(1, 2)
+    scale = torch.rand((2, groups, width) if groups else (2, width)).to(dtype)
+    return ([torch.randn(rows, 64).to(dtype)], [words]), {
+        "antiquant_scale": [scale],
+        "antiquant_offset": [torch.zeros_like(scale)],
+        "group_list": torch.tensor([rows, 0]),
+        "group_list_type": 1,
+        "group_type": 0,
+        "split_item": 2,
+    }
+
+
+def weight_quant(d: Draw) -> Call:
+    width, dtype, size = 8 * d.int(2, 3), d.half(), d.of(0, 32)
+    words = torch.randint(-(2**31), 2**31, (64, width // 8), dtype=torch.int32)
+    if d.of(True, False):
+        words = torch.randint(-(2**31), 2**31, (width, 8), dtype=torch.int32).t()
+    scale = torch.rand(2 if size else 1, width).to(dtype)
+    return (torch.randn(d.int(1, 3), 64).to(dtype), words, scale), {"antiquant_group_size": size}
+
+
 def grouped_separate(d: Draw) -> Call:
     x = [torch.randn(d.int(1, 3), 4), torch.randn(2, d.int(1, 3), 4)]
     return (x, [torch.randn(4, d.int(1, 3)) for _ in x]), {"group_type": -1, "split_item": 0}
@@ -393,6 +418,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "npu_fused_infer_attention_score_v2": attention_v2,
     "npu_grouped_matmul": grouped,
     "npu_grouped_matmul (int4)": grouped_int4,
+    "npu_grouped_matmul (int4, float rows)": grouped_weight_quant,
     "npu_grouped_matmul (separate)": grouped_separate,
     "npu_grouped_matmul_swiglu_quant": grouped_swiglu,
     "npu_grouped_matmul_swiglu_quant_v2": grouped_swiglu_v2,
@@ -416,6 +442,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "npu_scatter_pa_kv_cache": scatter,
     "npu_swiglu": swiglu,
     "npu_swiglu_quant": swiglu_quant,
+    "npu_weight_quant_batchmatmul": weight_quant,
 }
 
 

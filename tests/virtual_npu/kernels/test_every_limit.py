@@ -23,11 +23,13 @@ from vllm_ascend_patch.virtual_npu.kernels import (
     kv_cache,
     latent_context,
     norm,
+    packed_int4,
     paged_attention,
     permute,
     quant_matmul,
     quantised_activation,
     rope,
+    weight_quant,
 )
 
 from . import (
@@ -59,11 +61,13 @@ MODULES = (
     kv_cache,
     latent_context,
     norm,
+    packed_int4,
     paged_attention,
     permute,
     quant_matmul,
     quantised_activation,
     rope,
+    weight_quant,
 )
 
 

@@ -20,6 +20,7 @@ from vllm_ascend_patch.virtual_npu.kernels.quantised_activation import (
     swiglu_quant,
 )
 from vllm_ascend_patch.virtual_npu.kernels.static_quant import quantize
+from vllm_ascend_patch.virtual_npu.kernels.weight_quant import weight_quant_batchmatmul
 
 from .reference import assert_close, assert_quantised, f64, is_poison, silu
 
@@ -269,7 +270,7 @@ def test_grouped_matmul_of_int4_limits() -> None:
         ({"scale": None}, "int4 weights with int8 inputs need scale"),
         ({"per_token_scale": None}, "int4 weights with int8 inputs need per_token_scale"),
         ({"weight": [words] * 2}, "weight must hold one tensor with int4 weights"),
-        ({"x": [x.float()]}, "x with int4 weights must be int8"),
+        ({"x": [x.float()]}, "float inputs take no scale and no per_token_scale with int4 weights"),
         ({"x": [x[0]]}, "x must have 2 dimension"),
         ({"weight": [words[0]]}, "an int4 weight must have 3 dimension"),
         ({"weight": [words.transpose(1, 2).contiguous().transpose(1, 2)]}, "int4_weight must be contiguous"),
@@ -294,12 +295,190 @@ def test_grouped_matmul_of_int4_limits() -> None:
         with refuses("npu_grouped_matmul", message):
             grouped_matmul(**legal | changes)
     for unsupported, message in (
-        ({"x": [x.half()]}, "A16W4"),
         ({"offset": [torch.zeros(2, 1, 16)]}, "offset"),
         ({"antiquant_scale": [torch.zeros(2, 16)]}, "antiquant_scale"),
     ):
         with pytest.raises(NotImplementedError, match=message):
             grouped_matmul(**legal | unsupported)
+
+
+def int4_weights(experts: int, transposed: bool) -> tuple[np.ndarray, torch.Tensor]:
+    """Integers ``[E, 64, 16]`` of -8 to 7, and the same as an operator takes them."""
+    weight = np.random.default_rng(experts).integers(-8, 8, (experts, 64, 16))
+    if transposed:
+        return weight, packed_by_hand(weight.swapaxes(1, 2)).transpose(1, 2)
+    return weight, packed_by_hand(weight)
+
+
+def dequantised_by_hand(weight: np.ndarray, scale: torch.Tensor, offset: torch.Tensor) -> np.ndarray:
+    """``[K, N]`` numbers of the scale's dtype from one expert's integers, with scales and offsets ``[G, N]``."""
+    size = weight.shape[0] // scale.shape[0]
+    exact = [(weight[k] + f64(offset)[k // size]) * f64(scale)[k // size] for k in range(weight.shape[0])]
+    return f64(torch.from_numpy(np.stack(exact)).to(scale.dtype))
+
+
+halves = st.sampled_from([torch.bfloat16, torch.float16])
+
+
+@given(
+    counts=counts_lists,
+    spare=st.integers(0, 2),
+    groups=st.sampled_from([0, 1, 2, 4]),
+    dtype=halves,
+    kind=st.sampled_from([0, 1]),
+    transposed=st.booleans(),
+    biased=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_grouped_matmul_of_float_rows_with_int4_weights(
+    counts: list[int], spare: int, groups: int, dtype: torch.dtype, kind: int, transposed: bool, biased: bool
+) -> None:
+    torch.manual_seed(sum(counts) + groups)
+    experts, rows = len(counts), sum(counts) + spare
+    weight, words = int4_weights(experts, transposed)
+    scale = (torch.rand(experts, max(groups, 1), 16) / 8).to(dtype)
+    offset = torch.zeros_like(scale) if groups else torch.randint(-3, 4, scale.shape).to(dtype)
+    x, bias = torch.randn(rows, 64).to(dtype), torch.randn(experts, 16)
+    bias = bias.half() if dtype == torch.float16 else bias
+    (out,) = grouped_matmul(
+        [x],
+        [words],
+        bias=[bias] if biased else None,
+        antiquant_scale=[scale if groups else scale[:, 0]],
+        antiquant_offset=[offset if groups else offset[:, 0]],
+        group_list=torch.tensor(counts if kind else np.cumsum(counts).tolist()),
+        group_list_type=kind,
+        group_type=0,
+        split_item=2,
+    )
+    assert out.dtype == dtype
+    assert is_poison(out[sum(counts) :])
+    for e, first, end in bounds(counts):
+        want = f64(x)[first:end] @ dequantised_by_hand(weight[e], scale[e], offset[e])
+        assert_close(out[first:end], want + (f64(bias)[e] if biased else 0), scale=8)
+
+
+def test_grouped_matmul_of_float_rows_with_int4_weights_limits() -> None:
+    words = int4_weights(2, False)[1]
+    scale = torch.ones(2, 4, 16).bfloat16()
+    legal: dict[str, Any] = {
+        "x": [torch.zeros(3, 64).bfloat16()],
+        "weight": [words],
+        "antiquant_scale": [scale],
+        "antiquant_offset": [torch.zeros_like(scale)],
+        "group_list": torch.tensor([1, 2]),
+        "group_list_type": 1,
+        "group_type": 0,
+        "split_item": 2,
+    }
+    grouped_matmul(**legal)
+    odd = torch.ones(2, 64, 16).bfloat16()
+    for changes, message in (
+        ({"x": [torch.zeros(3, 64)]}, "x with int4 weights must be float16 or bfloat16"),
+        ({"x": [torch.zeros(64).bfloat16()]}, "x must have 2 dimension"),
+        ({"x": [torch.zeros(3, 56).bfloat16()]}, "x with these int4 weights must have shape"),
+        ({"weight": [words[0]]}, "an int4 weight must have 3 dimension"),
+        ({"weight": [words] * 2}, "weight must hold one tensor with int4 weights"),
+        ({"weight": [words[:, :, :1]]}, "an int4 weight must be contiguous or transposed"),
+        ({"weight": [words[:, ::2].transpose(1, 2)]}, "an int4 weight must be contiguous or transposed"),
+        ({"weight": [torch.zeros(2, 3, 8, 64, dtype=torch.int32)[:, 0].mT]}, "a transposed int4 weight must be whole"),
+        ({"weight": [torch.zeros(1025, 64, 2, dtype=torch.int32)]}, "at most 1024 groups"),
+        ({"weight": [torch.zeros(2, 1, 8192, dtype=torch.int32)]}, "last dimension of an int4 weight must be at most"),
+        ({"antiquant_scale": None}, "int4 weights with float inputs need antiquant_scale"),
+        ({"antiquant_offset": None}, "int4 weights with float inputs need antiquant_offset"),
+        ({"antiquant_scale": [scale.half()]}, "antiquant_scale must be bfloat16"),
+        ({"antiquant_scale": [scale[0, 0]]}, "antiquant_scale must have 2 or 3 dimension"),
+        ({"antiquant_scale": [scale[:1]], "antiquant_offset": [scale[:1]]}, "antiquant_scale must have shape"),
+        ({"antiquant_offset": [scale.half()]}, "antiquant_offset must be bfloat16"),
+        ({"antiquant_offset": [scale[:, 0]]}, "antiquant_offset .as antiquant_scale. must have shape"),
+        ({"antiquant_offset": [scale]}, "antiquant_offset must be zero with groups"),
+        ({"antiquant_scale": [scale[:, :3]], "antiquant_offset": [0 * scale[:, :3]]}, "must divide K = 64"),
+        (
+            {"weight": [int4_weights(2, True)[1]], "antiquant_scale": [odd], "antiquant_offset": [0 * odd]},
+            "groups of a transposed int4 weight must have an even size, got 1",
+        ),
+        ({"output_dtype": torch.float16}, "output_dtype must be None or torch.bfloat16"),
+        ({"group_list_type": 2}, "group_list_type must be 0 or 1 with int4 weights"),
+        ({"group_list": None}, "group_type 0 needs group_list"),
+        ({"bias": [torch.zeros(2, 16).bfloat16()]}, "bias of torch.bfloat16 inputs must be float32"),
+        ({"bias": [torch.zeros(16)]}, "bias must have shape"),
+        ({"per_token_scale": [torch.zeros(3)]}, "float inputs take no scale and no per_token_scale"),
+        ({"act_type": 5}, "int4 weights need group_type 0"),
+    ):
+        with refuses("npu_grouped_matmul", message):
+            grouped_matmul(**legal | changes)
+
+
+@given(
+    rows=st.integers(1, 3),
+    size=st.sampled_from([0, 32]),
+    dtype=halves,
+    transposed=st.booleans(),
+    shifted=st.booleans(),
+    biased=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_weight_quant_batchmatmul(
+    rows: int, size: int, dtype: torch.dtype, transposed: bool, shifted: bool, biased: bool
+) -> None:
+    torch.manual_seed(rows)
+    weight, words = int4_weights(1, transposed)
+    scale = (torch.rand(2 if size else 1, 16) / 8).to(dtype)
+    offset = torch.randint(-3, 4, scale.shape).to(dtype) if shifted else torch.zeros_like(scale)
+    x, bias = torch.randn(rows, 64).to(dtype), torch.randn(16)
+    bias = bias.half() if dtype == torch.float16 else bias
+    out = weight_quant_batchmatmul(
+        x,
+        words[0],
+        scale,
+        offset if shifted else None,
+        bias=bias if biased else None,
+        antiquant_group_size=size,
+    )
+    assert out.dtype == dtype
+    want = f64(x) @ dequantised_by_hand(weight[0], scale, offset) + (f64(bias) if biased else 0)
+    assert_close(out, want, scale=8)
+
+
+def test_weight_quant_batchmatmul_limits() -> None:
+    words = int4_weights(1, False)[1][0]
+    scale = torch.ones(2, 16).half()
+    legal: dict[str, Any] = {
+        "x": torch.zeros(3, 64).half(),
+        "weight": words,
+        "antiquant_scale": scale,
+        "antiquant_group_size": 32,
+    }
+    weight_quant_batchmatmul(**legal)
+    for changes, message in (
+        ({"x": torch.zeros(3, 64)}, "x must be float16 or bfloat16"),
+        ({"x": torch.zeros(64).half()}, "x must have 2 dimension"),
+        ({"x": torch.zeros(0, 64).half()}, "x and weight must not be empty"),
+        ({"x": torch.zeros(3, 56).half()}, "x with this weight must have shape"),
+        ({"weight": words.view(2, 32, 2)}, "weight must have 2 dimension"),
+        ({"weight": words.half()}, "an int4 weight must be int32"),
+        ({"inner_precise": 1}, "inner_precise must be 0"),
+        ({"x": torch.zeros(1, 1).half(), "weight": torch.zeros(1, 8192, dtype=torch.int32)}, "must be at most 65535"),
+        ({"antiquant_scale": scale.bfloat16()}, "antiquant_scale must be float16"),
+        ({"antiquant_group_size": 0}, "antiquant_scale must have N = 16 elements"),
+        ({"antiquant_group_size": 16}, "antiquant_group_size must be 32 to K - 1 = 63"),
+        ({"antiquant_group_size": 64}, "antiquant_group_size must be 32 to K - 1 = 63"),
+        ({"antiquant_scale": scale[:1]}, "antiquant_scale with groups must have shape"),
+        ({"antiquant_offset": scale.bfloat16()}, "antiquant_offset must be float16"),
+        ({"antiquant_offset": scale[:1]}, "antiquant_offset .as antiquant_scale. must have shape"),
+        ({"bias": torch.zeros(16)}, "bias of torch.float16 inputs must be float16"),
+        ({"bias": torch.zeros(8).half()}, "bias must have N = 16 elements"),
+    ):
+        with refuses("npu_weight_quant_batchmatmul", message):
+            weight_quant_batchmatmul(**legal | changes)
+    wide = {"x": torch.zeros(3, 72).half(), "weight": torch.zeros(72, 2, dtype=torch.int32)}
+    for unsupported, message in (
+        ({"weight": int8(64, 16)}, "int8 weights"),
+        ({"quant_scale": torch.ones(16)}, "argument quant_scale"),
+        (wide, "a last group that is not full"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            weight_quant_batchmatmul(**legal | unsupported)
 
 
 @given(

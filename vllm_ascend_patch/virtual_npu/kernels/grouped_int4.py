@@ -2,7 +2,7 @@
 """``npu_grouped_matmul`` of int8 rows with int4 weights (A8W4): CANN's page of ``aclnnGroupedMatmulV5``, for A2 and A3.
 
 The operator multiplies ``x - 8``, and the caller's bias puts the eight weights back; so does this kernel, whose results are
-therefore wrong with a wrong bias. int4 with float rows (A16W4) and offsets are not modelled.
+therefore wrong with a wrong bias. Offsets are not modelled; float rows (A16W4) are ``weight_quant.py``'s.
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ from collections.abc import Sequence
 import torch
 
 from .grouped_rows import MAX_GROUPS, OP, group_ends
-from .limits import poison, require, require_contiguous, require_dim, require_dtype, require_shape, unsupported
+from .limits import poison, require, require_contiguous, require_dim, require_dtype, require_shape
+from .packed_int4 import PER_WORD, unpacked
 
-PER_WORD = 8
 INNER_MULTIPLE = 256
 MAX_INNER = 18432
 _SHIFT = 8.0
 Tensors = Sequence[torch.Tensor]
-
-
-def unpacked(words: torch.Tensor) -> torch.Tensor:
-    """``[..., N]`` int64 in -8 to 7 from int32 ``[..., N / 8]``; the lowest four bits come first."""
-    nibbles = (words.long().unsqueeze(-1) >> torch.arange(0, 4 * PER_WORD, 4)) & 15
-    return torch.where(nibbles > 7, nibbles - 16, nibbles).flatten(-2)
 
 
 def _one(name: str, tensors: Tensors | None) -> torch.Tensor:
@@ -61,9 +55,6 @@ def int4_grouped(
         ``[M, N]``; rows past the groups are unwritten.
     """
     rows, words = _one("x", x), _one("weight", weight)
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        raise unsupported(OP, "int4 weights with float activations (A16W4)")
-    require_dtype(OP, "x with int4 weights", rows, (torch.int8,))
     require_dim(OP, "x", rows, 2)
     require_dim(OP, "an int4 weight", words, 3)
     require_contiguous(OP, int4_weight=words)

@@ -22,6 +22,7 @@ from .limits import (
     scalar_type,
     unsupported,
 )
+from .weight_quant import grouped_weight_quant
 
 INNER_LIMIT = 65536
 MAX_LIST = 128
@@ -173,7 +174,7 @@ def grouped_matmul(
 ) -> list[torch.Tensor]:
     """Rows of x, cut into consecutive groups, each times its own weight.
 
-    int4 weights, eight in an int32, are ``grouped_int4.py``'s.
+    int4 weights, eight in an int32, are ``grouped_int4.py``'s with int8 rows, ``weight_quant.py``'s with float ones.
 
     Args:
         x: one ``[M, K]`` tensor, or (group_type -1) one per weight; fp16, bf16, fp32 or int8.
@@ -202,12 +203,18 @@ def grouped_matmul(
     require(OP, group_type in (-1, 0), "group_type must be -1 or 0", group_type)
     split_item, kind, act = split_item or 0, group_list_type or 0, act_type or 0
     if len(weight) and weight[0].dtype == torch.int32:
-        require_absent(OP, antiquant_scale=antiquant_scale or None, antiquant_offset=antiquant_offset or None)
         fits = group_type == 0 and split_item in (2, 3) and act == 0
         require(
             OP, fits, "int4 weights need group_type 0, split_item 2 or 3 and act_type 0", (group_type, split_item, act)
         )
-        return [int4_grouped(x, weight, bias, scale, per_token_scale, group_list, kind, scalar_type(OP, output_dtype))]
+        dtype = scalar_type(OP, output_dtype)
+        if len(x) and x[0].dtype == torch.int8:
+            require_absent(OP, antiquant_scale=antiquant_scale or None, antiquant_offset=antiquant_offset or None)
+            return [int4_grouped(x, weight, bias, scale, per_token_scale, group_list, kind, dtype)]
+        plain = not scale and not per_token_scale
+        require(OP, plain, "float inputs take no scale and no per_token_scale with int4 weights", "scales")
+        scales = antiquant_scale, antiquant_offset
+        return [grouped_weight_quant(x, weight, bias, *scales, group_list, kind, dtype)]
     require_absent(OP, antiquant_scale=antiquant_scale or None, antiquant_offset=antiquant_offset or None)
     require(OP, split_item in (0, 1, 2, 3), "split_item must be 0 to 3", split_item)
     require(OP, act == 0 or act in _ACTIVATIONS, "act_type must be 0, 1, 2, 4 or 5", act)

@@ -27,6 +27,7 @@ from . import (
     rope,
     static_quant,
     storage_format,
+    weight_quant,
 )
 
 Kernel = Callable[..., Any]
@@ -73,6 +74,7 @@ KERNELS: Mapping[str, Kernel] = {
     "npu::npu_scatter_pa_kv_cache": kv_cache.scatter_pa_kv_cache,
     "npu::npu_swiglu": activation.swiglu,
     "npu::npu_swiglu_quant": quantised_activation.swiglu_quant,
+    "npu::npu_weight_quant_batchmatmul": weight_quant.weight_quant_batchmatmul,
     "atb::_npu_paged_attention": paged_attention.paged_attention,
     "atb::_npu_reshape_and_cache": kv_cache.reshape_and_cache,
 }
