@@ -50,7 +50,8 @@ class Case:
     routing: str = "random"
     dtype: str = "bfloat16"
     quantized: bool = False
-    int4: bool = False  # weights in int4; rows in int8, so quantized too
+    int4: bool = False  # weights in int4; rows in int8 where quantized, too
+    group_size: int = 0  # inputs that share a scale of int4 weights beside float rows; 0: all
     intermediate: int = 64
     hidden: int = 1024
     captured: bool = False
@@ -133,6 +134,13 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
     yield replace(base, name="w8a8", quantized=True, tokens=(6, 3))
     size = 256 * (1 if grid.expert_parallel else grid.world)  # per rank a multiple of 256
     yield replace(base, name="w4a8", quantized=True, int4=True, intermediate=size, tokens=(6, 3), active=(6, 1))
+    sixteen = replace(base, name="w4a16", int4=True, group_size=32, intermediate=32 * grid.world, tokens=(6, 3))
+    yield sixteen
+    if grid.world == 2:
+        yield replace(sixteen, name="w4a16-fp16-channel", dtype="float16", group_size=0, active=(6, 1))
+        yield replace(
+            sixteen, name="w4a16-swigluoai-redundant", activation="swigluoai", logical_experts=12, redundant=4
+        )
     yield replace(base, name="w8a8-fp16", quantized=True, dtype="float16", tokens=(6, 3))
     yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))
     yield replace(base, name="w8a8-redundant-shared", quantized=True, shared=True, logical_experts=12, redundant=4)

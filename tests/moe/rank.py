@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch_npu  # noqa: F401  (registers the npu device and the hccl backend)
 
+from tests.support.int4_models import packed
 from tests.support.ranks import run_ranks
 from vllm_ascend_patch.core.moe.activations import Activation
 from vllm_ascend_patch.core.moe.comm import make_method
@@ -30,6 +31,7 @@ from vllm_ascend_patch.core.moe.int4_weights import empty_int4, int4_weights
 from vllm_ascend_patch.core.moe.soc import detect_soc
 from vllm_ascend_patch.core.moe.step import MoEStep
 from vllm_ascend_patch.core.moe.topology import ExpertPlacement, Mc2Communicator, ParallelAxis, Topology
+from vllm_ascend_patch.core.packed_int4 import group_scales, to_signed
 
 from .cases import Case, Grid
 from .reference import Layer, make_layer, mlp, poison_inactive, random_weights, reference_output
@@ -191,6 +193,13 @@ def _own_weights(case: Case, topology: Topology, placement: ExpertPlacement, lay
         w2_bias = w2_bias if rank == 0 else None  # once in the sum over ranks
         w13, w2 = w13[:, gate_up], w2[:, :, own]
         w13_scale = None if w13_scale is None else w13_scale[:, gate_up]
+        if case.group_size and w2_scale is not None:
+            groups = share // case.group_size
+            w2_scale = w2_scale[:, :, rank * groups : (rank + 1) * groups]
+    if case.int4 and not case.quantized:
+        assert w13_scale is not None
+        assert w2_scale is not None
+        return _packed_weights(w13, w2, w13_scale, w2_scale, activation)
     if case.int4:
         assert w13_scale is not None
         assert w2_scale is not None
@@ -219,6 +228,16 @@ def _int4_weights(
         bits.append(scale.contiguous().view(torch.int32).long().unsqueeze(-1))
         biases.append((8 * (integers.double() * scale.double().unsqueeze(-1)).sum(-1, keepdim=True)).float())
     return int4_weights(*(tensor.to(DEVICE) for tensor in (*packed, *bits, *biases)), output_dtype=dtype)
+
+
+def _packed_weights(
+    w13: torch.Tensor, w2: torch.Tensor, w13_scale: torch.Tensor, w2_scale: torch.Tensor, activation: Activation
+) -> ExpertWeights:
+    """From integers ``[E, N, K]`` and scales ``[E, N, G]``, as a checkpoint's loader leaves them."""
+    words = [to_signed(packed(integers.flatten(0, 1)).unflatten(0, integers.shape[:2])) for integers in (w13, w2)]
+    scales = [group_scales(scale).copy_(scale) for scale in (w13_scale, w2_scale)]
+    on_device = (tensor.to(DEVICE) for tensor in (*words, *scales))
+    return ExpertWeights.of_int4(*on_device, activation=activation)
 
 
 def _distance(output: torch.Tensor, expected: torch.Tensor, case: Case) -> float:

@@ -40,6 +40,8 @@ def make_layer(case: Case) -> Layer:
     gated = not case.activation.endswith("_no_mul")
     kind = 7 if case.int4 else 127 if case.quantized else dtype
     weights = _weights(case.logical_experts, case.redundant, case.hidden, case.intermediate, kind, gated)
+    if case.int4 and not case.quantized:
+        weights = _grouped_weights(case, gated)
     shared = _weights(1, 0, case.hidden, case.intermediate, dtype)
     biases = _biases(case, gated) if case.biased else (None, None)
     layer = Layer(*weights, shared[0][0], shared[1][0], biases[0], biases[1], [], [], [])
@@ -132,6 +134,20 @@ def _weights(
     return w13[logical_of], w2[logical_of], w13_scale[logical_of], w2_scale[logical_of]
 
 
+def _grouped_weights(case: Case, gated: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers of -8 to 7 and scales ``[experts, N, G]`` of the case's dtype."""
+    w13, w2, _, _ = _weights(case.logical_experts, case.redundant, case.hidden, case.intermediate, torch.float32, gated)
+    made = [_quantize_groups(weight, case.group_size, getattr(torch, case.dtype)) for weight in (w13, w2)]
+    return made[0][0], made[1][0], made[0][1], made[1][1]
+
+
+def _quantize_groups(weight: torch.Tensor, size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    groups = weight.unflatten(-1, (-1, size or weight.shape[-1]))
+    scale = (groups.abs().amax(-1) / 7.5).to(dtype)
+    integers = (groups / scale.float().unsqueeze(-1)).round().clamp(-8, 7)
+    return integers.flatten(-2).to(torch.int8), scale
+
+
 def _biases(case: Case, gated: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """``[experts, 2 * inner]`` and ``[experts, hidden]``, of the weights' dtype as in a checkpoint."""
     generator = torch.Generator().manual_seed(case.seed + 77)
@@ -144,7 +160,11 @@ def _biases(case: Case, gated: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _exact(weight: torch.Tensor, scale: torch.Tensor | None, expert: int) -> torch.Tensor:
     exact = weight[expert].double()
-    return exact if scale is None else exact * scale[expert].double().unsqueeze(-1)
+    if scale is None:
+        return exact
+    own = scale[expert].double()
+    own = own.unsqueeze(-1) if own.dim() == 1 else own.repeat_interleave(exact.shape[1] // own.shape[1], dim=1)
+    return exact * own
 
 
 def _quantize(weight: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:

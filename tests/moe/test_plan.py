@@ -61,6 +61,7 @@ W8A8 = {
     "format": "int-quantized",
     "config_groups": {
         "group_0": {
+            "targets": ["Linear"],
             "weights": {"num_bits": 8, "type": "int", "strategy": "channel"},
             "input_activations": {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True},
         }
@@ -445,7 +446,12 @@ def test_configurations_are_read_as_their_families_write_them() -> None:
     assert quantized.expert_bytes == 3 * 2048 * 768
     fp8 = ModelFacts.from_config("fp8", {**QWEN3_30B, "quantization_config": {"quant_method": "fp8"}})
     assert not fp8.quantized
-    assert "'fp8' is not W8A8" in fp8.note
+    assert "quantisation 'fp8' of experts is not served" in fp8.note
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}}
+    int4 = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+    packed = ModelFacts.from_config("w4a16", {**QWEN3_30B, "quantization_config": int4})
+    assert (packed.numbers, packed.quantized, packed.int4) == ("W4A16", False, True)
+    assert packed.expert_bytes == 3 * 2048 * 768 // 32 * (16 + 2)  # 32 weights of half a byte, and their scale
     with pytest.raises(MoEConfigError, match="dtype 'float8' is not supported"):
         ModelFacts.from_config("d", {**QWEN3_30B, "torch_dtype": "float8"})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vllm_ascend_patch.core.model_support import problems
+from vllm_ascend_patch.core.model_support import Parallelism, problems
 from vllm_ascend_patch.core.model_traits import traits_of
 from vllm_ascend_patch.core.weight_formats import method_problem
 
@@ -57,7 +57,17 @@ def problems_of(quantization: Any, **changes: Any) -> list[str]:
     return problems(traits_of("m", {**MODEL, **changes, "quantization_config": quantization}))
 
 
+ATTENTION, SHARED = r"re:.*self_attn.*", r"re:.*shared_experts.*"
 SERVED: dict[str, Any] = {
+    "Kimi-K2-Thinking": compressed(
+        {**INT4_GROUP, "group_size": 32},
+        None,
+        "pack-quantized",
+        ignore=["lm_head", ATTENTION, SHARED, r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
+    ),
+    "W4A16": compressed(INT4_GROUP, None, "pack-quantized"),
+    "W4A16, weights ordered": compressed({**INT4_GROUP, "actorder": "weight"}, None, "pack-quantized"),
+    "W4A16 per channel": compressed({**INT4_GROUP, "strategy": "channel", "group_size": -1}, None, "pack-quantized"),
     "W8A8 dynamic": compressed(INT8_CHANNEL, INT8_TOKEN, "int-quantized"),
     "W8A8 without a status": compressed(INT8_CHANNEL, INT8_TOKEN, "naive-quantized"),
     "W8A8 static, experts left out": compressed(
@@ -114,9 +124,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
         compressed({**INT8_CHANNEL}, None, "pack-quantized"),
         "group_0 of compressed-tensors has weights (int8, per channel; pack-quantized) and activations as they are",
     ),
-    "W4A16": (
-        compressed(INT4_GROUP, None, "pack-quantized"),
-        "weights (int4, groups of 128; pack-quantized) and activations as they are, not supported",
+    "W4A16 in groups of 16": (
+        compressed({**INT4_GROUP, "group_size": 16}, None, "pack-quantized"),
+        "weights (int4, groups of 16; pack-quantized) and activations as they are, not supported",
+    ),
+    "W4A16, not packed": (
+        compressed(INT4_GROUP, None, "int-quantized"),
+        "weights (int4, groups of 128; int-quantized) and activations as they are, not supported",
     ),
     "W4A16, inputs ordered": (
         compressed({**INT4_GROUP, "actorder": "group"}, None, "pack-quantized"),
@@ -238,6 +252,18 @@ def test_a_quantisation_by_option_is_refused_by_its_name() -> None:
 
 def test_a_model_without_experts_has_no_experts_to_refuse() -> None:
     assert problems_of(REFUSED["W8A8 static experts"][0], num_experts=0) == []
+
+
+def test_ranks_that_would_share_a_group_of_int4_weights_are_refused() -> None:
+    int4 = {**MODEL, "quantization_config": SERVED["W4A16"]}
+    assert problems(traits_of("m", int4), Parallelism(tp_size=2)) == []
+    assert problems(traits_of("m", int4), Parallelism(tp_size=4, dp_size=2, expert_parallel=True)) == []
+    (problem,) = problems(traits_of("m", int4), Parallelism(tp_size=4))
+    assert problem == (
+        "4 ranks (tensor x data parallel) give each 192 of the 768 inputs of the experts' down projection of m, whose int4 "
+        "weights have a scale for 128 inputs each: only whole groups are supported. Add --enable-expert-parallel, or take "
+        "fewer ranks."
+    )
 
 
 def test_the_older_name_of_the_entry_is_read_as_well() -> None:

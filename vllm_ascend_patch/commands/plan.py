@@ -193,8 +193,7 @@ def show(plan: Plan) -> None:
         (
             "model",
             f"{model.name}: {model.moe_layers} MoE layers, {model.num_experts} experts, top-{model.top_k}, "
-            f"hidden {model.hidden_size}, intermediate {model.intermediate_size}, "
-            + (("W4A8" if model.int4 else "W8A8") if model.quantized else model.dtype),
+            f"hidden {model.hidden_size}, intermediate {model.intermediate_size}, " + model.numbers,
         ),
         ("served", "no, as said above" if plan.not_served else "yes, by what its configuration tells"),
         *([("checkpoint", plan.checkpoint.what)] if plan.checkpoint is not None else []),

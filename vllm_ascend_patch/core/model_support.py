@@ -81,7 +81,7 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
     )
     found = [check(model) for check in checks]
     if parallel is not None:
-        found += [check(model, parallel) for check in (_division, _expert_slices, _heads)]
+        found += [check(model, parallel) for check in (_division, _expert_slices, _int4_groups, _heads)]
     return [problem for problem in found if problem is not None]
 
 
@@ -343,6 +343,20 @@ def _expert_slices(model: ModelTraits, parallel: Parallelism) -> str | None:
         f"{parallel.tp_size} x {parallel.dp_size} ranks (tensor x data parallel) do not divide the experts' intermediate "
         f"size of {model.expert_size} of {model.name}: without expert parallelism vLLM gives each rank an equal slice of "
         "every expert. Add --enable-expert-parallel, or take a number of ranks that divides it."
+    )
+
+
+def _int4_groups(model: ModelTraits, parallel: Parallelism) -> str | None:
+    experts = None if model.weights is None else model.weights.experts
+    if experts is None or not experts.w4a16 or parallel.expert_parallel:
+        return None
+    ranks, size = parallel.tp_size * parallel.dp_size, experts.weights.group_size
+    if not size or model.expert_size // ranks % size == 0:
+        return None
+    return (
+        f"{ranks} ranks (tensor x data parallel) give each {model.expert_size // ranks} of the {model.expert_size} inputs "
+        f"of the experts' down projection of {model.name}, whose int4 weights have a scale for {size} inputs each: only "
+        "whole groups are supported. Add --enable-expert-parallel, or take fewer ranks."
     )
 
 

@@ -38,6 +38,7 @@ ATTENTION = "attention"
 LATENT_ATTENTION = "multi-head latent attention"
 EXPERTS = "experts"
 INT8 = "int8 weights"
+INT4 = "int4 weights"
 MC2 = "MC2"
 
 
@@ -83,7 +84,8 @@ CALLS: Mapping[str, tuple[Call, ...]] = {
         _call(
             "npu_grouped_matmul",
             2,
-            "bias scale per_token_scale group_list split_item group_type group_list_type output_dtype",
+            "bias scale per_token_scale antiquant_scale antiquant_offset group_list split_item group_type group_list_type "
+            "output_dtype",
         ),
         _call("npu_swiglu", 1),
         _call("npu_clipped_swiglu", 1, "group_index alpha limit bias interleaved", optional=True),
@@ -94,6 +96,7 @@ CALLS: Mapping[str, tuple[Call, ...]] = {
         _call("npu_quantize", 6),
         _call("npu_quant_matmul", 3, "bias pertoken_scale output_dtype"),
     ),
+    INT4: (_call("npu_weight_quant_batchmatmul", 3, "antiquant_group_size"),),
     MC2: (
         _call(
             "npu_moe_distribute_dispatch_v2",

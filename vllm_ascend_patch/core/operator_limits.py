@@ -45,6 +45,9 @@ GROUPED_MATMUL_MAX_DIM = 65535
 GROUPED_MATMUL_MAX_GROUPS = 1024
 # npu_quant_matmul: last dimensions (torch_npu operator documentation).
 QUANT_MATMUL_MAX_DIM = 65535
+# npu_weight_quant_batchmatmul: K and N, and inputs that share a scale (torch_npu operator documentation).
+WEIGHT_QUANT_MAX_DIM = 65535
+WEIGHT_QUANT_GROUP_MULTIPLE = 32
 # npu_moe_init_routing_v2 (op-plugin reference).
 MAX_EXPERTS = 10240
 # npu_moe_token_unpermute (op-plugin reference).
@@ -419,6 +422,14 @@ ROWS: tuple[Row, ...] = (
         f"{_REFUSED}; core/moe/experts.py, by the worker",
     ),
     Row(
+        "npu_grouped_matmul",
+        "groups of inputs that share a scale",
+        "the checkpoint's groups (W4A16); the experts' intermediate size / TP without EP",
+        "they divide K, and have an even size",
+        "W, C",
+        f"core/weight_formats.py, core/model_support.py: {_REFUSED}",
+    ),
+    Row(
         "npu_dequant_swiglu_quant",
         "width of an expert",
         "the experts' intermediate size",
@@ -444,6 +455,14 @@ ROWS: tuple[Row, ...] = (
         f"{QUANT_MATMUL_MAX_DIM}",
         "W",
         f"{_REFUSED}; npu/int8_linear.py, by the worker",
+    ),
+    Row(
+        "npu_weight_quant_batchmatmul",
+        "K and N; inputs that share a scale",
+        "inputs and outputs of W4A16 linear layers / TP; the checkpoint's groups",
+        f"{WEIGHT_QUANT_MAX_DIM}; multiples of {WEIGHT_QUANT_GROUP_MULTIPLE}",
+        "W",
+        f"core/weight_formats.py: other groups are {_REFUSED}; npu/int4_linear.py, by the worker",
     ),
     *(
         Row(

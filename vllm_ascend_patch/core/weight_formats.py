@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .operator_limits import WEIGHT_QUANT_GROUP_MULTIPLE
+
 _HERE = "on Ascend NPUs by this port"
 COMPRESSED_TENSORS = "compressed-tensors"
 
@@ -28,6 +30,7 @@ _KNOWN_AS = {
     "fbgemm_fp8": "FBGEMM's fp8",
     "experts_int8": "int8, quantised while they are loaded,",
 }
+_ORDERED = ("group", "dynamic")  # inputs are not in their own order then, while serving
 _FP8 = ("fp8", "deepseek_v4_fp8")
 _MXFP4 = ("mxfp4", "gpt_oss_mxfp4")
 # Where a checkpoint's experts are, by the names that families give them; for patterns in lists of targets.
@@ -80,7 +83,7 @@ class Numbers:
         """As in ``int4, groups of 128, asymmetric``."""
         parts = [f"{self.kind}{self.bits}", f"groups of {self.group_size}" if self.group_size else f"per {self.per}"]
         parts += [] if self.symmetric else ["asymmetric"]
-        parts += [f"ordered by {self.order}"] if self.order in ("group", "dynamic") else []
+        parts += [f"ordered by {self.order}"] if self.order in _ORDERED else []
         return ", ".join(parts)
 
 
@@ -125,6 +128,15 @@ class Group:
     def w8a8_experts(self) -> bool:
         """int8 weights per channel and activations per token, as the experts take them."""
         return self.w8a8 and self.inputs is not None and self.inputs.dynamic and self.weights.per == "channel"
+
+    @property
+    def w4a16(self) -> bool:
+        """Packed int4 weights beside float activations, per channel or in groups that the operators take."""
+        weights = self.weights
+        plain = self.inputs is None and not self.outputs and self.stored == "pack-quantized" and not weights.dynamic
+        int4 = weights.kind == "int" and weights.bits == 4 and weights.symmetric
+        groups = weights.per == "group" and weights.group_size % WEIGHT_QUANT_GROUP_MULTIPLE == 0
+        return plain and int4 and (weights.per == "channel" or groups) and weights.order not in _ORDERED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +212,9 @@ def problem(name: str, found: WeightFormat | None) -> str | None:
             f"{_SUPPORTED}. {_REMEDY}"
         )
     for group in found.groups:
-        if not group.w8a8:
+        if not (group.w8a8 or group.w4a16):
             return f"{name}: {group.name} of compressed-tensors has {group}, not supported {_HERE}: {_SUPPORTED}. {_REMEDY}"
-    if found.experts is not None and not found.experts.w8a8_experts:
+    if found.experts is not None and not (found.experts.w8a8_experts or found.experts.w4a16):
         return (
             f"{name}: experts with {found.experts} ({found.experts.name} of compressed-tensors) are not supported {_HERE}: "
             "experts in W8A8 have weights per channel and dynamic activations per token. Leave the experts out of that "
@@ -212,11 +224,12 @@ def problem(name: str, found: WeightFormat | None) -> str | None:
 
 
 _SUPPORTED = (
-    "bfloat16 and float16 are, compressed-tensors in W8A8 (int8 weights per channel, int8 activations, symmetric) and "
+    "bfloat16 and float16 are, compressed-tensors in W8A8 (int8 weights per channel, int8 activations, symmetric) and W4A16 "
+    f"(packed symmetric int4 weights, per channel or in groups of a multiple of {WEIGHT_QUANT_GROUP_MULTIPLE}), and "
     "ModelSlim's W8A8 and W4A8"
 )
 _REMEDY = (
-    "Take such a checkpoint of this model, or write one from the unquantised one with llm-compressor (INT8_W8A8) or "
+    "Take such a checkpoint of this model, or write one from the unquantised one with llm-compressor (INT8_W8A8, W4A16) or "
     "msModelSlim."
 )
 

@@ -74,13 +74,7 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
 
     def tensor_name(self, layer: Any, name: str, expert: int, part: int) -> str:
         """As ``checkpoint.Owner`` has it."""
-        prefix = getattr(layer, "prefix", "") or type(layer).__name__
-        path, _, last = prefix.rpartition(".")
-        config = getattr(layer.quant_method, "quantization_config", None)
-        merged = getattr(config, "packed_modules_mapping", {}).get(last, ())
-        if len(merged) == len(layer.logical_widths):
-            return f"{path}.{merged[part]}.{name}"
-        return f"{prefix}.{name}" + (f" (part {part})" if len(layer.logical_widths) > 1 else "")
+        return tensor_name(layer, name, part, len(layer.logical_widths))
 
 
 def dynamic_product(
@@ -155,6 +149,17 @@ def loaded_parts(arguments: dict[str, Any], parts: int) -> list[tuple[int, int]]
     if isinstance(shard, tuple):
         return [(0, part) for part in shard]
     return [(0, {"q": 0, "k": 1, "v": 2}.get(shard, shard))]
+
+
+def tensor_name(layer: Any, name: str, part: int, parts: int) -> str:
+    """``checkpoint.Owner.tensor_name`` of a linear layer that ``parts`` of a checkpoint's are merged in."""
+    prefix = getattr(layer, "prefix", "") or type(layer).__name__
+    path, _, last = prefix.rpartition(".")
+    config = getattr(layer.quant_method, "quantization_config", None)
+    merged = getattr(config, "packed_modules_mapping", {}).get(last, ())
+    if len(merged) == parts:
+        return f"{path}.{merged[part]}.{name}"
+    return f"{prefix}.{name}" + (f" (part {part})" if parts > 1 else "")
 
 
 def register() -> None:

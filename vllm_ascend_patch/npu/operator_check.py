@@ -30,6 +30,8 @@ def check_operators(vllm_config: VllmConfig, model: ModelTraits) -> None:
             uses.append(operator_calls.MC2)
     if vllm_config.model_config.quantization is not None:
         uses.append(operator_calls.INT8)
+    if model.weights is not None and any(group.w4a16 for group in model.weights.groups):
+        uses.append(operator_calls.INT4)
     unfit = operator_calls.unfit_calls(installed_schemas(), uses)
     if unfit:
         raise ValueError(

@@ -49,7 +49,7 @@ class NPUWorker(Worker):
 
             map_graph_names()
         register_methods()
-        _register_int8_linear()
+        _register_linear_kernels()
         register_modelslim()
         map_profiler_names(args[0] if args else kwargs["vllm_config"])
         with _triton_answered():
@@ -188,15 +188,16 @@ class NPUWorker(Worker):
         return index
 
 
-def _register_int8_linear() -> None:
+def _register_linear_kernels() -> None:
     """Where vLLM takes kernels from outside; in releases before that, quantised models are refused (config_check.py)."""
     try:
         from vllm.model_executor.kernels.linear import register_linear_kernel  # noqa: F401
     except ImportError:
         return
-    from . import int8_linear
+    from . import int4_linear, int8_linear
 
     int8_linear.register()
+    int4_linear.register()
 
 
 def _no_kernel_warmup(*_: Any) -> None:

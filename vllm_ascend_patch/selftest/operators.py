@@ -19,6 +19,7 @@ from vllm_ascend_patch.core.moe.comm.local_routing import sort_by_expert, sum_pr
 from vllm_ascend_patch.core.moe.experts import ExpertWeights, expert_mlp, quantize_rows
 from vllm_ascend_patch.core.moe.gating import sigmoid_top_k
 from vllm_ascend_patch.core.moe.router_ops import top_k_softmax
+from vllm_ascend_patch.core.packed_int4 import PER_WORD, group_scales
 
 from .compared import Comparison
 from .result import Result, attempt, require
@@ -45,9 +46,11 @@ CALLED = (
     "npu_quantize",
     "npu_scatter_pa_kv_cache",
     "npu_swiglu",
+    "npu_weight_quant_batchmatmul",
 )
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOP_K = 1024, 256, 8, 4
+GROUP = 32  # inputs that share a scale of int4 weights
 ODD_INTERMEDIATE = 96  # not a multiple of 64: the unfused way of int8 experts
 TOKENS = (1, 7, 64)
 BLOCK, BLOCKS = 128, 6
@@ -153,6 +156,27 @@ def int8_linear(device: torch.device, dtype: torch.dtype) -> None:
             _randn(tokens, HIDDEN, dtype=dtype, device=device).float(), step, offset, torch.qint8, -1, True
         )
         torch_npu.npu_quant_matmul(rows, weight.t(), static.to(device), bias=bias, output_dtype=dtype)
+
+
+def int4_weights(device: torch.device, dtype: torch.dtype) -> None:
+    """Experts and, as ``npu/int4_linear.py`` has them, linear layers; scales in groups and per channel."""
+    for groups in (HIDDEN // GROUP, 1):
+        w13, w2 = (
+            torch.randint(-(2**31), 2**31, (EXPERTS, outputs, inputs // PER_WORD), dtype=torch.int32).to(device)
+            for outputs, inputs in ((2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))
+        )
+        shares = groups, max(groups * INTERMEDIATE // HIDDEN, 1)
+        scales = [
+            group_scales(torch.empty(EXPERTS, w.shape[1], share, dtype=dtype, device=device)) * 1e-2
+            for w, share in zip((w13, w2), shares, strict=True)
+        ]
+        weights = ExpertWeights.of_int4(w13, w2, *scales)
+        for tokens in TOKENS:
+            x = _randn(tokens, HIDDEN, dtype=dtype, device=device)
+            expert_mlp(x, _counts(tokens, device), weights)
+            torch_npu.npu_weight_quant_batchmatmul(
+                x, w13[0].t(), scales[0][0].t(), antiquant_group_size=GROUP if groups > 1 else 0
+            )
 
 
 def _mask(device: torch.device) -> torch.Tensor:
@@ -283,6 +307,7 @@ CALLS: tuple[Callable[[torch.device, torch.dtype], None], ...] = (
     float_experts,
     int8_experts,
     int8_linear,
+    int4_weights,
     paged_attention,
     attention_with_sinks,
     latent_attention,

@@ -4,7 +4,8 @@
 No communication and no routing here: rows come in sorted by local expert, rows go out in the same order.
 
 W8A8 means per-token symmetric int8 activations, computed on the fly, and per-output-channel symmetric int8 weights, as
-compressed-tensors checkpoints store them. W4A8 has the same activations and int4 weights (``int4_weights.py``).
+compressed-tensors checkpoints store them. W4A8 has the same activations and int4 weights (``int4_weights.py``), W4A16 float
+rows and int4 weights (``core/packed_int4.py``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from vllm_ascend_patch.core.operator_limits import (
     GROUPED_MATMUL_MAX_DIM,
     GROUPED_MATMUL_MAX_GROUPS,
 )
+from vllm_ascend_patch.core.packed_int4 import PER_WORD
 
 from .activations import SWIGLU, Activation
+from .constants import zero_rows
 from .errors import MoEConfigError
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -47,6 +50,9 @@ class ExpertWeights:
         w13_scale_bias: W4A8 only, float32 ``[E, 2I]``; then ``w13`` is int32 ``[E, H, 2I / 8]`` and ``w13_scale`` int64
             ``[E, 1, 2I]``.
         w2_scale_bias: W4A8 only, float32 ``[E, H]``; ``w2`` and ``w2_scale`` likewise.
+        w13_group_scale: W4A16 only, of ``output_dtype``: ``[E, G, 2I]``, a scale for each of G groups of inputs, or per
+            channel ``[E, 2I]``; then ``w13`` is int32 ``[E, H / 8, 2I]``.
+        w2_group_scale: W4A16 only, ``[E, G, H]`` or ``[E, H]``; ``w2`` likewise.
     """
 
     w13: torch.Tensor
@@ -59,6 +65,8 @@ class ExpertWeights:
     w2_bias: torch.Tensor | None = None
     w13_scale_bias: torch.Tensor | None = None
     w2_scale_bias: torch.Tensor | None = None
+    w13_group_scale: torch.Tensor | None = None
+    w2_group_scale: torch.Tensor | None = None
 
     @classmethod
     def from_loaded(
@@ -142,6 +150,35 @@ class ExpertWeights:
         views = w13.transpose(1, 2), w2.transpose(1, 2)
         return cls(*views, output_dtype, w13_scale, w2_scale, activation, w13_bias, w2_bias)
 
+    @classmethod
+    def of_int4(
+        cls,
+        w13: torch.Tensor,
+        w2: torch.Tensor,
+        w13_scale: torch.Tensor,
+        w2_scale: torch.Tensor,
+        activation: Activation = SWIGLU,
+    ) -> ExpertWeights:
+        """Views of W4A16 weights.
+
+        Args:
+            w13: int32 ``[E, 2I, H / 8]``, signed (``packed_int4.to_signed``).
+            w2: int32 ``[E, H, I / 8]``.
+            w13_scale: bf16 or fp16 ``[E, 2I, G]`` of ``packed_int4.group_scales``; ``G`` 1 is per channel.
+            w2_scale: ``[E, H, G]``.
+            activation: as in ``from_loaded``.
+        """
+        scales = (scale.mT.squeeze(1) for scale in (w13_scale, w2_scale))
+        w13_group_scale, w2_group_scale = scales
+        return cls(
+            w13.mT,
+            w2.mT,
+            w13_scale.dtype,
+            activation=activation,
+            w13_group_scale=w13_group_scale,
+            w2_group_scale=w2_group_scale,
+        )
+
     @property
     def num_local(self) -> int:
         """Experts on this rank."""
@@ -150,12 +187,16 @@ class ExpertWeights:
     @property
     def hidden_size(self) -> int:
         """Size of a token's hidden state."""
-        return self.w13.shape[1]
+        return self.w13.shape[1] * self._inputs_per_row
 
     @property
     def intermediate_size(self) -> int:
         """Intermediate size on this rank."""
-        return self.w2.shape[1]
+        return self.w2.shape[1] * self._inputs_per_row
+
+    @property
+    def _inputs_per_row(self) -> int:
+        return 1 if self.w13_group_scale is None else PER_WORD
 
     @property
     def quantized(self) -> bool:
@@ -215,10 +256,14 @@ def expert_mlp(
 def _mlp_float(rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
     # Nested, so that the widest tensor is free before the result is allocated.
     return _grouped_matmul(
-        weights.activation(_grouped_matmul(rows, weights.w13, counts, bias=weights.w13_bias), counts),
+        weights.activation(
+            _grouped_matmul(rows, weights.w13, counts, bias=weights.w13_bias, group_scale=weights.w13_group_scale),
+            counts,
+        ),
         weights.w2,
         counts,
         bias=weights.w2_bias,
+        group_scale=weights.w2_group_scale,
     )
 
 
@@ -284,16 +329,22 @@ def _grouped_matmul(
     scale: torch.Tensor | None = None,
     row_scales: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    group_scale: torch.Tensor | None = None,
     output_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """``[A, K] x [E, K, N] (+ [E, N]) -> [A, N]``, the rows of expert e being those after ``counts[:e].sum()``."""
     import torch_npu
+
+    # The operator wants an offset beside the scales; one zero buffer serves all layers.
+    offset = None if group_scale is None else zero_rows(group_scale.numel(), group_scale.view(-1)).view_as(group_scale)
 
     return torch_npu.npu_grouped_matmul(
         [rows],
         [weight],
         bias=None if bias is None else [bias],
         scale=None if scale is None else [scale],
+        antiquant_scale=None if group_scale is None else [group_scale],
+        antiquant_offset=None if offset is None else [offset],
         per_token_scale=None if row_scales is None else [row_scales],
         group_list=counts,
         split_item=2,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_ascend_patch.core.weight_formats import WeightFormat
+
 from .errors import MoEConfigError
 
 # The names that model families use for the same quantity, most specific first.
@@ -32,6 +34,7 @@ class ModelFacts:
         dtype: of the activations.
         quantized: experts take int8 rows.
         int4: their weights are int4.
+        group_size: inputs that share a scale of 2 bytes, 0 where that is one per channel.
         note: what of the configuration is not modelled, empty when nothing.
     """
 
@@ -45,12 +48,22 @@ class ModelFacts:
     quantized: bool = False
     note: str = ""
     int4: bool = False
+    group_size: int = 0
+
+    @property
+    def numbers(self) -> str:
+        """How experts compute, in short: ``W8A8``, ``W4A8``, ``W4A16``, or the dtype."""
+        if self.quantized:
+            return "W4A8" if self.int4 else "W8A8"
+        return "W4A16" if self.int4 else self.dtype
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of one expert's weights (gate, up and down; scales left out)."""
+        """Bytes of one expert's weights (gate, up and down; of scales those of groups)."""
         values = 3 * self.hidden_size * self.intermediate_size
-        return values // 2 if self.int4 else values * (1 if self.quantized else _DTYPES[self.dtype])
+        if self.int4:
+            return values // 2 + (2 * values // self.group_size if self.group_size else 0)
+        return values * (1 if self.quantized else _DTYPES[self.dtype])
 
     @classmethod
     def from_config(cls, name: str, config: Mapping[str, Any], int8_experts: bool | None = None) -> ModelFacts:
@@ -58,9 +71,10 @@ class ModelFacts:
         from elsewhere."""
         text = {**config, **(config.get("text_config") or {})}
         experts = _find(name, text, _EXPERTS, "routed experts")
-        quantized, note = _quantization(text.get("quantization_config"))
+        layers = _find(name, text, ("num_hidden_layers",), "number of layers")
+        quantized, int4, group_size, note = _quantization(WeightFormat.of(text, layers, has_experts=True))
         if int8_experts is not None:
-            quantized, note = int8_experts, ""
+            quantized, int4, group_size, note = int8_experts, False, 0, ""
         dtype = str(text.get("dtype") or text.get("torch_dtype") or "bfloat16").removeprefix("torch.")
         if dtype not in _DTYPES:
             raise MoEConfigError(f"{name}: dtype {dtype!r} is not supported; supported: {', '.join(_DTYPES)}")
@@ -74,6 +88,8 @@ class ModelFacts:
             dtype=dtype,
             quantized=quantized,
             note=note,
+            int4=int4,
+            group_size=group_size,
         )
 
 
@@ -134,15 +150,18 @@ def _moe_layers(name: str, config: Mapping[str, Any]) -> int:
     )
 
 
-def _quantization(config: Mapping[str, Any] | None) -> tuple[bool, str]:
-    """Whether experts are W8A8 int8, and a note when they are something else."""
-    if not config:
-        return False, ""
-    groups = (config.get("config_groups") or {}).values()
-    for group in groups:
-        weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
-        int8 = all(part.get("type") == "int" and part.get("num_bits") == 8 for part in (weights, inputs))
-        if int8 and inputs.get("dynamic"):
-            return True, ""
-    method = config.get("quant_method", "unknown")
-    return False, f"quantisation {method!r} is not W8A8 dynamic; the plan is for unquantised experts"
+def _quantization(found: WeightFormat | None) -> tuple[bool, bool, int, str]:
+    """Whether experts take int8 rows, whether their weights are int4, inputs per scale, and a note when they are something
+    else."""
+    if found is None or (found.groups and found.experts is None):
+        return False, False, 0, ""
+    if found.experts is not None and found.experts.w8a8_experts:
+        return True, False, 0, ""
+    if found.experts is not None and found.experts.w4a16:
+        return False, True, found.experts.weights.group_size, ""
+    return (
+        False,
+        False,
+        0,
+        f"quantisation {found.method!r} of experts is not served; the plan is for unquantised experts",
+    )

@@ -163,6 +163,18 @@ PATCHES: tuple[Patch, ...] = (
         remove_when="vLLM lets a platform register quantised MoE methods",
     ),
     Patch(
+        id="moe-w4a16",
+        target="vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe."
+        "compressed_tensors_moe_wna16:CompressedTensorsWNA16MoEMethod",
+        kind=Kind.REPLACE,
+        implementation="vllm_ascend_patch.seams.moe.w4a16:NPUW4A16MoEMethod",
+        releases=">=0.32",
+        why="The int4 experts of compressed-tensors checkpoints run on CUDA and CPU kernels only.",
+        how="A subclass that loads weights as upstream does and runs them on grouped matmuls.",
+        upstream="none: quantised MoE methods have no registration for out-of-tree devices",
+        remove_when="vLLM lets a platform register quantised MoE methods",
+    ),
+    Patch(
         id="memory-profile",
         target="vllm.v1.worker.gpu_model_runner:GPUModelRunner.profile_run",
         kind=Kind.WRAP,

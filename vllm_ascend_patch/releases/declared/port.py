@@ -43,4 +43,17 @@ PATCHES: tuple[Patch, ...] = (
         upstream="none: the check spares every layer whose method processes weights after loading, which these do on CPUs",
         remove_when="vLLM checks the parameters of layers without quantisation",
     ),
+    Patch(
+        id="linear-w4a16",
+        target="vllm.model_executor.layers.quantization.compressed_tensors.schemes."
+        "compressed_tensors_wNa16:CompressedTensorsWNA16.create_weights",
+        kind=Kind.WRAP,
+        implementation="vllm_ascend_patch.seams.port.packed_weights:create_weights",
+        reads=("layer", "weight_loader"),
+        releases=">=0.32",
+        why="A checkpoint's int4 are not the operator's, and a kernel of vLLM's sees parameters after they were loaded.",
+        how="Gives the parameters a loader that turns the four bits, and scales the operator's order in memory.",
+        upstream="none: kernels rewrite parameters once, which a tensor that is loaded later would undo",
+        remove_when="vLLM lets a kernel take part in loading",
+    ),
 )

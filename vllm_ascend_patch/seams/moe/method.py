@@ -91,7 +91,7 @@ class NPUExperts:
 
         ``arguments`` hold ``topk_weights`` and ``topk_ids``, or in older releases what routing needs.
         """
-        runtime: LayerRuntime = getattr(layer, _RUNTIME)
+        runtime = runtime_of(layer)
         if "topk_ids" in arguments:
             topk_weights, topk_ids = arguments["topk_weights"], arguments["topk_ids"]
         else:
@@ -139,7 +139,7 @@ class NPUExperts:
 
     def weights_of(self, layer: Any) -> ExpertWeights:
         """The layer's parameters as the operators take them; asked for in every forward."""
-        runtime: LayerRuntime = getattr(layer, _RUNTIME)
+        runtime = runtime_of(layer)
         w13 = layer.w13_weight
         if self.quantized:
             scales = layer.w13_weight_scale, layer.w2_weight_scale
@@ -198,6 +198,12 @@ def keep_runtime(layer: Any, quantized: bool) -> None:
     """
     if not hasattr(layer, _RUNTIME):
         setattr(layer, _RUNTIME, LayerRuntime.of(layer, quantized))
+
+
+def runtime_of(layer: Any) -> LayerRuntime:
+    """What ``keep_runtime`` left on the layer."""
+    found: LayerRuntime = getattr(layer, _RUNTIME)
+    return found
 
 
 def check_supported(moe: Any) -> None:
