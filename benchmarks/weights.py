@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes of weights on the device and launches of linear layers: a ModelSlim checkpoint against its float original, and
-against the floor, the bytes of the file.
+"""Bytes of weights on the device and launches of layers: quantised checkpoints against their float original, and against the
+floor, the bytes of the file.
 
-A worker without an engine loads both; then a projection of each is run once while torch's dispatcher is watched.
+A worker without an engine loads each; then projections of attention and the experts' MLP are run once while torch's
+dispatcher is watched. What the experts keep besides their weights, once they have run, counts as weights.
 
     python benchmarks/weights.py
 """
@@ -20,7 +21,9 @@ import argparse
 import gc
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3MoeConfig
 
 from tests.serve.weights_script import Loaded
-from tests.support import modelslim_models, tiny_models
+from tests.support import int4_models, modelslim_models, static_w8a8_models, tiny_models
+from vllm_ascend_patch.core.moe.experts import ExpertWeights, expert_mlp, quantize_rows
 from vllm_ascend_patch.core.stored_tensors import stored_tensors
+from vllm_ascend_patch.seams.moe.method import NPUExperts
 
 GOAL = 1.02
 _CONFIG = Qwen3MoeConfig(
@@ -54,7 +59,8 @@ class Weights:
     Attributes:
         file_bytes: of its tensors, as stored.
         device_bytes: allocated by loading it.
-        launches: operators of a layer's fused projection of attention, and of its output projection.
+        launches: operators of a layer's fused projection of attention, of its output projection, and of its experts' MLP
+            with the quantisation of its rows.
     """
 
     file_bytes: int
@@ -84,7 +90,6 @@ def allocated() -> int:
 def measure(checkpoint: Path) -> Weights:
     before = allocated()
     loaded = Loaded(str(checkpoint), "float16")
-    device_bytes = allocated() - before
     attention = loaded.model.model.layers[0].self_attn
     launches = {}
     for name in ("qkv_proj", "o_proj"):
@@ -93,8 +98,26 @@ def measure(checkpoint: Path) -> Weights:
         with Launches() as watch:
             layer(x)
         launches[name] = watch.count
+    experts = next(
+        module for module in loaded.model.modules() if isinstance(getattr(module, "quant_method", 0), NPUExperts)
+    )
+    launches["experts"] = launches_of(experts.quant_method.weights_of(experts))
+    device_bytes = allocated() - before
     stored = sum(tensor.bytes for tensor in stored_tensors(checkpoint).values())
     return Weights(stored, device_bytes, launches)
+
+
+def launches_of(weights: ExpertWeights) -> int:
+    """Of the second run of the experts' MLP with a row for each: the first makes what is kept."""
+    rows = torch.randn(weights.num_local, weights.hidden_size).to("npu", torch.float16)
+    counts = torch.ones(weights.num_local, dtype=torch.int64).to("npu")
+    watch = Launches()
+    for _ in range(2):
+        watch.count = 0
+        with watch:
+            given, scales = quantize_rows(rows) if weights.quantized else (rows, None)
+            expert_mlp(given, counts, weights, scales)
+    return watch.count
 
 
 def main() -> int:
@@ -108,13 +131,19 @@ def main() -> int:
             "dynamic": modelslim_models.Export(attention="W8A8_DYNAMIC"),
         }
         checkpoints = {"float16": dense}
+        makers: dict[str, Callable[[Path], Path]] = {
+            "compressed W4A16": lambda to: int4_models.make(dense, to)[0],
+            "compressed W8A8": lambda to: static_w8a8_models.make(dense, to),
+        }
         for name, export in exports.items():
+            makers[f"ModelSlim, {name}"] = partial(modelslim_models.make, dense, export=export)
+        for name, make in makers.items():
             (Path(folder) / name).mkdir()
-            checkpoints[name] = modelslim_models.make(dense, Path(folder) / name, export)
+            checkpoints[name] = make(Path(folder) / name)
         found = {name: measure(path) for name, path in checkpoints.items()}
     for name, weights in found.items():
         print(
-            f"{name:>18}: {weights.device_bytes / 2**20:7.2f} MiB on the device, {weights.file_bytes / 2**20:7.2f} in the "
+            f"{name:>26}: {weights.device_bytes / 2**20:7.2f} MiB on the device, {weights.file_bytes / 2**20:7.2f} in the "
             f"file, launches {weights.launches}"
         )
     ratio = max(weights.device_bytes / weights.file_bytes for name, weights in found.items() if name != "float16")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.support import modelslim_models, tiny_models, w8a8_models
+from tests.support import int4_models, modelslim_models, tiny_models, w8a8_models
 from tests.support.installed import HAS_MODELSLIM, needs_int8_experts
 from tests.support.processes import result_of
 
@@ -28,8 +28,9 @@ EXPERTS = {
     "dense": "model.layers.1.mlp.experts",
     "int8": "model.layers.1.block_sparse_moe.experts",
     "modelslim": "model.layers.1.mlp.experts",
+    "int4": "model.layers.1.block_sparse_moe.experts",
 }
-FAMILIES = {"dense": "qwen3_moe", "int8": "mixtral", "modelslim": "qwen3_moe"}
+FAMILIES = {"dense": "qwen3_moe", "int8": "mixtral", "modelslim": "qwen3_moe", "int4": "mixtral"}
 # What a start lacks, then what a reload lacks.
 LACKING = {
     "dense": (
@@ -63,9 +64,18 @@ LACKING = {
             "model.layers.0.self_attn.v_proj.input_offset",
         ],
     ),
+    "int4": (
+        [
+            "model.layers.1.block_sparse_moe.experts.3.w3.weight_packed",
+            "model.layers.1.block_sparse_moe.experts.2.w2.weight_scale",
+            "model.layers.1.self_attn.v_proj.weight_packed",
+            "model.layers.0.self_attn.o_proj.weight_scale",
+        ],
+        ["model.layers.1.block_sparse_moe.experts.5.w3.weight_scale", "model.layers.1.self_attn.k_proj.weight_packed"],
+    ),
 }
 if not HAS_MODELSLIM:
-    del LACKING["modelslim"]
+    del LACKING["modelslim"], LACKING["int4"]  # both are served from the same release on
 
 
 def without(checkpoint: Path, lacking: Callable[[str], bool], folder: Path) -> Path:
@@ -88,6 +98,8 @@ def found(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
             pair = w8a8_models.make(pair[0], folder)[0], w8a8_models.make(pair[1], folder)[0]
         elif kind == "modelslim":
             pair = modelslim_models.make(pair[0], folder), modelslim_models.make(pair[1], folder)
+        elif kind == "int4":
+            pair = int4_models.make(pair[0], folder)[0], int4_models.make(pair[1], folder)[0]
         first, second = pair
         at_start, on_reload = LACKING[kind]
         copies = [without(first, name.__eq__, folder / f"{kind}-start-{name}") for name in at_start]

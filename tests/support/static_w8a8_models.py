@@ -87,7 +87,7 @@ def oracle(dense: Path, checkpoint: Path) -> nn.Module:
         elif name.endswith(".experts"):
             count = sum(1 for key in tensors if key.startswith(f"{name}.") and key.endswith("down_proj.weight"))
             parts = [{p: DynamicLinear(own(f"{name}.{index}.{p}")) for p in _PROJECTIONS} for index in range(count)]
-            model.set_submodule(name, DynamicExperts(parts))  # type: ignore[arg-type]
+            model.set_submodule(name, DynamicExperts(parts))
     return model
 
 

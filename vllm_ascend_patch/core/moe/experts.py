@@ -157,6 +157,7 @@ class ExpertWeights:
         w2: torch.Tensor,
         w13_scale: torch.Tensor,
         w2_scale: torch.Tensor,
+        *,
         activation: Activation = SWIGLU,
     ) -> ExpertWeights:
         """Views of W4A16 weights.
