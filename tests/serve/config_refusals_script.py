@@ -65,6 +65,11 @@ _W8A8 = {
 
 _INT4 = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
 _FORMATS: dict[str, dict[str, Any]] = {
+    "int4": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": {**_INT4, "symmetric": True}}},
+    },
     "awq": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True},
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True},
     "modelopt": {"quant_method": "modelopt", "quant_algo": "FP8"},
@@ -169,8 +174,10 @@ CASES: dict[str, dict[str, Any]] = {
     "head sizes": {"model": "head sizes"},
     "clip": {"model": "clip"},
     "mxfp4": {"model": "mxfp4", "dtype": "bfloat16"},
-    **{name: {"model": name} for name in _FORMATS},
+    **{name: {"model": name} for name in _FORMATS if name != "int4"},
     "fp8 by option": {"quantization": "fp8"},
+    "int4": {"model": "int4"},
+    "int4 with load balancing": {"model": "int4", **DP, "additional_config": {"eplb_config": {}}},
     "connector": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "lora": {"enable_lora": True},
     "offload": {"cpu_offload_gb": 1},

@@ -124,7 +124,14 @@ if HAS_MODELSLIM:
         ),
         "no modelslim": ("--quantization ascend needs a ModelSlim checkpoint, and ", "leave the option out"),
     }
+    SERVED["int4"] = OURS | {"quantization": "compressed-tensors"}
+    REFUSED["int4 with load balancing"] = (
+        "expert load balancing (eplb_config) of int4 experts",
+        "Leave eplb_config out",
+    )
 else:
+    too_old_for_int4 = ("int4 weights (compressed-tensors W4A16) are not supported on", "Install such a release")
+    REFUSED |= dict.fromkeys(("int4", "int4 with load balancing"), too_old_for_int4)
     REFUSED |= {
         case: ("is not supported for ModelSlim checkpoints", "Install such a release") for case in ("modelslim",)
     }

@@ -22,6 +22,7 @@ from .flag_check import check_connectors, check_flags
 from .latent_check import check_latent
 from .operator_check import check_operators
 from .runner_check import check_runner
+from .weight_check import check_weights
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -51,9 +52,8 @@ def check_config(vllm_config: VllmConfig) -> None:
     check_runner(vllm_config)
     if vllm_config.model_config is None:
         return
-    traits = model_traits(vllm_config)
-    _check_model(vllm_config, traits)
-    _check_quantization(vllm_config.model_config, traits)
+    _check_model(vllm_config)
+    _check_quantization(vllm_config.model_config)
     check_compressed(vllm_config)
     _check_attention(vllm_config)
     _check_speculation(vllm_config)
@@ -86,8 +86,8 @@ def model_traits(vllm_config: VllmConfig) -> ModelTraits:
     )
 
 
-def _check_model(vllm_config: VllmConfig, traits: ModelTraits) -> None:
-    parallel = vllm_config.parallel_config
+def _check_model(vllm_config: VllmConfig) -> None:
+    traits, parallel = model_traits(vllm_config), vllm_config.parallel_config
     if traits.divides_shared_experts and not _runner_applies_factor():
         traits = replace(traits, routed_scale=1.0)
     layout = Parallelism(
@@ -99,6 +99,7 @@ def _check_model(vllm_config: VllmConfig, traits: ModelTraits) -> None:
         raise ValueError(problem)  # the first is the one that no later one's remedy would mend
     check_latent(vllm_config, traits)
     check_operators(vllm_config, traits)
+    check_weights(vllm_config, traits)
     check_attention_forms(traits, parallel.tensor_parallel_size)
 
 
@@ -141,20 +142,18 @@ def _check_parallel(vllm_config: VllmConfig) -> None:
         )
 
 
-def _check_quantization(model: Any, traits: ModelTraits) -> None:
+def _check_quantization(model: Any) -> None:
     from vllm_ascend_patch.core.modelslim import METHOD
     from vllm_ascend_patch.releases import declarations, guard, records
 
-    if model.quantization in (None, METHOD):
-        return  # modelslim/recognition.py has judged the latter
-    int4 = traits.weights is not None and any(group.w4a16 for group in traits.weights.groups)
-    release, wanted = guard.installed_release(), "moe-w4a16" if int4 else "moe-w8a8"
-    experts = next(patch for patch in declarations.patches() if patch.id == wanted)
-    if release is not None and not records.covers(experts, release):
+    if model.quantization == METHOD:
+        return  # modelslim/recognition.py has judged it
+    release = guard.installed_release()
+    experts = next(patch for patch in declarations.patches() if patch.id == "moe-w8a8")
+    if model.quantization is not None and release is not None and not records.covers(experts, release):
         raise ValueError(
-            f"quantisation {model.quantization!r} is not supported on Ascend NPUs with vLLM {release}: the "
-            f"{'int4' if int4 else 'int8'} kernels of this port need vLLM {experts.releases}. Install such a release, or "
-            "use the unquantised checkpoint."
+            f"quantisation {model.quantization!r} is not supported on Ascend NPUs with vLLM {release}: the int8 kernels "
+            f"of this port need vLLM {experts.releases}. Install such a release, or use the unquantised checkpoint."
         )
 
 

@@ -49,8 +49,9 @@ class NPUWorker(Worker):
 
             map_graph_names()
         register_methods()
-        _register_linear_kernels()
+        _register_int8_linear()
         register_modelslim()
+        _register_int4_linear()
         map_profiler_names(args[0] if args else kwargs["vllm_config"])
         with _triton_answered():
             super().__init__(*args, **kwargs)
@@ -188,15 +189,25 @@ class NPUWorker(Worker):
         return index
 
 
-def _register_linear_kernels() -> None:
+def _register_int8_linear() -> None:
     """Where vLLM takes kernels from outside; in releases before that, quantised models are refused (config_check.py)."""
     try:
         from vllm.model_executor.kernels.linear import register_linear_kernel  # noqa: F401
     except ImportError:
         return
-    from . import int4_linear, int8_linear
+    from . import int8_linear
 
     int8_linear.register()
+
+
+def _register_int4_linear() -> None:
+    """Where vLLM has such kernels in one place; releases before that refuse int4 weights (weight_check.py)."""
+    try:
+        from vllm.model_executor.kernels.linear import MPLinearKernel  # noqa: F401
+    except ImportError:
+        return
+    from . import int4_linear
+
     int4_linear.register()
 
 

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refuses, before a process is started, int4 weights (W4A16) that the installed vLLM or an option keeps from being served.
+
+Which formats are served at all is ``core/weight_formats.py``'s.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_ascend_patch.core.model_traits import ModelTraits
+from vllm_ascend_patch.releases import declarations, guard, records
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+def check_weights(vllm_config: VllmConfig, model: ModelTraits) -> None:
+    """Raise ``ValueError`` where ``model`` has int4 weights that are not served so."""
+    if model.weights is None or not any(group.w4a16 for group in model.weights.groups):
+        return
+    release = guard.installed_release()
+    experts = next(patch for patch in declarations.patches() if patch.id == "moe-w4a16")
+    if release is not None and not records.covers(experts, release):
+        raise ValueError(
+            f"{model.name}: int4 weights (compressed-tensors W4A16) are not supported on Ascend NPUs with vLLM {release}: "
+            f"that needs vLLM {experts.releases}. Install such a release, or use the unquantised checkpoint."
+        )
+    options = vllm_config.additional_config
+    if isinstance(options, dict) and options.get("eplb_config") is not None:
+        raise ValueError(
+            f"{model.name}: expert load balancing (eplb_config) of int4 experts is not supported on Ascend NPUs by this "
+            "port: their scales do not lie in one piece per expert. Leave eplb_config out, or serve a checkpoint with int8 or "
+            "unquantised experts."
+        )
