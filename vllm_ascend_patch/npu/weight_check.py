@@ -30,6 +30,6 @@ def check_weights(vllm_config: VllmConfig, model: ModelTraits) -> None:
     if isinstance(options, dict) and options.get("eplb_config") is not None:
         raise ValueError(
             f"{model.name}: expert load balancing (eplb_config) of int4 experts is not supported on Ascend NPUs by this "
-            "port: their scales do not lie in one piece per expert. Leave eplb_config out, or serve a checkpoint with int8 or "
-            "unquantised experts."
+            "port: their scales do not lie in one piece per expert. Leave eplb_config out, or serve a checkpoint with int8 "
+            "or unquantised experts."
         )
