@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.support.environment import clean_environment
+from tests.support.installed import needs_runner_v2
 from tests.support.npus import npu_command
 from tests.support.processes import run
 from vllm_ascend_patch.releases import runner
@@ -20,6 +22,8 @@ from vllm_ascend_patch.releases import runner
 ENGINE = "tests.serve.engine_script"
 RUNNERS: dict[str, dict[str, str]] = {"V1": {}, "V2": {runner.VARIABLE: "1"}}
 """vLLM's model runners, and the environment that asks for them."""
+ALSO_ON_V2 = ["V1", pytest.param("V2", marks=[needs_runner_v2, pytest.mark.slow])]
+"""The runners as a test's parameter: V1 as the test is marked, V2 among the slow tests."""
 
 
 def run_script(

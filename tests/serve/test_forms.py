@@ -14,7 +14,7 @@ import pytest
 from tests.support import tiny_models
 from tests.support.processes import result_of
 
-from .scripts import job_for, run_script
+from .scripts import ALSO_ON_V2, RUNNERS, job_for, run_script, runs
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -35,9 +35,9 @@ FORMS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 BLOCK = 128 * 2 * 2 * 32  # elements of a block of the one-layer model: tokens x (key, value) x KV heads x head size
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=ALSO_ON_V2)
 def served(
-    checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, list[list[int]]], str]:
     """What each form was answered by one process on a device of 12 GiB, what transformers answers, and the log."""
     expected, jobs = {}, []
@@ -52,9 +52,11 @@ def served(
         devices=1,
         folder=tmp_path_factory.mktemp("forms"),
         memory="12GiB",
-        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},  # no process per engine: starting one is what takes time
+        # no process per engine: starting one is what takes time
+        environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **RUNNERS[request.param]},
     )
     assert done.returncode == 0, done.stdout[-6000:]
+    assert runs(request.param, done.stdout)
     return dict(zip(FORMS, result_of(done), strict=True)), expected, done.stdout
 
 

@@ -20,7 +20,7 @@ from tests.support.clear_tokens import clear_tokens
 from tests.support.installed import HAS_GRAPHS_OF_WHOLE_STEPS, needs_latent_attention
 from tests.support.tiny_models import Case
 
-from .scripts import chosen
+from .scripts import ALSO_ON_V2, RUNNERS, chosen, runs
 from .test_eplb import AT_START, EPLB
 from .test_graphs import traced_workers
 from .test_methods import METHODS
@@ -92,12 +92,14 @@ def serve(
 
 
 @pytest.mark.parametrize(("family", "layout"), COMBINATIONS)
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_greedy_tokens_equal_transformers(
-    family: str, layout: str, folder: Path, run_engine: Callable[..., Any], tmp_path: Path
+    runner: str, family: str, layout: str, folder: Path, run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
     tp, dp, arguments = LAYOUTS[layout]
     traces = {"VLLM_ASCEND_PATCH_TRACE": str(tmp_path / "{rank}-{pid}.json")} if arguments is GRAPHS else {}
-    result = serve(latent_models.make(family, folder), tp, dp, run_engine, arguments, **traces)
+    result = serve(latent_models.make(family, folder), tp, dp, run_engine, arguments, **traces, **RUNNERS[runner])
+    assert runs(runner, result["log"])
     seen = result["asked"][0]
     assert seen["bytes_per_token"] == BYTES_PER_TOKEN
     assert max(seen["chunks"]) >= 1, "no prompt was prefilled over context"
@@ -107,7 +109,7 @@ def test_greedy_tokens_equal_transformers(
     if arguments is GRAPHS:
         workers = traced_workers(tmp_path)
         assert len(workers) == tp * dp
-        replayed = "FULL" if HAS_GRAPHS_OF_WHOLE_STEPS else "PIECEWISE"
+        replayed = "FULL" if HAS_GRAPHS_OF_WHOLE_STEPS and runner == "V1" else "PIECEWISE"
         assert all(worker.modes[replayed] > worker.modes["NONE"] > 0 for worker in workers)
 
 
@@ -171,12 +173,14 @@ def test_each_way_to_the_experts(method: str, folder: Path, run_engine: Callable
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 @pytest.mark.parametrize("keep", [("kv_b_proj",), ()], ids=["kv_b_proj in float16", "all linear layers in int8"])
 @pytest.mark.parametrize(("dp", "arguments"), [(1, EAGER), (2, GRAPHS)], ids=["one device", "dp 2 with ep"])
 def test_int8_experts_and_linear_layers(
     dp: int,
     arguments: dict[str, Any],
     keep: tuple[str, ...],
+    runner: str,
     folder: Path,
     tmp_path: Path,
     run_engine: Callable[..., Any],
@@ -185,7 +189,7 @@ def test_int8_experts_and_linear_layers(
     dense = latent_models.make("deepseek_v3", folder)
     quantised, twin = w8a8_models.make(dense, tmp_path, keep)
     cases = tiny_models.cases(dense)  # for the prompts
-    result = run_engine(job_of(quantised, cases, 1, dp, **arguments), devices=dp)
+    result = run_engine(job_of(quantised, cases, 1, dp, **arguments), devices=dp, **RUNNERS[runner])
     prompts = [case.prompt for case in cases]
     for name in ("tokens", "again") if dp == 1 else ("together", "late"):
         clear = clear_tokens(twin, prompts, result[name])

@@ -12,7 +12,7 @@ import pytest
 from tests.support import tiny_models, w8a8_models
 from tests.support.installed import needs_int8_experts, needs_runner_v2
 
-from .scripts import RUNNERS, chosen, job_for, refused
+from .scripts import ALSO_ON_V2, RUNNERS, chosen, job_for, refused
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -53,7 +53,7 @@ def test_a_forced_method_gives_the_oracles_tokens(
     assert chosen(result["log"]) == {method}
 
 
-@pytest.mark.parametrize("runner", ["V1", pytest.param("V2", marks=[needs_runner_v2, pytest.mark.slow])])
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_the_method_changes_between_prompt_and_decoding_on_a3(
     runner: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
 ) -> None:
@@ -76,13 +76,19 @@ def test_the_method_changes_between_prompt_and_decoding_on_a3(
         pytest.param(2, "alltoall", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_int8_weights_and_activations_keep_every_clear_choice_of_the_dequantised_model(
-    dp: int, method: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any], tmp_path: Path
+    dp: int,
+    method: str,
+    runner: str,
+    checkpoints: Callable[[str], Path],
+    run_engine: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     quantised, twin = w8a8_models.make(checkpoints("mixtral"), tmp_path)
     cases = w8a8_models.first_token_cases(twin, 16)
     job = job_for(quantised, [case.prompt for case in cases], 1, dp=dp)
-    result = run_engine(job | {"ep": dp > 1}, devices=dp, VLLM_ASCEND_PATCH_MOE_COMM=method)
+    result = run_engine(job | {"ep": dp > 1}, devices=dp, VLLM_ASCEND_PATCH_MOE_COMM=method, **RUNNERS[runner])
     assert result["together" if dp > 1 else "tokens"] == [case.answer for case in cases]
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.support import draft_models, latent_models, modelslim_models
-from tests.support.installed import needs_modelslim
+from tests.support.installed import needs_modelslim, needs_runner_v2
 from tests.support.modelslim_models import Export
 from tests.support.tiny_models import Case
 
-from .scripts import chosen, job_for
+from .scripts import ALSO_ON_V2, RUNNERS, chosen, job_for, runs
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900), needs_modelslim]
 
@@ -78,7 +78,9 @@ def answers(cases: list[Case]) -> list[list[int]]:
         pytest.param("usual", "qwen3_moe", {"enforce_eager": False}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_tokens_equal_transformers_with_the_checkpoints_integers(
+    runner: str,
     export: str,
     family: str,
     changes: dict[str, Any],
@@ -87,7 +89,8 @@ def test_tokens_equal_transformers_with_the_checkpoints_integers(
 ) -> None:
     checkpoint, cases = exported(export, family)
     job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, dp=1, arguments=changes or None)
-    result = run_engine(job | {"ep": False}, devices=1)
+    result = run_engine(job | {"ep": False}, devices=1, **RUNNERS[runner])
+    assert runs(runner, result["log"])
     assert result["tokens"] == answers(cases)
     assert result["again"] == answers(cases)
     assert ("is a ModelSlim checkpoint" in result["log"]) == ("quantization" not in changes)
@@ -125,10 +128,17 @@ def test_ranks_with_slices_of_the_layers_answer_alike(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("export", "family", "balanced"),
-    [("usual", "qwen3_moe", False), ("int4 experts", "qwen3_moe_int4", False), ("usual", "qwen3_moe", True)],
+    ("runner", "export", "family", "balanced"),
+    [
+        ("V1", "usual", "qwen3_moe", False),
+        ("V1", "int4 experts", "qwen3_moe_int4", False),
+        ("V1", "usual", "qwen3_moe", True),
+        pytest.param("V2", "usual", "qwen3_moe", False, marks=needs_runner_v2),
+        pytest.param("V2", "int4 experts", "qwen3_moe_int4", False, marks=needs_runner_v2),
+    ],
 )
 def test_ranks_with_experts_of_their_own_answer_alike_with_every_method(
+    runner: str,
     export: str,
     family: str,
     balanced: bool,
@@ -142,7 +152,7 @@ def test_ranks_with_experts_of_their_own_answer_alike_with_every_method(
     if balanced:
         job["arguments"] |= {"enforce_eager": True, "additional_config": EPLB}
         job["ask"] = "physical_to_logical"
-    result = run_engine(job, devices=2)
+    result = run_engine(job, devices=2, **RUNNERS[runner])
     assert result["alone"] == answers(cases)[:2]
     assert result["together"] == answers(cases)
     assert result["late"] == answers(cases)
@@ -158,7 +168,9 @@ def test_ranks_with_experts_of_their_own_answer_alike_with_every_method(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["mc2", "allgather"])
 @pytest.mark.parametrize(("export", "family"), [("usual", "qwen3_moe"), ("int4 experts", "qwen3_moe_int4")])
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_ranks_with_experts_of_their_own_answer_alike_from_graphs(
+    runner: str,
     export: str,
     family: str,
     method: str,
@@ -167,7 +179,7 @@ def test_ranks_with_experts_of_their_own_answer_alike_from_graphs(
 ) -> None:
     checkpoint, cases = exported(export, family)
     job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, arguments={"enforce_eager": False})
-    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method)
+    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method, **RUNNERS[runner])
     assert result["alone"] == answers(cases)[:2]
     assert result["together"] == answers(cases)
     assert result["late"] == answers(cases)
