@@ -136,20 +136,15 @@ def _register_variables() -> None:
 
 
 def _settle_model_runner() -> None:
-    """Pin vLLM's model runner to V1, and say so, unless the user asks for V2 on a release that serves it."""
+    """Pin the model runner that serves in vLLM's own variable, and say which and why."""
     from .releases import guard
 
     registry = getattr(sys.modules.get("vllm.envs"), "environment_variables", {})
-    if runner.VARIABLE not in registry:
+    chosen = runner.choose(guard.installed_release(), guard.has_runner_v1())
+    if runner.VARIABLE not in registry and chosen.name == "V1":
         return  # this release has one runner
-    value = os.environ.get(runner.VARIABLE)
-    if runner.v2_asked_for():
-        obstacle = runner.v2_obstacle(guard.installed_release())
-        if obstacle is not None:
-            raise envs.EnvError(
-                f"{runner.VARIABLE}={value} asks for model runner V2, but {obstacle}: unset {runner.VARIABLE} or set it to 0"
-            )
-        logger.info("%s=%s: model runner V2 serves", runner.VARIABLE, value)
-    elif value is None:
-        os.environ[runner.VARIABLE] = "0"
-        logger.info("%s=0: vLLM's model runner V1 serves; 1 asks for V2", runner.VARIABLE)
+    if chosen.obstacle is not None:
+        raise envs.EnvError(f"{chosen.obstacle}: {chosen.advice}")
+    if runner.VARIABLE in registry:
+        os.environ.setdefault(runner.VARIABLE, str(int(chosen.name == "V2")))
+    logger.info("vLLM's model runner %s serves: %s", chosen.name, chosen.why)

@@ -53,7 +53,7 @@ def test_the_platform_is_ours_when_asked_for(outcomes: Outcomes, how: str) -> No
 
 def test_the_model_runner_is_pinned_and_the_log_says_so(outcomes: Outcomes) -> None:
     assert outcomes["variable"]["v2"] == "0"
-    assert "VLLM_USE_V2_MODEL_RUNNER=0" in outcomes["variable"]["log"]
+    assert "model runner V1 serves: the default; VLLM_USE_V2_MODEL_RUNNER=1 asks for V2" in outcomes["variable"]["log"]
 
 
 def test_the_other_model_runner_serves_where_it_is_asked_for_and_known_to_work(outcomes: Outcomes) -> None:
@@ -71,6 +71,32 @@ def test_the_other_model_runner_serves_where_it_is_asked_for_and_known_to_work(o
 def test_which_releases_serve_model_runner_v2() -> None:
     assert [r for r in records.STORE.releases() if runner.v2_obstacle(r) is None] == ["0.32.0", "0.33.0"]
     assert runner.v2_obstacle("0.31.0") == "it is served with vLLM >=0.32, and this is 0.31.0"
+
+
+@pytest.mark.parametrize(
+    ("said", "release", "expected"),
+    [
+        (None, "0.33.0", ("V2", "the only one that this vLLM has", None)),
+        ("1", "0.33.0", ("V2", "asked for by VLLM_USE_V2_MODEL_RUNNER=1", None)),
+        (
+            "0",
+            "0.33.0",
+            ("V1", "", "VLLM_USE_V2_MODEL_RUNNER=0 asks for model runner V1, which this vLLM does not have"),
+        ),
+        (
+            None,
+            "0.31.0",
+            ("V2", "", "this vLLM has model runner V2 alone, but it is served with vLLM >=0.32, and this is 0.31.0"),
+        ),
+    ],
+)
+def test_which_model_runner_serves_where_upstream_has_removed_v1(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, release: str, expected: tuple[str, str, str | None]
+) -> None:
+    monkeypatch.delenv(runner.VARIABLE, raising=False)
+    if said is not None:
+        monkeypatch.setenv(runner.VARIABLE, said)
+    assert runner.choose(release, v1=False)[:3] == expected
 
 
 def test_an_explicit_zero_keeps_everything_off(outcomes: Outcomes) -> None:

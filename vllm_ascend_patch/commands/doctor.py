@@ -223,12 +223,10 @@ def _environment() -> list[Check]:
 
 def _model_runner() -> Check:
     """Which of vLLM's model runners a serve would take, and why."""
-    if not runner.v2_asked_for():
-        return Check("model runner", OK, f"V1, the default; {runner.VARIABLE}=1 asks for V2")
-    obstacle = runner.v2_obstacle(guard.installed_release())
-    if obstacle is not None:
-        return Check("model runner", FAIL, f"V2 is asked for, but {obstacle}", f"unset {runner.VARIABLE}")
-    return Check("model runner", OK, f"V2, asked for by {runner.VARIABLE}={os.environ[runner.VARIABLE]}")
+    chosen = runner.choose(guard.installed_release(), guard.has_runner_v1())
+    if chosen.obstacle is not None:
+        return Check("model runner", FAIL, chosen.obstacle, chosen.advice)
+    return Check("model runner", OK, f"{chosen.name}, {chosen.why}")
 
 
 def _devices(found: dict[str, Any]) -> Check:

@@ -16,7 +16,7 @@ from vllm_ascend_patch.patching.describe import Description, Reader
 from vllm_ascend_patch.patching.record import Record
 from vllm_ascend_patch.patching.source import SourceTree, SourceUnavailable, open_tree
 from vllm_ascend_patch.patching.verdict import Finding, Verdict
-from vllm_ascend_patch.releases import declarations, records
+from vllm_ascend_patch.releases import declarations, records, runner
 from vllm_ascend_patch.releases.guard import installed_release, installed_tree
 
 from . import archives
@@ -86,6 +86,10 @@ def check(upstream: Upstream) -> tuple[Record | None, list[Row], list[str]]:
     for patch in declarations.patches():
         if not records.covers(patch, upstream.release):
             verdict = Verdict(Finding.NOT_NEEDED, upstream.release, (f"declared for {patch.releases}",))
+            rows.append(Row(patch, verdict, None, Description("absent")))
+            continue
+        if runner.gone_with_v1(patch, upstream.tree):
+            verdict = Verdict(Finding.NOT_NEEDED, upstream.release, ("this vLLM has no model runner V1",))
             rows.append(Row(patch, verdict, None, Description("absent")))
             continue
         recorded = baseline.targets.get(patch.target) if baseline is not None else None

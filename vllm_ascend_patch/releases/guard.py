@@ -15,7 +15,7 @@ from vllm_ascend_patch.patching.describe import Reader
 from vllm_ascend_patch.patching.source import DirectoryTree, SourceTree, SourceUnavailable
 from vllm_ascend_patch.patching.verdict import Finding, Verdict
 
-from . import records
+from . import records, runner
 
 
 @functools.cache
@@ -44,6 +44,12 @@ def installed_release() -> str | None:
         return Version(version(records.PACKAGE)).public
     except PackageNotFoundError:
         return None
+
+
+@functools.cache
+def has_runner_v1() -> bool:
+    """Whether the vLLM that this process would import has model runner V1."""
+    return runner.has_v1(installed_tree())
 
 
 @functools.cache
@@ -76,6 +82,8 @@ def _examine(patch: Patch) -> Verdict:
         return _refusal(patch, Verdict(Finding.UNKNOWN, release, ("no readable vLLM sources, or no version in them",)))
     if not records.covers(patch, release):
         return Verdict(Finding.NOT_NEEDED, release, (f"declared for vLLM {patch.releases}",))
+    if runner.gone_with_v1(patch, reader.tree):
+        return Verdict(Finding.NOT_NEEDED, release, ("this vLLM has no model runner V1",))
     record = records.STORE.get(release)
     found = reader.describe(patch.place)
     if record is not None:

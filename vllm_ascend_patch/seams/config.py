@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from vllm_ascend_patch.releases import guard
+
 
 def has_graphs(compilation: Any) -> bool:
     """Whether graphs are captured; the oldest release has no mode for them."""
@@ -21,8 +23,8 @@ def largest_graph(compilation: Any) -> int:
 
 
 def uses_runner_v2(config: Any) -> bool:
-    """Whether model runner V2 serves; releases without it have no such question."""
-    return bool(getattr(config, "use_v2_model_runner", False))
+    """Whether model runner V2 serves; a release that has only one of the two has no such question."""
+    return bool(getattr(config, "use_v2_model_runner", not guard.has_runner_v1()))
 
 
 def num_nodes(parallel: Any) -> int:
