@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from tests.support.installed import vllm_file
+from vllm_ascend_patch.core.kernels.sampling import uniform_noise
 
 
 class Value(torch.Tensor):
@@ -106,6 +107,7 @@ class Language:
         offset = torch.as_tensor(pointer.offset)
         if mask is None:
             return value(pointer.memory[offset].clone())
+        mask = torch.as_tensor(mask)
         return value(torch.where(mask, pointer.memory[torch.where(mask, offset, 0)], other))
 
     def store(self, pointer: Pointer, stored: Any, mask: Any = None) -> None:
@@ -128,7 +130,12 @@ class Language:
         result = values.max(dim=axis)
         return (result.values, result.indices) if return_indices else result.values
 
-    range = staticmethod(range)
+    @staticmethod
+    def rand(seed: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """The port's own: which generator draws is not part of what the kernels decide."""
+        return value(uniform_noise(torch.as_tensor(seed), torch.as_tensor(offset)))
+
+    range = static_range = staticmethod(range)
     debug_barrier = staticmethod(lambda: None)
     pointer_type = staticmethod(lambda element: element)
     cast = staticmethod(lambda pointer, kind: pointer)
@@ -137,12 +144,20 @@ class Language:
     exp = staticmethod(lambda values: torch.exp(torch.as_tensor(values)))
     log = staticmethod(lambda values: torch.log(torch.as_tensor(values)))
     zeros = staticmethod(lambda shape, dtype: torch.zeros(shape, dtype=dtype))
+    zeros_like = staticmethod(torch.zeros_like)
     full = staticmethod(lambda shape, filled, dtype: torch.full(shape, filled, dtype=dtype))
     arange = staticmethod(lambda start, end: value(torch.arange(start, end)))
     sum = staticmethod(lambda values, axis=0: values.sum(dim=axis))
+    argmax = staticmethod(lambda values, axis=0: values.argmax(dim=axis))
     where = staticmethod(lambda condition, one, other: torch.where(torch.as_tensor(condition), one, other))
     maximum = staticmethod(lambda one, other: torch.maximum(torch.as_tensor(one), torch.as_tensor(other)))
     minimum = staticmethod(lambda one, other: torch.minimum(torch.as_tensor(one), torch.as_tensor(other)))
+
+
+class _Device:
+    """What the kernels call ``tldevice``."""
+
+    log1p = staticmethod(torch.log1p)
 
 
 class Kernel:
@@ -155,7 +170,7 @@ class Kernel:
     def __init__(self, name: str) -> None:
         module, _, function = name.rpartition(".")
         self._language = Language()
-        scope: dict[str, Any] = {"tl": self._language}
+        scope: dict[str, Any] = {"tl": self._language, "tldevice": _Device}
         _define(module, {function}, scope)
         self._function = scope[function]
 

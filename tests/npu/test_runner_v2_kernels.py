@@ -31,7 +31,7 @@ def compare(
 ) -> Any:
     """Run both on copies, ours with the arguments that the release's kernel has; all outputs must be equal, those that
     are only partly written included. Floating point within rounding."""
-    oracle = _kernel(kernel)
+    oracle = kernel_of(kernel)
     given = {name: arguments.get(name, 0) for name in oracle.parameters}
     theirs, mine = _copies(given), _copies(given)
     oracle.run(grid, **theirs)
@@ -44,7 +44,8 @@ def compare(
 
 
 @cache
-def _kernel(name: str) -> Kernel:
+def kernel_of(name: str) -> Kernel:
+    """A kernel by its name below ``vllm.v1.worker.gpu``."""
     return Kernel(f"{V2}.{name}")
 
 
@@ -143,7 +144,7 @@ def test_staged_writes_into_the_tables_of_several_groups() -> None:
 @pytest.mark.parametrize("groups", [1, 2])
 def test_block_tables_and_slots_of_a_step(groups: int, windows: bool) -> None:
     blocks = LONGEST // PAGE
-    if windows and "MASK_SLIDING_WINDOW" not in _kernel("block_table._gather_block_tables_kernel").parameters:
+    if windows and "MASK_SLIDING_WINDOW" not in kernel_of("block_table._gather_block_tables_kernel").parameters:
         pytest.skip("this vLLM leaves blocks before a window in the table")
     for seed in SEEDS:
         b = Batch(seed)
@@ -310,7 +311,7 @@ def test_sampling_greedy_and_random_rows(apply_temperature: bool) -> None:
 def test_the_noise_is_gumbels() -> None:
     """Mean and standard deviation of 100000 draws, within four standard errors: Euler's constant, and pi over root
     six."""
-    noise = sampling._gumbel_noise(torch.arange(100), torch.arange(100) * 7, 1000)
+    noise = sampling.gumbel_noise(torch.arange(100), torch.arange(100) * 7, 1000)
     assert noise.mean().item() == pytest.approx(0.57722, abs=4 * 1.2825 / 100000**0.5)
     assert noise.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
 

@@ -208,6 +208,14 @@ CASES: dict[str, dict[str, Any]] = {
 ON_RUNNER_V2: dict[str, dict[str, Any]] = {
     "v2": {},
     "v2 drafts": {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+    "v2 blocks of drafts": {
+        "speculative_config": {
+            "method": "ngram",
+            "num_speculative_tokens": 2,
+            "prompt_lookup_max": 3,
+            "rejection_sample_method": "block",
+        }
+    },
     "v2 load balancing": {**DP, "additional_config": {"eplb_config": {"num_redundant_experts": 2}}},
     "v2 stages": {"pipeline_parallel_size": 2},
     "v2 launcher": {"distributed_executor_backend": "external_launcher"},

@@ -145,7 +145,9 @@ NOT_YET = (
     "is not served on Ascend NPUs by model runner V2 yet. Leave it out, or start without VLLM_USE_V2_MODEL_RUNNER=1"
 )
 NOT_ON_RUNNER_V2 = {
-    "v2 drafts": "speculative decoding (--speculative-config)",
+    "v2 blocks of drafts": (
+        "another way of rejecting drafts than the standard one (rejection_sample_method in --speculative-config)"
+    ),
     "v2 load balancing": "expert load balancing (eplb_config in --additional-config)",
     "v2 stages": "pipeline parallelism (--pipeline-parallel-size)",
     "v2 launcher": "an external launcher (--distributed-executor-backend external_launcher)",
@@ -159,7 +161,7 @@ NOT_ON_RUNNER_V2 = {
 }
 if runner.v2_obstacle(guard.installed_release()) is None:
     REFUSED |= {case: (what, NOT_YET) for case, what in NOT_ON_RUNNER_V2.items()}
-    SERVED["v2"] = OURS
+    SERVED |= dict.fromkeys(("v2", "v2 drafts"), OURS)
 _RUNNER = vllm_file("model_executor", "layers", "fused_moe", "runner", "moe_runner.py")
 if not (_RUNNER.exists() and "_maybe_apply_routed_scale_to_output" in _RUNNER.read_text()):
     del REFUSED["scaled in float16"]

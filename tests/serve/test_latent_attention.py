@@ -151,11 +151,13 @@ def test_absorbed_and_plain_attention_agree(folder: Path, run_engine: Callable[.
 
 
 @pytest.mark.slow
-def test_drafts_of_a_prediction_layer(folder: Path, run_engine: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
+def test_drafts_of_a_prediction_layer(runner: str, folder: Path, run_engine: Callable[..., Any]) -> None:
     """Several query tokens per request in decoding, and a drafter whose attention is latent, too."""
     cases = tiny_models.cases(latent_models.make("deepseek_v3", folder))
     arguments = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}, "disable_log_stats": False}
-    result = run_engine(job_of(latent_models.make_with_drafter(folder), cases, 1, 1, **arguments), devices=1)
+    job = job_of(latent_models.make_with_drafter(folder), cases, 1, 1, **arguments)
+    result = run_engine(job, devices=1, **RUNNERS[runner])
     expected = [case.answer for case in cases]
     assert result["tokens"] == expected
     assert result["again"] == expected

@@ -13,6 +13,8 @@ import pytest
 from tests.support import draft_models, tiny_models
 from tests.support.installed import needs_kernel_registry
 
+from .scripts import ALSO_ON_V2, RUNNERS, runs
+
 pytestmark = [needs_kernel_registry, pytest.mark.serve, pytest.mark.timeout(900)]
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
@@ -33,8 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("method", "ranks"), COMBINATIONS)
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_greedy_tokens_with_drafts_equal_transformers(
-    method: str, ranks: int, folder: Path, run_engine: Callable[..., Any]
+    runner: str, method: str, ranks: int, folder: Path, run_engine: Callable[..., Any]
 ) -> None:
     checkpoint = draft_models.make(folder)
     cases = tiny_models.cases(checkpoint)
@@ -48,7 +51,8 @@ def test_greedy_tokens_with_drafts_equal_transformers(
         "many": 20,
         "arguments": {"speculative_config": METHODS[method], "disable_log_stats": False},
     }
-    result = run_engine(job, devices=ranks)
+    result = run_engine(job, devices=ranks, **RUNNERS[runner])
+    assert runs(runner, result["log"])
     expected = [case.answer for case in cases]
     for name in ("tokens", "again") if ranks == 1 else ("together", "late"):
         assert result[name] == expected, name

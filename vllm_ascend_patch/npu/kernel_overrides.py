@@ -16,9 +16,18 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_ascend_patch.core.kernels import drafts, logprobs, rejection, request_tables, sampling, step_inputs
+from vllm_ascend_patch.core.kernels import (
+    drafter_inputs,
+    drafts,
+    logprobs,
+    rejection,
+    request_tables,
+    sampling,
+    step_inputs,
+    verification,
+)
 from vllm_ascend_patch.core.kernels.slot_mapping import compute_slot_mapping
-from vllm_ascend_patch.releases import runner
+from vllm_ascend_patch.releases import guard, runner
 
 logger = init_logger(__name__)
 
@@ -64,6 +73,25 @@ RUNNER_V2: dict[str, Callable[..., None]] = {
 }
 """What model runner V2 launches without drafts; ``runner_check.py`` refuses what else would."""
 
+_REJECTION_V2 = f"{_V2}.spec_decode.rejection_sampler"
+_DRAFTER = f"{_V2}.spec_decode.target_dependent_ar.speculator"
+_NGRAM = f"{_V2}.spec_decode.ngram.speculator"
+SPECULATIVE_V2: dict[str, Callable[..., None]] = {
+    f"{_V2}.input_batch._expand_idx_mapping_kernel": step_inputs.expand_idx_mapping,
+    f"{_REJECTION_V2}._gather_draft_sampled_kernel": verification.gather_draft_sampled,
+    f"{_REJECTION_V2}._flatten_sampled_kernel": verification.flatten_sampled,
+    f"{_REJECTION_V2}_utils._compute_local_logits_stats_kernel": verification.compute_local_logits_stats,
+    f"{_REJECTION_V2}_utils._rejection_kernel": verification.reject,
+    f"{_REJECTION_V2}_utils._resample_kernel": verification.resample,
+    f"{_REJECTION_V2}_utils._insert_resampled_kernel": verification.insert_resampled,
+    f"{_DRAFTER}._prepare_prefill_inputs_kernel": drafter_inputs.prepare_prefill_inputs,
+    f"{_DRAFTER}._prepare_decode_inputs_kernel": drafter_inputs.prepare_decode_inputs,
+    f"{_DRAFTER}._update_draft_inputs_kernel": drafter_inputs.update_draft_inputs,
+    f"{_NGRAM}._ngram_scan_kernel": drafter_inputs.scan_for_ngrams,
+    f"{_NGRAM}._ngram_finalize_kernel": drafter_inputs.draft_from_ngrams,
+}
+"""What it launches besides with drafts."""
+
 
 def registry_exists() -> bool:
     """Whether the installed vLLM lets a platform replace its Triton kernels (from 0.31 on)."""
@@ -71,13 +99,14 @@ def registry_exists() -> bool:
 
 
 def register() -> None:
-    """Give vLLM the overrides; called by vLLM while a model runner is built."""
+    """Give vLLM the overrides of the model runner that serves; called by vLLM while it is built."""
     from vllm.triton_utils.dispatcher import register_kernels
 
-    needed = NEEDED | (RUNNER_V2 if runner.v2_asked_for() else {})
+    v1 = runner.choose(guard.installed_release(), guard.has_runner_v1()).name == "V1"
+    needed, speculative = (NEEDED, SPECULATIVE) if v1 else (RUNNER_V2, SPECULATIVE_V2)
     overrides = {name: _bound_by_name(_find(name), function) for name, function in needed.items()}
     missing = []
-    for name, function in SPECULATIVE.items():
+    for name, function in speculative.items():
         try:
             overrides[name] = _bound_by_name(_find(name), function)
         except (ImportError, AttributeError):

@@ -33,7 +33,7 @@ def _not_served(vllm_config: VllmConfig) -> dict[str, Any]:
 
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     return {
-        "speculative decoding (--speculative-config)": vllm_config.speculative_config,
+        **_not_served_of_drafts(vllm_config.speculative_config),
         "expert load balancing (eplb_config in --additional-config)": (
             isinstance(vllm_config.additional_config, dict) and "eplb_config" in vllm_config.additional_config
         ),
@@ -54,6 +54,19 @@ def _not_served(vllm_config: VllmConfig) -> dict[str, Any]:
         "VLLM_COMPUTE_NANS_IN_LOGITS": getattr(envs, "VLLM_COMPUTE_NANS_IN_LOGITS", False),
         "VLLM_USE_BREAKABLE_CUDAGRAPH": getattr(envs, "VLLM_USE_BREAKABLE_CUDAGRAPH", False),
         **({} if model is None else _not_served_of_model(model)),
+    }
+
+
+def _not_served_of_drafts(speculative: Any) -> dict[str, Any]:
+    if speculative is None:
+        return {}
+    several = getattr(speculative, "use_multi_module_mtp", None)
+    return {
+        "a drafter of several prediction layers": several is not None and several(),
+        "another way of rejecting drafts than the standard one (rejection_sample_method in --speculative-config)": (
+            speculative.rejection_sample_method != "standard"
+        ),
+        "adaptive verification of drafts": getattr(speculative, "enable_adaptive_verification", False),
     }
 
 

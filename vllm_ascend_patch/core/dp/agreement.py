@@ -14,7 +14,7 @@ No communication, no state and no clock here. The rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .errors import StepMismatchError
 from .vector import NUM_FIELDS, Field, GraphMode, StepKind
@@ -63,6 +63,22 @@ class StepAgreement:
     @property
     def dp_size(self) -> int:
         return len(self.tokens)
+
+    def later_draft(self) -> StepAgreement:
+        """Of model runner V2, whose ranks agree once a step: what a drafter's second and later forwards run, eagerly, a
+        token per request and as many on each rank as the rank with the most requests."""
+        requests = self.batch_rows[2]
+        largest = max(requests)
+        return replace(
+            self,
+            kind=StepKind.DRAFT,
+            tokens=requests,
+            active_tokens=tuple(0 if i else n for n, i in zip(requests, self.idle, strict=True)),
+            padded_tokens=(largest,) * self.dp_size,
+            max_tokens=largest,
+            graph_mode=_NO_GRAPH,
+            padded_across_ranks=True,
+        )
 
     def canonical_rows(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Rows (tokens, padded tokens, micro-batch vote, graph mode) that encode the decision itself.

@@ -141,6 +141,15 @@ class DPSession:
         self.current = agreement
         return agreement
 
+    def follow(self, num_tokens_across_dp: Sequence[int]) -> None:
+        """A drafter's forward begins that needs no vector of its own, because the step's says what it runs.
+
+        Args:
+            num_tokens_across_dp: the padded token counts of the forward; the step's own for the drafter's first.
+        """
+        if self.current is not None and tuple(num_tokens_across_dp) != self.current.padded_tokens:
+            self.current = self.current.later_draft()
+
     def check_forward(self, num_tokens_across_dp: Sequence[int] | None) -> StepAgreement | None:
         """The agreement of the forward that begins now; None before the first one.
 

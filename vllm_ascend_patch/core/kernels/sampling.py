@@ -4,7 +4,9 @@ trick.
 
 Parameter names are the upstream kernels'. ``logits_ptr`` is ``[n, vocabulary]``, changed in place; per-request settings
 are ``[R]``, ``expanded_idx_mapping_ptr`` ``[n]`` says whose a row is. Each is launched only where a request of the step
-asks for it. Nothing is read from the device; without drafts, so that a request has one row.
+asks for it. With drafts a request has a row for each and one more, side by side; ``expanded_local_pos_ptr`` ``[n]`` counts
+them, and the tokens before a row's are in ``token_ids_ptr`` or ``input_ids_ptr`` ``[n]``, from the request's second row on.
+Nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -15,12 +17,18 @@ import torch
 
 _INFINITY = float("inf")
 _HALF_WORD, _WORD = 2.0**-16, 2.0**-32
+_DRAFTING = 1 << 30
+"""Upstream's distance between the positions that a drafter and its verification draw noise for."""
+_NO_TOKEN = -1
+"""Stands for a token in the noise of a request's position that is drawn once."""
 
 
 def gumbel_sample(
     local_argmax_ptr: torch.Tensor,
     local_max_ptr: torch.Tensor,
     logits_cache_ptr: torch.Tensor | None,
+    logits_cache_col_ptr: torch.Tensor | None,
+    logits_cache_source_ptr: torch.Tensor | None,
     logits_ptr: torch.Tensor,
     expanded_idx_mapping_ptr: torch.Tensor,
     seeds_ptr: torch.Tensor,
@@ -33,21 +41,34 @@ def gumbel_sample(
 ) -> None:
     """The largest of each row's logits, with noise where the temperature is not 0, and its token.
 
-    Upstream reduces blocks of a row and then their results ``[n, blocks]``; here the first column has the row's, and
-    the others can never win. Raises ``NotImplementedError`` for what drafters and 64-bit noise need.
+    A drafter's logits are kept in ``logits_cache_ptr`` ``[R, K, vocabulary]`` at the step ``logits_cache_col_ptr``, as they
+    were; a batch is a dummy, all of whose ``expanded_idx_mapping_ptr`` are -1, or has none. Upstream reduces blocks of a row
+    and then their results ``[n, blocks]``; here the first column has the row's, and the others can never win. Raises
+    ``NotImplementedError`` for 64-bit noise.
     """
-    if IS_DRAFTING or USE_FP64 or logits_cache_ptr is not None:
-        raise NotImplementedError("sampling drafts, or with 64-bit noise, is not supported on Ascend NPUs")
+    if USE_FP64:
+        raise NotImplementedError("sampling with 64-bit noise is not supported on Ascend NPUs")
+    if logits_cache_ptr is not None and logits_cache_col_ptr is not None and logits_cache_source_ptr is not None:
+        _keep(logits_cache_ptr, expanded_idx_mapping_ptr, logits_cache_col_ptr, logits_cache_source_ptr)
     logits = logits_ptr.float()
     temperature = temp_ptr[expanded_idx_mapping_ptr].unsqueeze(1)
     random = temperature != 0
     if APPLY_TEMPERATURE:
         logits = logits / torch.where(random, temperature, 1.0)
-    noise = _gumbel_noise(seeds_ptr[expanded_idx_mapping_ptr], pos_ptr, logits.shape[1])
+    position = pos_ptr + _DRAFTING if IS_DRAFTING else pos_ptr
+    noise = gumbel_noise(seeds_ptr[expanded_idx_mapping_ptr], position, logits.shape[1])
     largest, token = torch.where(random, logits + noise, logits).max(dim=1)
     local_max_ptr.fill_(-_INFINITY)
     local_max_ptr[:, 0] = largest
     local_argmax_ptr[:, 0] = token
+
+
+def _keep(cache: torch.Tensor, request: torch.Tensor, column: torch.Tensor, logits: torch.Tensor) -> None:
+    row, column = request.clamp(min=0), column.expand(request.shape)
+    kept = cache[row, column]
+    width = logits.shape[1]
+    kept[:, :width] = torch.where((request >= 0).unsqueeze(1), logits, kept[:, :width])
+    cache[row, column] = kept
 
 
 def temperature(
@@ -72,15 +93,23 @@ def penalties(
     presence_penalty_ptr: torch.Tensor,
     prompt_bin_mask_ptr: torch.Tensor,
     output_bin_counts_ptr: torch.Tensor,
+    token_ids_ptr: torch.Tensor,
+    expanded_local_pos_ptr: torch.Tensor,
     **_: Any,
 ) -> None:
     """Repetition, frequency and presence penalties; ``prompt_bin_mask_ptr`` is ``[R, vocabulary / 32]``, a bit per
-    token of the prompt, ``output_bin_counts_ptr`` ``[R, vocabulary]`` how often each token was generated."""
+    token of the prompt, ``output_bin_counts_ptr`` ``[R, vocabulary]`` how often each token was generated. A row's drafts
+    count as generated for the rows behind it."""
     request = expanded_idx_mapping_ptr
     repetition, frequency, presence = (
         table[request].unsqueeze(1) for table in (repetition_penalty_ptr, frequency_penalty_ptr, presence_penalty_ptr)
     )
     counts = output_bin_counts_ptr[request]
+    row = torch.arange(request.shape[0], device=request.device)
+    behind = row.unsqueeze(1) - row
+    draft = (behind >= 0) & (behind < expanded_local_pos_ptr.unsqueeze(1)) & (token_ids_ptr >= 0)
+    ids = token_ids_ptr.long().clamp(min=0).expand_as(draft)
+    counts = counts.scatter_add(1, ids, draft.to(counts.dtype))
     generated = counts > 0
     in_prompt = unpacked(prompt_bin_mask_ptr[request])[:, : logits_ptr.shape[1]]
     scale = torch.where(in_prompt | generated, repetition, 1.0)
@@ -162,9 +191,11 @@ def bad_words(
     all_token_ids_ptr: torch.Tensor,
     prompt_len_ptr: torch.Tensor,
     total_len_ptr: torch.Tensor,
+    input_ids_ptr: torch.Tensor,
+    expanded_local_pos_ptr: torch.Tensor,
     **_: Any,
 ) -> None:
-    """Forbid the last token of every word whose others were just generated.
+    """Forbid the last token of every word whose others were just generated, or are drafts of rows before.
 
     A request's words lie one after the other in ``bad_word_token_ids_ptr`` ``[R, tokens]``; word ``w`` is
     ``[offsets[w], offsets[w + 1])`` of it, ``bad_word_offsets_ptr`` ``[R, words + 1]``.
@@ -179,10 +210,14 @@ def bad_words(
     word = torch.searchsorted(ends.contiguous(), place, right=True).clamp_(max=ends.shape[1] - 1)
     start, end = starts.gather(1, word), ends.gather(1, word)
     before_last = place < end - 1
-    length = total_len_ptr[request].unsqueeze(1)
+    known = total_len_ptr[request].unsqueeze(1)
+    length = known + expanded_local_pos_ptr.unsqueeze(1)
     at = length - (end - 1 - start) + (place - start)  # where this token of the word would stand among the request's
     fits = length - (end - 1 - start) >= prompt_len_ptr[request].unsqueeze(1)
     there = all_token_ids_ptr[request.unsqueeze(1), at.clamp(min=0, max=all_token_ids_ptr.shape[1] - 1)]
+    first = torch.arange(request.shape[0], device=request.device) - expanded_local_pos_ptr
+    draft = (first.unsqueeze(1) + (at - known) + 1).clamp_(min=0, max=input_ids_ptr.shape[0] - 1)
+    there = torch.where(at < known, there, input_ids_ptr[draft])
     differs = before_last & ~(fits & (there == words))
     missed = torch.zeros_like(ends).scatter_add_(1, word, differs.to(ends.dtype))
     forbidden = used & (missed == 0)
@@ -201,13 +236,16 @@ def apply_grammar_bitmask(
     MASK_STRIDE: int,
     **_: Any,
 ) -> None:
-    """Forbid what a grammar does: ``bitmask_ptr`` ``[m, vocabulary / 32]`` has a bit per token, 1 where it is allowed,
-    for the request ``logits_indices_ptr[m] / MASK_STRIDE``."""
-    if MASK_STRIDE != 1:
-        raise NotImplementedError("model runner V2 with draft tokens is not supported on Ascend NPUs")
-    rows = cu_num_logits_ptr[logits_indices_ptr.long()].long()
-    allowed = unpacked(bitmask_ptr)[:, : logits_ptr.shape[1]]
-    logits_ptr[rows] = logits_ptr[rows].masked_fill_(~allowed, -_INFINITY)
+    """Forbid what a grammar does: ``bitmask_ptr`` ``[m, vocabulary / 32]`` has a bit per token, 1 where it is allowed, for
+    row ``logits_indices_ptr[m] % MASK_STRIDE`` of the request ``logits_indices_ptr[m] / MASK_STRIDE``, if it has that."""
+    rows, vocabulary = logits_ptr.shape
+    at = logits_indices_ptr.long()
+    request = torch.div(at, MASK_STRIDE, rounding_mode="floor")
+    row = cu_num_logits_ptr[request] + at % MASK_STRIDE
+    row = torch.where(row < cu_num_logits_ptr[request + 1], row, rows)
+    forbidden = logits_ptr.new_zeros((rows + 1, vocabulary), dtype=torch.bool)
+    forbidden[row] = ~unpacked(bitmask_ptr)[:, :vocabulary]
+    logits_ptr.masked_fill_(forbidden[:rows], -_INFINITY)
 
 
 def unpacked(words: torch.Tensor) -> torch.Tensor:
@@ -228,18 +266,35 @@ def _marked(logits: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor) -> to
     return mask[:, :vocabulary]
 
 
-def _gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> torch.Tensor:
+def gumbel_noise(seeds: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """float32 ``[n, vocabulary]`` of standard Gumbel noise: a hash of seed, position and token, so that a request draws
     the same noise in any batch. Upstream's definition (murmur3 over four 32-bit words), in int32, which wraps as its
     words do."""
+    token = torch.arange(vocabulary, dtype=torch.int32, device=seeds.device)
+    uniform = _uniform(_hashed(seeds, positions).unsqueeze(1), token)
+    return -torch.log(-torch.log1p(-uniform))
+
+
+def uniform_noise(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """float32 between 0 and 1 for each seed and position, of their broadcast shape; independent of the noise of tokens.
+
+    Upstream takes Triton's generator, which would be 100 operators here.
+    """
+    state = _hashed(*torch.broadcast_tensors(seeds, positions))
+    return _uniform(state, torch.full_like(state, _NO_TOKEN))
+
+
+def _hashed(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     state = torch.zeros_like(seeds, dtype=torch.int32)
     for key in (seeds, seeds >> 32, positions.to(torch.int64)):
         state = _mix(state, _low_word(key))
-    token = torch.arange(vocabulary, dtype=torch.int32, device=seeds.device)
-    mixed = _finished(_mix(state.unsqueeze(1), token) ^ 16)
+    return state
+
+
+def _uniform(state: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    mixed = _finished(_mix(state, token) ^ 16)
     high, low = _shifted(mixed, 16), mixed & 0xFFFF
-    uniform = high.float() * _HALF_WORD + (low.float() + 0.5) * _WORD
-    return -torch.log(-torch.log1p(-uniform))
+    return high.float() * _HALF_WORD + (low.float() + 0.5) * _WORD
 
 
 def _low_word(value: torch.Tensor) -> torch.Tensor:

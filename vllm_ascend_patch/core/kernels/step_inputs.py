@@ -4,8 +4,8 @@ it.
 
 Parameter names are the upstream kernels'. ``R`` is the most requests that the runner holds, ``n`` those of the step, in
 batch order; ``idx_mapping_ptr`` ``[n]`` has their rows in tensors of ``R`` rows. ``query_start_loc_ptr`` is ``[n + 1]``
-or longer: where each request's tokens start. All shapes come from the host, nothing is read from the device; without
-drafts.
+or longer: where each request's tokens start. ``cu_num_logits_ptr`` ``[n + 1]``: where its rows of logits do, one for each
+draft and one more. All shapes come from the host, nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -77,20 +77,56 @@ def combine_sampled_and_draft_tokens(
     query_start_loc_ptr: torch.Tensor,
     seq_lens_ptr: torch.Tensor,
     prefill_len_ptr: torch.Tensor,
+    draft_tokens_ptr: torch.Tensor,
+    cu_num_logits_ptr: torch.Tensor,
     logits_indices_ptr: torch.Tensor,
     BLOCK_SIZE: int,
+    NUM_NEW_SAMPLED_TOKENS: int = 1,
     **_: Any,
 ) -> None:
-    """The row whose logits each request is sampled from, its last, and in that row the token that was sampled last, for
-    requests past their prompt. One row per request: raises ``NotImplementedError`` for drafts."""
-    if BLOCK_SIZE != 1:
-        raise NotImplementedError("model runner V2 with draft tokens is not supported on Ascend NPUs")
+    """The rows whose logits each request is sampled from, its last ones, and in those rows the token that was sampled last
+    and its drafts (``draft_tokens_ptr`` ``[R, K]``), for requests past their prompt."""
+    if NUM_NEW_SAMPLED_TOKENS != 1:
+        raise NotImplementedError("models that sample no token of their own in a step are not supported on Ascend NPUs")
     requests = idx_mapping_ptr.shape[0]
-    rows = query_start_loc_ptr[1 : requests + 1].long() - 1
     decoding = seq_lens_ptr[:requests] > prefill_len_ptr[idx_mapping_ptr]
     sampled = last_sampled_tokens_ptr.view(-1)[idx_mapping_ptr].to(input_ids_ptr.dtype)
-    input_ids_ptr[rows] = torch.where(decoding, sampled, input_ids_ptr[rows])
+    ends = query_start_loc_ptr[1 : requests + 1].long()
+    if BLOCK_SIZE == 1:
+        rows = ends - 1
+        input_ids_ptr[rows] = torch.where(decoding, sampled, input_ids_ptr[rows])
+        logits_indices_ptr.copy_(rows)
+        return
+    owner, place = _rows_of_logits(cu_num_logits_ptr, requests, logits_indices_ptr.shape[0])
+    logits = cu_num_logits_ptr[1 : requests + 1] - cu_num_logits_ptr[:requests]
+    rows = (ends - logits)[owner] + place
     logits_indices_ptr.copy_(rows)
+    # The first row may be a prompt's last token, which stays.
+    first = decoding & (seq_lens_ptr[:requests] - logits >= prefill_len_ptr[idx_mapping_ptr])
+    draft = draft_tokens_ptr[idx_mapping_ptr[owner], (place - 1).clamp_(min=0)].to(input_ids_ptr.dtype)
+    token = torch.where(place == 0, sampled[owner], draft)
+    written = torch.where(place == 0, first[owner], decoding[owner])
+    input_ids_ptr[rows] = torch.where(written, token, input_ids_ptr[rows])
+
+
+def expand_idx_mapping(
+    idx_mapping_ptr: torch.Tensor,
+    expanded_idx_mapping_ptr: torch.Tensor,
+    expanded_local_pos_ptr: torch.Tensor,
+    cu_num_logits_ptr: torch.Tensor,
+    **_: Any,
+) -> None:
+    """Whose each row of logits is, and which of that request's."""
+    owner, place = _rows_of_logits(cu_num_logits_ptr, idx_mapping_ptr.shape[0], expanded_idx_mapping_ptr.shape[0])
+    expanded_idx_mapping_ptr.copy_(idx_mapping_ptr[owner])
+    expanded_local_pos_ptr.copy_(place)
+
+
+def _rows_of_logits(cu_num_logits: torch.Tensor, requests: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each row of logits the request in the batch, and the row's place among the request's."""
+    row = torch.arange(rows, dtype=cu_num_logits.dtype, device=cu_num_logits.device)
+    owner = torch.searchsorted(cu_num_logits[1 : requests + 1], row, right=True)
+    return owner, row - cu_num_logits[owner]
 
 
 def get_num_sampled_and_rejected(
@@ -136,6 +172,8 @@ def post_update(
     for column in range(sampled_tokens_ptr.shape[1]):
         token = sampled_tokens_ptr[:, column]
         live = num_sampled_ptr > column
+        if column:  # a request's first token is always there, what it has not of the others was never written
+            token = torch.where(live, token, 0)
         last[request] = torch.where(live, token, last[request])
         place = (total + column).clamp_(max=longest)
         ids = torch.where(live, token.to(all_token_ids_ptr.dtype), all_token_ids_ptr[request, place])

@@ -7,7 +7,7 @@ from the device here, except for the later forwards of a drafter: how many draft
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,10 @@ class NPUAttentionMetadata:
         """Key lengths of a replay; an idle rank's rows attend to nothing, though upstream gives them a length."""
         return [0] * len(self.context_lens) if self.dummy else self.context_lens
 
+    def correct_lengths(self, lens: list[int]) -> None:
+        """Take ``lens`` for those of the first requests; the others are padding."""
+        self.context_lens[: len(lens)] = lens
+
     @cached_property
     def page_table(self) -> torch.Tensor:
         """The block table in the units of ``layout.split_pages``. Made by the first layer that asks, if need be in a graph:
@@ -86,9 +90,9 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
     ) -> NPUAttentionMetadata:
         """Upstream's host lengths still count refused drafts from the second forward of a drafter on."""
         metadata = self.build(0, common_attn_metadata, fast_build=True)
-        if draft_index == 0:
-            return metadata
-        return replace(metadata, context_lens=common_attn_metadata.seq_lens[: common_attn_metadata.num_reqs].tolist())
+        if draft_index > 0:
+            metadata.correct_lengths(common_attn_metadata.seq_lens[: common_attn_metadata.num_reqs].tolist())
+        return metadata
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False

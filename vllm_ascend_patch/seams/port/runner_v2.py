@@ -6,7 +6,8 @@ Its kernels are ``core/kernels/``'s; its part of the step sync is ``seams/step/r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -18,12 +19,35 @@ from vllm_ascend_patch.seams.by_name import parameters_of
 
 def validate(original: Any, config: Any) -> None:
     """Upstream's check of a configuration for V2, to which Triton is there: its kernels are replaced."""
-    names = original.__globals__
+    with _triton_answered(original):
+        original(config)
+
+
+def drafts_from_prompts(original: Any, speculator: Any, *args: Any, **kwargs: Any) -> None:
+    """The constructor of upstream's drafter without a model, which asks for Triton, too."""
+    with _triton_answered(original):
+        original(speculator, *args, **kwargs)
+
+
+@contextmanager
+def _triton_answered(function: Any) -> Iterator[None]:
+    names = function.__globals__
     found, names["HAS_TRITON"] = names.get("HAS_TRITON"), True
     try:
-        original(config)
+        yield
     finally:
         names["HAS_TRITON"] = found
+
+
+def draft_metadata(original: Callable[..., Any], speculator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Attention metadata of a drafter's later forwards with exact lengths, read from the device: upstream's on the host
+    count the drafts that were refused."""
+    bound = dict(zip(parameters_of(original)[1:], args, strict=False)) | kwargs
+    by_layer = original(speculator, **bound)
+    lens = speculator.input_buffers.seq_lens[: bound["num_reqs"]].tolist()
+    for metadata in {id(each): each for each in by_layer.values()}.values():
+        metadata.correct_lengths(lens)
+    return by_layer
 
 
 class MirroredBuffer:

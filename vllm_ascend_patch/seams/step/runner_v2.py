@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,12 @@ def dispatch_cg_and_sync_dp(original: Callable[..., Any], *args: Any, **kwargs: 
     """How the batch runs, and what the ranks agreed on about it."""
     bound = dict(zip(parameters_of(original), args, strict=False)) | kwargs
     session = serving.current().session
-    if session is None or bound["dp_size"] == 1 or bound.get("dp_sync_state") is not None:
+    if session is None or bound["dp_size"] == 1:
         return original(**bound)
+    if bound.get("dp_sync_state") is not None:  # a drafter's forward, which the step's agreement covers
+        dispatched = original(**bound)
+        session.follow(dispatched[1].num_tokens_across_dp.tolist())
+        return dispatched
     own, _ = original(**(bound | {"dp_size": 1}))
     vote = _vote(own, bound["num_reqs"], bound["num_tokens"], bound["uniform_token_count"], bound.get("max_query_len"))
     if own.cg_mode.name == "NONE" and session.announced:
@@ -179,6 +184,12 @@ class _LateState:
             self._known = _resolve(self._session, self._vote)
         return self._known
 
+    def known(self) -> Any:
+        """Upstream's own state, which drafters derive others from."""
+        from vllm.v1.worker.gpu.dp_utils import DPSyncState
+
+        return DPSyncState(**{each.name: getattr(self, each.name) for each in fields(DPSyncState)})
+
     @property
     def num_tokens_across_dp(self) -> torch.Tensor:
         return torch.tensor(self._agreed.padded_tokens, dtype=torch.int32)
@@ -195,6 +206,17 @@ class _LateState:
     @property
     def skip_drafts(self) -> bool:
         return all(self._agreed.batch_rows[3])
+
+
+def propose(original: Callable[..., Any], speculator: Any, *args: Any, **kwargs: Any) -> Any:
+    """Drafts of a step, whose agreement the main forward has waited for; of a dummy step without attention, as there."""
+    bound = dict(zip(parameters_of(original)[1:], args, strict=False)) | kwargs
+    state = bound.get("dp_sync_state")
+    if isinstance(state, _LateState):
+        bound["dp_sync_state"] = state.known()
+    if bound.get("dummy_run"):
+        bound["skip_attn_for_dummy_run"] = True
+    return original(speculator, **bound)
 
 
 def capture_model(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:

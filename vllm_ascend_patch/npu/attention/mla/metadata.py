@@ -51,6 +51,12 @@ class NPUMLAMetadata(MLACommonMetadata[NPUMLADecodeMetadata]):
         assert self.decode is not None
         return [0] * len(self.decode.context_lens) if self.dummy else self.decode.context_lens
 
+    def correct_lengths(self, lens: list[int]) -> None:
+        """Take ``lens`` for those of the first requests, as far as they decode."""
+        if self.decode is not None:
+            count = min(len(lens), len(self.decode.context_lens))
+            self.decode.context_lens[:count] = lens[:count]
+
     @cached_property
     def padded_slots(self) -> torch.Tensor:
         """A slot for each row; rows without a request have distinct ones in vLLM's null block."""
@@ -122,6 +128,6 @@ class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[NPUMLAMetadata]):
     def build_for_drafting(self, common_attn_metadata: CommonAttentionMetadata, draft_index: int) -> NPUMLAMetadata:
         """Upstream's host lengths still count refused drafts from the second forward of a drafter on."""
         metadata = self.build(0, common_attn_metadata, fast_build=True)
-        if draft_index > 0 and metadata.decode is not None:
-            metadata.decode.context_lens = common_attn_metadata.seq_lens[: metadata.num_decodes].tolist()
+        if draft_index > 0:
+            metadata.correct_lengths(common_attn_metadata.seq_lens[: metadata.num_decodes].tolist())
         return metadata
