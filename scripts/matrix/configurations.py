@@ -9,7 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from scripts.demo.steps import read_events
+from vllm_ascend_patch.releases import runner
 from vllm_ascend_patch.releases.graphs import full_graph_obstacle, graph_obstacle
 from vllm_ascend_patch.releases.latent import latent_obstacle
 
@@ -33,6 +36,7 @@ class Configuration:
         graphs: the model is compiled and captured, and every worker has to replay.
         latent: the model has multi-head latent attention; releases that do not serve it have to refuse it.
         whole_steps: decode steps are captured whole, and every worker has to replay such graphs.
+        since: the first release that it is run on.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Configuration:
     graphs: bool = False
     latent: bool = False
     whole_steps: bool = False
+    since: str = "0.10"
 
     def job(self, model: Path, prompts: list[list[int]], folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
         """The job for ``engine.py``; its workers write into ``folder``. ``arguments`` are the release's."""
@@ -122,12 +127,33 @@ CONFIGURATIONS: dict[str, Configuration] = {
 # Without a flag for eager: decoding is replayed, prompts are not. Releases that cannot are eager all the same.
 CONFIGURATIONS["graphs"] = replace(CONFIGURATIONS["dp2"], name="DP 2, EP, graphs", graphs=True)
 CONFIGURATIONS["full"] = replace(CONFIGURATIONS["graphs"], name="DP 2, EP, whole steps in graphs", whole_steps=True)
+# Upstream's next model runner; the last release before those on which it is served says so.
+CONFIGURATIONS["v2"] = replace(
+    CONFIGURATIONS["dp2"],
+    name="DP 2, EP, model runner V2",
+    environment=CONFIGURATIONS["dp2"].environment | {runner.VARIABLE: "1"},
+    since="0.31",
+)
 
 
 def obstacle(configuration: Configuration, release: str) -> str | None:
     """Why the configuration cannot be run on this release with the matrix's torch, in words."""
+    if runner.VARIABLE in configuration.environment:
+        return runner.v2_obstacle(release)
     why = graph_obstacle(release) if configuration.graphs else None
     return why or (full_graph_obstacle(release) if configuration.whole_steps else None)
+
+
+def without(configuration: Configuration) -> str:
+    """The outcome of a configuration that ``obstacle`` keeps from being run."""
+    if runner.VARIABLE in configuration.environment:
+        return "refused"
+    return "pieces" if configuration.whole_steps else "eager"
+
+
+def concerns(configuration: Configuration, release: str) -> bool:
+    """Whether the configuration is run on this release, or recorded as not served."""
+    return Version(release) >= Version(configuration.since)
 
 
 def expected_refusal(configuration: Configuration, release: str) -> str | None:

@@ -3,7 +3,7 @@
 
     scripts/matrix.sh                      every release, every configuration
     scripts/matrix.sh 0.33.0 0.12.0        some releases
-    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, mla, dp2, tp2dp2, graphs or full
+    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, mla, dp2, tp2dp2, graphs, full or v2
 
 Results are merged into the result file; the tables of releases and the doctor's words are made from it (``table.py``).
 """
@@ -26,7 +26,7 @@ from vllm_ascend_patch.patching.source import SourceUnavailable
 
 from . import releases, runner, sources, table
 from .cases import cases as make_cases
-from .configurations import CONFIGURATIONS, expected_refusal, obstacle
+from .configurations import CONFIGURATIONS, concerns, expected_refusal, obstacle, without
 
 RESULTS = ROOT / "docs" / "matrix.json"
 _INTENDED = ("works", "refused", "eager", "pieces")
@@ -99,9 +99,10 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
     records = {}
     for key in only:
         configuration = CONFIGURATIONS[key]
+        if not concerns(configuration, release):
+            continue
         if why := obstacle(configuration, release):
-            outcome = "pieces" if configuration.whole_steps else "eager"
-            records[key] = {"configuration": configuration.name, "outcome": outcome, "why": why}
+            records[key] = {"configuration": configuration.name, "outcome": without(configuration), "why": why}
             continue
         with _shared:
             model, cases = make_cases(configuration.family, cache / "models")

@@ -52,6 +52,9 @@ SETUPS = {
     "graphs": Setup("qwen3_moe", "cpu", {"enforce_eager": False}),
     "runner V2": Setup("qwen3_moe", "cpu", runner="V2"),
     "runner V2, shared, graphs": Setup("qwen3_moe", "shared", {"enforce_eager": False}, runner="V2"),
+    "runner V2, drafter with forwards": Setup(
+        "glm4_moe", "cpu", {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}, runner="V2"
+    ),
     "device, no async scheduling": Setup("qwen3_moe", "device", {"async_scheduling": False}),
     "drafter with forwards": Setup(
         "glm4_moe", "device", {"speculative_config": {"method": "mtp", "num_speculative_tokens": DRAFTS}}

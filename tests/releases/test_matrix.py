@@ -18,11 +18,13 @@ from scripts.matrix.configurations import (
     ALONE,
     CONFIGURATIONS,
     MAX_TOKENS,
+    concerns,
     expected_refusal,
     judge,
     obstacle,
     read_traces,
     read_workers,
+    without,
 )
 from scripts.matrix.releases import RELEASES, packages
 from scripts.matrix.runner import last_error
@@ -116,6 +118,10 @@ def test_graphs_are_run_where_nothing_is_in_the_way() -> None:
     assert obstacle(CONFIGURATIONS["graphs"], "0.33.0") is None
     assert obstacle(CONFIGURATIONS["graphs"], "0.10.0") == "vLLM 0.10.0 has no graph modes"
     assert obstacle(TWO, "0.10.0") is None
+    assert obstacle(CONFIGURATIONS["v2"], "0.32.0") is None
+    assert obstacle(CONFIGURATIONS["v2"], "0.31.0") == "it is served with vLLM >=0.32, and this is 0.31.0"
+    assert without(CONFIGURATIONS["v2"]) == "refused"
+    assert [concerns(CONFIGURATIONS["v2"], release) for release in ("0.30.0", "0.31.0")] == [False, True]
     assert obstacle(CONFIGURATIONS["full"], "0.32.0") is None
     assert obstacle(CONFIGURATIONS["full"], "0.10.0") == "vLLM 0.10.0 has no graph modes"
     assert obstacle(CONFIGURATIONS["full"], "0.12.0") == "graphs of whole steps were not tried with vLLM 0.12.0"

@@ -161,6 +161,7 @@ NOT_ON_RUNNER_V2 = {
 }
 if runner.v2_obstacle(guard.installed_release()) is None:
     REFUSED |= {case: (what, NOT_YET) for case, what in NOT_ON_RUNNER_V2.items()}
+    REFUSED["v2 fault tolerance"] = REFUSED["fault tolerance"]
     SERVED |= dict.fromkeys(("v2", "v2 drafts"), OURS)
 _RUNNER = vllm_file("model_executor", "layers", "fused_moe", "runner", "moe_runner.py")
 if not (_RUNNER.exists() and "_maybe_apply_routed_scale_to_output" in _RUNNER.read_text()):

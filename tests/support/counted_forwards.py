@@ -28,7 +28,8 @@ class ForwardsWorker:
             model.register_forward_pre_hook(counted)
 
         count("model", self.model_runner.get_model())
-        drafter = getattr(getattr(self.model_runner, "drafter", None), "model", None)
+        owners = (getattr(self.model_runner, name, None) for name in ("drafter", "speculator"))  # of V1 and of V2
+        drafter = next((owner.model for owner in owners if hasattr(owner, "model")), None)
         if drafter is not None:
             count("drafter", drafter)
         _count_whole_steps()

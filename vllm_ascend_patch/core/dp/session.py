@@ -147,6 +147,8 @@ class DPSession:
         Args:
             num_tokens_across_dp: the padded token counts of the forward; the step's own for the drafter's first.
         """
+        if self.channel.counters is not None:
+            self.channel.counters.count_reuse()
         if self.current is not None and tuple(num_tokens_across_dp) != self.current.padded_tokens:
             self.current = self.current.later_draft()
 
