@@ -13,6 +13,7 @@ import pytest
 from tests.support import tiny_models
 
 from .scripts import chosen, job_for, refused
+from .traces import traced_workers
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
 
@@ -22,26 +23,30 @@ AT_START = [*range(8), *range(4)]  # logical experts, then replicas of the first
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("method", "graphs"),
     [
-        "mc2",
-        pytest.param("alltoall", marks=pytest.mark.slow),
-        pytest.param("allgather", marks=pytest.mark.slow),
+        pytest.param("mc2", True, id="mc2 in graphs"),
+        pytest.param("mc2", False, marks=pytest.mark.slow, id="mc2"),
+        pytest.param("alltoall", False, marks=pytest.mark.slow, id="alltoall"),
+        pytest.param("allgather", False, marks=pytest.mark.slow, id="allgather"),
+        pytest.param("allgather", True, marks=pytest.mark.slow, id="allgather in graphs"),
     ],
 )
 def test_tokens_are_the_oracles_before_and_after_experts_move(
-    method: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]
+    method: str, graphs: bool, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """Graphs are captured before the first expert moves: the map of experts is data to them, weights change in place."""
     checkpoint = checkpoints("qwen3_moe")
     cases = tiny_models.cases(checkpoint)
     job = job_for(checkpoint, [case.prompt for case in cases], tiny_models.NEW_TOKENS)
     job["arguments"] |= {
-        "enforce_eager": True,
+        "enforce_eager": not graphs,
         "additional_config": EPLB,
         "worker_extension_cls": "tests.serve.engine_script.ExpertMap",
     }
     job["ask"] = "physical_to_logical"
-    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method)
+    traces = str(tmp_path / "{rank}-{pid}.json")
+    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method, VLLM_ASCEND_PATCH_TRACE=traces)
     answers = [case.answer for case in cases]
     assert result["alone"] == answers[:2]
     assert result["together"] == answers
@@ -52,6 +57,10 @@ def test_tokens_are_the_oracles_before_and_after_experts_move(
         assert set(layer) == set(range(8)), "every expert is somewhere"
         assert layer != AT_START, "experts moved to where the load is"
     assert chosen(result["log"]) == {method}
+    workers = traced_workers(tmp_path)
+    assert len(workers) == 2
+    for worker in workers:
+        assert (worker.modes["FULL"] > worker.modes["NONE"]) == graphs, worker.modes
 
 
 def test_vllms_own_option_is_refused_before_anything_starts(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
@@ -63,9 +72,3 @@ def test_vllms_own_option_is_refused_before_anything_starts(checkpoints: Callabl
 def test_balancing_without_distributed_experts_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     output = refused(checkpoints("mixtral"), tmp_path, arguments={"additional_config": EPLB})
     assert "expert load balancing needs experts on at least 2 ranks" in output[-1500:]
-
-
-def test_balancing_next_to_captured_graphs_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
-    arguments = {"additional_config": EPLB, "enforce_eager": False}
-    output = refused(checkpoints("mixtral"), tmp_path, devices=2, dp=2, ep=True, arguments=arguments)
-    assert "expert load balancing next to captured graphs is not supported on Ascend NPUs" in output[-1500:]

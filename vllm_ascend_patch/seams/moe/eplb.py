@@ -32,12 +32,6 @@ def apply_eplb_option(vllm_config: VllmConfig) -> None:
             "expert load balancing needs experts on at least 2 ranks: add --enable-expert-parallel and raise "
             "--tensor-parallel-size or --data-parallel-size"
         )
-    model = vllm_config.model_config
-    if model is not None and not model.enforce_eager:
-        raise ValueError(
-            "expert load balancing next to captured graphs is not supported on Ascend NPUs: add --enforce-eager, or leave "
-            "eplb_config out"
-        )
     _check_experts(vllm_config)
     # Weights travel over the host: of upstream's transports the only one that needs neither NCCL nor NIXL.
     known = {field.name for field in fields(upstream.EPLBConfig)}  # earlier releases have neither of these two
