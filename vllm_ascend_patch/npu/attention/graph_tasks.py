@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch_npu._C import _weak_ref_tensor as weak
 
 from .fused_attention import FusedAttention
 
-AttentionCall = Callable[[list[int]], None]
+AttentionCall = Callable[[list[int]], Any]
 """Attends for one layer, given the key length of every request, into memory that stays where it is."""
 
 
@@ -75,7 +74,7 @@ class GraphTasks:
         workspace = operator.workspace(*inputs, actual_seq_lengths_kv=lengths, **arguments)
         sums = torch.empty(1, dtype=torch.float32, device=query.device)  # not asked for, but the form wants it
         kept = {name: weak(value) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()}
-        call = partial(_attend_into, operator, (weak(query), *pages), [weak(out), weak(sums)], weak(workspace), kept)
+        call = operator.attending_into([weak(out), weak(sums)], weak(workspace), weak(query), *pages, **kept)
         self.capture(layer, call, lengths)
 
     def update(self, metadata: Mapping[str, Any], stream: torch_npu.npu.Stream) -> None:
@@ -91,14 +90,3 @@ class GraphTasks:
                 task.call(metadata[task.layer].replayed_lens)
                 torch_npu.npu.graph_task_update_end(stream)
             self._event.record(stream)
-
-
-def _attend_into(
-    operator: FusedAttention,
-    inputs: tuple[torch.Tensor, ...],
-    out: list[torch.Tensor],
-    workspace: torch.Tensor,
-    arguments: dict[str, Any],
-    context_lens: list[int],
-) -> None:
-    operator.attend_into(out, workspace, *inputs, actual_seq_lengths_kv=context_lens, **arguments)

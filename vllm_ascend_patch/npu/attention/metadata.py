@@ -45,7 +45,7 @@ class NPUAttentionMetadata:
     dummy: bool = False
     tasks: GraphTasks | None = None
 
-    @property
+    @cached_property
     def replayed_lens(self) -> list[int]:
         """Key lengths of a replay; an idle rank's rows attend to nothing, though upstream gives them a length."""
         return [0] * len(self.context_lens) if self.dummy else self.context_lens

@@ -45,7 +45,7 @@ class NPUMLAMetadata(MLACommonMetadata[NPUMLADecodeMetadata]):
     dummy: bool = False
     tasks: GraphTasks | None = None
 
-    @property
+    @cached_property
     def replayed_lens(self) -> list[int]:
         """Key lengths of a replay; an idle rank's rows attend to nothing, though upstream gives them a length."""
         assert self.decode is not None
