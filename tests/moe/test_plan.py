@@ -145,9 +145,18 @@ def test_the_largest_graph_of_a_default_serve(tokens: int, requests: int, captur
     assert default_captured_tokens(tokens, requests) == captured
 
 
-@pytest.mark.parametrize("options", [("--speculative-tokens", 2), ("--moe-comm", "alltoall"), ("--captured-tokens", 0)])
+@pytest.mark.parametrize(
+    "options",
+    [("--moe-comm", "alltoall"), ("--captured-tokens", 0), ("--speculative-tokens", 2, "--vllm", "0.12.0")],
+)
 def test_what_runs_eagerly_captures_nothing(model: Path, options: tuple[object, ...]) -> None:
     assert planned(model, "--dp", 8, *options)["scheduler"]["max_captured_tokens"] == 0
+
+
+def test_drafted_tokens_are_captured_too(model: Path) -> None:
+    """20 requests of a token and three drafts each."""
+    options = ("--speculative-tokens", 3, "--max-num-seqs", 20, "--vllm", "0.32.0")
+    assert planned(model, "--dp", 8, *options)["scheduler"]["max_captured_tokens"] == 160
 
 
 def test_plan_without_expert_parallelism_gathers_and_slices_every_expert(model: Path) -> None:

@@ -61,6 +61,6 @@ def test_speculation_that_is_not_served_is_refused_with_what_is(
     output = refused(checkpoints("mixtral"), tmp_path, arguments={"speculative_config": drafts})
     if HAS_KERNEL_REGISTRY:
         assert "speculative method 'ngram_gpu' is not supported" in output
-        assert "supported: ngram, mtp" in output
+        assert "supported: ngram, mtp, eagle3" in output
     else:
         assert "speculative decoding is not supported on Ascend NPUs with this vLLM release" in output

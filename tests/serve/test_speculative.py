@@ -11,21 +11,47 @@ from typing import Any
 import pytest
 
 from tests.support import draft_models, tiny_models
-from tests.support.installed import needs_kernel_registry
+from tests.support.installed import needs_kernel_registry, needs_runner_v2
 
-from .scripts import ALSO_ON_V2, RUNNERS, runs
+from .scripts import RUNNERS, runs
+from .traces import traced_workers
 
 pytestmark = [needs_kernel_registry, pytest.mark.serve, pytest.mark.timeout(900)]
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 MTP = {"method": "mtp", "num_speculative_tokens": 3}
-METHODS = {"ngram": NGRAM, "mtp": MTP}
-# (method, data-parallel ranks, with expert parallelism)
+EAGLE3 = {"method": "eagle3", "num_speculative_tokens": 3}
+METHODS = {"ngram": NGRAM, "mtp": MTP, "eagle3": EAGLE3}
+GRAPHS = {"enforce_eager": False, "compilation_config": {"cudagraph_capture_sizes": [4, 8, 16, 32]}}
+EAGER = {"enforce_eager": True}
+LAYOUTS = {"one device": (1, 1), "tp 2": (2, 1), "dp 2 with ep": (1, 2)}
 COMBINATIONS = [
-    pytest.param("ngram", 1, marks=pytest.mark.slow),
-    pytest.param("mtp", 1, marks=pytest.mark.slow),
-    pytest.param("ngram", 2, marks=pytest.mark.slow),
-    pytest.param("mtp", 2),
+    *(
+        pytest.param(
+            method,
+            *LAYOUTS[layout],
+            arguments,
+            "V1",
+            id=f"{method}, {layout}, {form}",
+            marks=[] if (method, layout, form) == ("mtp", "dp 2 with ep", "in graphs") else pytest.mark.slow,
+        )
+        for method in METHODS
+        for layout in LAYOUTS
+        for form, arguments in (("in graphs", GRAPHS), ("eagerly", EAGER))
+        if layout != "tp 2" or form == "in graphs"
+    ),
+    *(
+        pytest.param(
+            method,
+            *LAYOUTS[layout],
+            EAGER,
+            "V2",
+            id=f"{method}, {layout}, eagerly, V2",
+            marks=[needs_runner_v2, pytest.mark.slow],
+        )
+        for method in ("ngram", "mtp")
+        for layout in ("one device", "dp 2 with ep")
+    ),
 ]
 
 
@@ -34,29 +60,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drafters")
 
 
-@pytest.mark.parametrize(("method", "ranks"), COMBINATIONS)
-@pytest.mark.parametrize("runner", ALSO_ON_V2)
+@pytest.mark.parametrize(("method", "tp", "dp", "arguments", "runner"), COMBINATIONS)
 def test_greedy_tokens_with_drafts_equal_transformers(
-    runner: str, method: str, ranks: int, folder: Path, run_engine: Callable[..., Any]
+    method: str,
+    tp: int,
+    dp: int,
+    arguments: dict[str, Any],
+    runner: str,
+    folder: Path,
+    run_engine: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
-    checkpoint = draft_models.make(folder)
+    """Where all requests have as many drafts, the step that verifies them is one graph."""
+    settings = METHODS[method]
+    if method == "eagle3":
+        checkpoint, drafter = draft_models.make_for_eagle3(folder)
+        settings = settings | {"model": str(drafter)}
+    else:
+        checkpoint = draft_models.make(folder)
     cases = tiny_models.cases(checkpoint)
     job = {
         "model": str(checkpoint),
-        "tp": 1,
-        "dp": ranks,
-        "ep": ranks > 1,
+        "tp": tp,
+        "dp": dp,
+        "ep": dp > 1,
         "prompts": [case.prompt for case in cases],
         "max_tokens": tiny_models.NEW_TOKENS,
         "many": 20,
-        "arguments": {"speculative_config": METHODS[method], "disable_log_stats": False},
+        "arguments": {"speculative_config": settings, "disable_log_stats": False, **arguments},
     }
-    result = run_engine(job, devices=ranks, **RUNNERS[runner])
+    trace = {"VLLM_ASCEND_PATCH_TRACE": str(tmp_path / "{rank}-{pid}.json")}
+    result = run_engine(job, devices=tp * dp, **trace, **RUNNERS[runner])
     assert runs(runner, result["log"])
     expected = [case.answer for case in cases]
-    for name in ("tokens", "again") if ranks == 1 else ("together", "late"):
+    for name in ("tokens", "again") if dp == 1 else ("together", "late"):
         assert result[name] == expected, name
-    if ranks > 1:
+    if dp > 1:
         assert result["many_complete"]
     drafts = result["drafts"]
     assert 0 < drafts["accepted"] < drafts["draft"], f"drafts must come out both ways: {drafts}"
+    workers = traced_workers(tmp_path)
+    assert len(workers) == tp * dp
+    for worker in workers:
+        replayed = {mode for mode in ("FULL", "PIECEWISE") if worker.modes[mode]}
+        assert replayed == ({"FULL", "PIECEWISE"} if arguments is GRAPHS else set()), worker.modes

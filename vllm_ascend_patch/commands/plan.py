@@ -27,6 +27,7 @@ from vllm_ascend_patch.core.moe.model_facts import ModelFacts, load_config
 from vllm_ascend_patch.core.moe.selection import AUTO, check_start_up, regimes, select
 from vllm_ascend_patch.core.moe.soc import Soc
 from vllm_ascend_patch.core.moe.traffic import distinct_ranks, floor, floor_between_hosts, method_traffic, other_hosts
+from vllm_ascend_patch.releases.graphs import full_graph_obstacle
 from vllm_ascend_patch.releases.guard import installed_release
 from vllm_ascend_patch.releases.latent import first_release, latent_obstacle
 from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
@@ -343,14 +344,15 @@ _LARGEST_GRAPH = 512
 """vLLM captures no larger graph unless it is told to."""
 
 
-def default_captured_tokens(max_num_batched_tokens: int, max_num_seqs: int) -> int:
+def default_captured_tokens(max_num_batched_tokens: int, decoded_tokens: int) -> int:
     """Tokens of the largest graph that a serve without options captures, by the rule of vLLM's newest releases: twice
-    the requests, at most 512 and a full step, on a grid that also holds both of these."""
-    most = min(2 * max_num_seqs, _LARGEST_GRAPH)
+    what its requests decode in a step, at most 512 and a full step, on a grid that also holds both of these. With drafts
+    vLLM takes the next lower multiple of a request's tokens."""
+    most = min(2 * decoded_tokens, _LARGEST_GRAPH)
     largest = min(most, max_num_batched_tokens)
     step = 8 if largest < 256 else 16
     grid = largest // step * step if largest >= 8 else max(size for size in (1, 2, 4) if size <= largest)
-    exact = [size for size in (max_num_batched_tokens, max_num_seqs) if size <= largest]
+    exact = [size for size in (max_num_batched_tokens, decoded_tokens) if size <= largest]
     return max([grid, *exact])
 
 
@@ -449,10 +451,6 @@ def plan(
             f"--max-num-seqs {max_num_seqs} do not fit into --max-num-batched-tokens {max_num_batched_tokens}: vLLM "
             "needs a token for each request"
         )
-    if captured_tokens is None:
-        # Models with drafters run eagerly, and so does a forced method that no graph can capture.
-        eager = enforce_eager or speculative_tokens or (moe_comm != AUTO and not METHODS[moe_comm].capturable)
-        captured_tokens = 0 if eager else default_captured_tokens(max_num_batched_tokens, max_num_seqs)
     try:
         config = load_config(model)
         plain = os.environ.get("VLLM_MLA_DISABLE", "0").strip() not in ("", "0")
@@ -485,12 +483,18 @@ def plan(
             ranks_per_host=even_parts(tp * dp, nodes) if expert_parallel and nodes > 1 else (),
             links=_links(links),
         )
+        release = release or installed_release()
+        if captured_tokens is None:
+            # A forced method that no graph can capture runs eagerly, and so do drafters where no whole step is captured.
+            eager = enforce_eager or (moe_comm != AUTO and not METHODS[moe_comm].capturable)
+            eager = eager or (speculative_tokens > 0 and full_graph_obstacle(release or "") is not None)
+            decoded = max_num_seqs * (1 + speculative_tokens)
+            captured_tokens = 0 if eager else default_captured_tokens(max_num_batched_tokens, decoded)
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)
         if max_model_len is not None:
             traits = replace(traits, max_model_len=max_model_len)
         refused = list(problems(traits, Parallelism(tp_size=tp, dp_size=dp, expert_parallel=expert_parallel)))
         refused += checkpoint.problems if checkpoint else ()
-        release = release or installed_release()
         too_old = latent_release_problem(traits, latent_obstacle(release)) if release is not None else None
         refused += [too_old] if too_old else []
         if checkpoint is not None and checkpoint.int8_experts is not None and release is not None:

@@ -53,8 +53,9 @@ def apply(vllm_config: VllmConfig) -> None:
     if obstacle is not None:
         _run_eager(vllm_config, obstacle)
         return
-    if vllm_config.speculative_config is not None:
-        _run_eager(vllm_config, "models with drafters were not tried with graphs")
+    obstacle = _full_graph_obstacle(vllm_config)
+    if vllm_config.speculative_config is not None and obstacle is not None:
+        _run_eager(vllm_config, f"models with drafters were not tried with graphs where {obstacle}")
     else:
         _run_pieces(vllm_config)
     compilation = vllm_config.compilation_config
@@ -123,12 +124,14 @@ def _keep_within_streams(vllm_config: VllmConfig) -> None:
     compilation, parallel, model = vllm_config.compilation_config, vllm_config.parallel_config, vllm_config.model_config
     if model is None or hasattr(compilation, "bs_to_padded_graph_size"):  # there, sizes have been used by now
         return
-    mode, requests = compilation.cudagraph_mode, vllm_config.scheduler_config.max_num_seqs
+    mode, speculative = compilation.cudagraph_mode, vllm_config.speculative_config
+    drafts = 0 if speculative is None else speculative.num_speculative_tokens or 0
+    decoded = vllm_config.scheduler_config.max_num_seqs * (1 + drafts)
     layers = model.get_num_layers(parallel)
     tensor, data = parallel.tensor_parallel_size, parallel.data_parallel_size
     kinds = GraphKinds(
-        pieces=layers + 1 if mode.name != "FULL_DECODE_ONLY" else 0,
-        largest_whole=min(BLOCK_SIZE, requests) if mode.has_full_cudagraphs() else 0,
+        pieces=layers + 1 + _drafter_pieces(vllm_config) if mode.name != "FULL_DECODE_ONLY" else 0,
+        largest_whole=min(BLOCK_SIZE, decoded) if mode.has_full_cudagraphs() else 0,
         communicators=sum(size > 1 for size in (tensor, data, tensor * data if parallel.enable_expert_parallel else 1)),
     )
     sizes = list(compilation.cudagraph_capture_sizes or ())
@@ -147,6 +150,15 @@ def _keep_within_streams(vllm_config: VllmConfig) -> None:
         DEVICE_STREAMS,
     )
     compilation.cudagraph_capture_sizes = kept
+
+
+def _drafter_pieces(vllm_config: VllmConfig) -> int:
+    """Graphs per size of a drafter with forwards of its own, of which upstream captures pieces alone."""
+    model = getattr(vllm_config.speculative_config, "draft_model_config", None)
+    if model is None or vllm_config.speculative_config.method == "ngram":
+        return 0
+    # Layers that predict further tokens do not count as layers in the configuration; one of them runs again and again.
+    return max(1, model.get_num_layers(vllm_config.parallel_config)) + 1
 
 
 def _run_eager(vllm_config: VllmConfig, why: str) -> None:

@@ -27,7 +27,7 @@ from .weight_check import check_weights
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-_SUPPORTED_DRAFTERS = ("ngram", "mtp")
+_SUPPORTED_DRAFTERS = ("ngram", "mtp", "eagle3")
 _SUPPORTED_KV_CACHE_DTYPES = ("auto", "bfloat16", "float16")
 
 
