@@ -88,6 +88,12 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session
+def upstream(session: nox.Session) -> None:
+    """vLLM's own tests under the patch: the short lane, or nox -s upstream -- LANE … [--record]."""
+    _run(session, _python(session), "scripts.upstream_tests.run", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Benchmarks, all or one with its options: nox -s bench -- dp_sync --ranks 2 4."""
     python = _python(session)

@@ -41,7 +41,7 @@ def main() -> int:
     cache = Path(options.folder).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     wanted = options.releases or list(reversed(releases.RELEASES))
-    commit, bad = _commit(), 0
+    tree, bad = commit(), 0
     pool = concurrent.futures.ThreadPoolExecutor(_AT_A_TIME)
     runs = {pool.submit(_timed, release, options, cache): release for release in wanted}
     try:
@@ -53,7 +53,7 @@ def main() -> int:
                 bad += 1
                 print(f"{head}: not run: {error}", flush=True)
                 continue
-            marks = {"commit": commit, **table.installed_stack()._asdict()}
+            marks = {"commit": tree, **table.installed_stack()._asdict()}
             _keep(options.results, runs[run], {key: {**record, **marks} for key, record in records.items()})
             bad += any(record["outcome"] not in _INTENDED for record in records.values())
             print(f"{head}: {', '.join(map(_words, records.values()))} ({seconds:.0f} s)", flush=True)
@@ -116,7 +116,7 @@ def run_release(release: str, only: list[str], cache: Path, seconds: float) -> d
     return records
 
 
-def _commit() -> str:
+def commit() -> str:
     """The tree that runs, with a plus sign where more than the results was changed since."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
