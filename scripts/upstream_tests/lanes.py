@@ -47,7 +47,6 @@ LANES: dict[str, tuple[Run, ...]] = {
         Run("MoE layer, AllToAll", "kernels/moe/test_moe_layer.py", 900, environment=_ALLTOALL),
         Run("MoE layer", "kernels/moe/test_moe_layer.py", 900),
         Run("sampler", "v1/sample/test_sampler.py"),
-        Run("top-k and top-p", "v1/sample/test_topk_topp_sampler.py"),
     ),
     "eplb": (
         Run("algorithm", "distributed/test_eplb_algo.py"),

@@ -30,6 +30,8 @@ class Reason:
 _UNEQUAL = r"Tensor-likes are not (equal|close)"
 
 REASONS = (
+    Reason("", r"XPU not available|torch_xccl requires XPU", "another device's"),
+    Reason("", r"NIXL is not available", "NIXL is not installed"),
     Reason(
         r"grouped_topk\.py::test_grouped_topk_single_group_(capacity_)?tiers\[.*(softmax|sigmoid-False)",
         _UNEQUAL,

@@ -124,6 +124,11 @@ class Server:
                     self._family[pid] = psutil.Process(pid)
         return [p for p in self._family.values() if _alive(p)]
 
+    def note_shared_memory(self) -> None:
+        """Remember the shared memory that the server's processes have now, for ``leftovers``; ``stop`` does it, too."""
+        for process in self.family():
+            self._shared_memory |= _shared_memory_of(process)
+
     def stop(self, seconds: float = _STOP_SECONDS) -> None:
         """End the server as Ctrl-C would, after ``seconds`` everything that is left of it; return when all are gone.
 
@@ -132,8 +137,7 @@ class Server:
         """
         if self._process is None:
             return
-        for process in self.family():
-            self._shared_memory |= _shared_memory_of(process)
+        self.note_shared_memory()
         if self._process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                 self._process.send_signal(signal.SIGINT)
