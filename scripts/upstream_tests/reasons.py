@@ -39,13 +39,7 @@ REASONS = (
         "logits' dtype, and in no order; the test asks for the order and the rounding of the CUDA kernel",
     ),
     Reason(
-        r"test_grouped_topk_single_group_nonfinite_scores\[False",
-        _UNEQUAL,
-        "upstream's code for other devices: without normalisation a NaN among a token's logits stays in its own weights",
-        "failed",
-    ),
-    Reason(
-        r"test_grouped_topk_single_group_nonfinite_scores\[True",
+        r"test_grouped_topk_single_group_nonfinite_scores",
         _UNEQUAL,
         "a logit of plus infinity has a score of 1 here, its sigmoid, and of 0 in the CUDA kernel; ids are distinct and "
         "weights finite with either",

@@ -190,6 +190,27 @@ def test_a_nan_takes_only_its_own_expert_away() -> None:
     assert ids.tolist() == [[0, 2, 3], [0, 1, 2]]
 
 
+@needs_router
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_no_nan_reaches_a_weight_where_the_choice_is_upstreams(bad: float, scoring: str, biased: bool) -> None:
+    """Rows that pad a graph may hold anything."""
+    logits = torch.randn(3, 16, generator=torch.Generator().manual_seed(3)).bfloat16()
+    logits[1] = bad
+    logits[2, 5] = bad
+    bias = torch.zeros(16) if biased else None
+    weights, ids = grouped_topk(
+        upstream(), logits.npu(), logits.npu(), 3, False, 4, 2, scoring, 1.0, None if bias is None else bias.npu()
+    )
+    assert weights.isfinite().all()
+    assert [len(set(row)) for row in ids.tolist()] == [3, 3, 3]
+    want, want_ids = upstream()(logits[:1], logits[:1], 3, False, 4, 2, scoring, 1.0, bias)
+    torch.testing.assert_close(weights[:1].cpu(), want)
+    assert torch.equal(ids[:1].cpu(), want_ids)
+    assert (5 in ids[2].tolist()) == (bad == torch.inf), "a NaN takes its own expert away, infinity is the best score"
+
+
 def test_what_is_said_to_fit_is_what_the_operator_takes() -> None:
     for experts in (0, 2, 3, 16, 384, 2048, 2049):
         for groups in (0, 1, 3, 8, 64, 128):

@@ -73,13 +73,14 @@ def test_what_is_kept_is_explained_and_is_what_the_page_says() -> None:
     assert page.PAGE.read_text() == page.text(kept), "scripts/upstream_tests.sh --record writes the page"
 
 
-def _mutated(folder: Path, file: str, old: str, new: str) -> Path:
-    """A copy of the package in which ``file`` has ``new`` for ``old``."""
+def _mutated(folder: Path, *changed: tuple[str, str, str]) -> Path:
+    """A copy of the package in which files have something new for something old."""
     shutil.copytree(ROOT / "vllm_ascend_patch", folder / "vllm_ascend_patch")
-    path = folder / "vllm_ascend_patch" / file
-    source = path.read_text()
-    assert source.count(old) == 1, f"{file} has no single {old!r}"
-    path.write_text(source.replace(old, new))
+    for file, old, new in changed:
+        path = folder / "vllm_ascend_patch" / file
+        source = path.read_text()
+        assert source.count(old) == 1, f"{file} has no single {old!r}"
+        path.write_text(source.replace(old, new))
     return folder
 
 
@@ -98,9 +99,22 @@ def _run(tree: Path, *arguments: str, seconds: float) -> subprocess.CompletedPro
 @pytest.mark.timeout(700)
 def test_the_run_fails_without_the_routers_clamp(tmp_path: Path) -> None:
     clamp = "broken = ~logits.amax(dim=-1, keepdim=True).isfinite()"
-    tree = _mutated(
-        tmp_path, "core/moe/router_ops.py", clamp, "broken = torch.zeros_like(logits[:, :1], dtype=torch.bool)"
-    )
+    without = "broken = torch.zeros_like(logits[:, :1], dtype=torch.bool)"
+    tree = _mutated(tmp_path, ("core/moe/router_ops.py", clamp, without))
     done = _run(tree, "short", "--only", "fused top-k", seconds=600)
     assert done.returncode == 1, done.stdout
     assert "passed before: test_fused_topk_nan_inf_clamp[" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.serve
+@pytest.mark.timeout(1100)
+def test_the_run_fails_when_idle_ranks_do_not_take_part(tmp_path: Path) -> None:
+    tree = _mutated(
+        tmp_path,
+        ("seams/step/dummy.py", "        return original(worker, *args, **kwargs)\n", "        return None\n"),
+        ("envs.py", 'default="60",', 'default="10",'),  # the rank that waits for them gives up sooner
+    )
+    done = _run(tree, "external", "--only", "external, api-1-ep-enabled", seconds=1000)
+    assert done.returncode == 1, done.stdout
+    assert "passed before: test_external_lb_single_completion" in done.stdout

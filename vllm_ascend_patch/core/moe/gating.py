@@ -29,6 +29,14 @@ def takes(experts: int, top_k: int, groups: int = 1, kept: int = 1) -> bool:
     return size >= MIN_GROUP and padded <= MAX_EXPERTS and 1 <= kept <= groups and 1 <= top_k <= size * kept
 
 
+def without_nan(logits: torch.Tensor) -> torch.Tensor:
+    """``logits`` with the lowest number for a NaN, and the outermost for infinities, whose softmax is one.
+
+    Rows that pad a graph may hold either: which ids a device returns for them is not documented.
+    """
+    return logits.nan_to_num(nan=torch.finfo(logits.dtype).min)
+
+
 def sigmoid_top_k(
     logits: torch.Tensor,
     top_k: int,
@@ -39,7 +47,7 @@ def sigmoid_top_k(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sigmoid per expert in float32, then the ``top_k`` largest of the ``kept`` best groups; numbers as ``takes`` has them.
 
-    A NaN counts as a score of 0, of its expert alone: which ids the operator returns for one is not documented.
+    A NaN counts as a score of 0, of its expert alone.
 
     Args:
         logits: ``[T, E]``, any float dtype.
@@ -52,9 +60,8 @@ def sigmoid_top_k(
     """
     if not logits.shape[0]:
         return logits.new_empty(0, top_k, dtype=torch.float32), logits.new_empty(0, top_k, dtype=torch.int32)
-    scores = logits.float().nan_to_num(nan=torch.finfo(torch.float32).min)
     weights, ids, _ = torch_npu.npu_moe_gating_top_k(
-        scores,
+        without_nan(logits.float()),
         top_k,
         bias=None if selection_bias is None else selection_bias.float(),
         k_group=kept,

@@ -55,7 +55,7 @@ def topk_sigmoid(
 
 
 def grouped_topk(original: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights and ids of upstream's grouped router: one operator for normalised sigmoids, else upstream's own."""
+    """Weights and ids of upstream's grouped router: one operator for normalised sigmoids, else upstream's, without NaN."""
     from vllm_ascend_patch.core.moe import gating
 
     given = dict(zip(parameters_of(original), args, strict=False)) | kwargs
@@ -63,7 +63,7 @@ def grouped_topk(original: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor
     groups, kept = given.get("num_expert_group", 0), given.get("topk_group", 0)
     normalised_sigmoid = given.get("scoring_func") == "sigmoid" and given["renormalize"]
     if not (normalised_sigmoid and gating.takes(logits.shape[1], top_k, groups, kept)):
-        return original(*args, **kwargs)
+        return original(**(given | {"gating_output": gating.without_nan(logits)}))
     factor = given.get("routed_scaling_factor", 1.0)
     return gating.sigmoid_top_k(logits, top_k, given.get("e_score_correction_bias"), factor, groups, kept)
 
