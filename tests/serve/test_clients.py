@@ -164,7 +164,7 @@ def test_an_answer_follows_its_json_schema(client: openai.OpenAI) -> None:
         "required": ["model", "served"],
         "additionalProperties": False,
     }
-    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
     messages: Any = [{"role": "user", "content": PROMPT}]
 
     def asked(_: int) -> Any:
