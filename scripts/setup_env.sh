@@ -3,6 +3,7 @@
 # Makes the virtual environment that the demo and the tests run in, and prints its path on the last line.
 # A second run finds it and does nothing; one that was interrupted goes on where it stopped. Sourced by nobody: call it as
 #   venv=$(bash scripts/setup_env.sh | tail -n 1)
+# With --torch, --torch-npu and --into it makes another one, without vLLM: the matrix runs releases on the stack that they pin.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/writable_cache.sh
@@ -10,11 +11,14 @@ cd "$(dirname "$0")/.."
 say() { printf '\033[2m[setup]\033[0m %s\n' "$*" >&2; }
 fail() { echo "setup_env.sh: $*" >&2; exit 1; }
 
-vllm=0.32.0
+vllm=0.32.0 torch= torch_npu= venv=
 while [ $# -gt 0 ]; do
   case "$1" in
     --vllm) vllm=${2:?--vllm needs a release, for example 0.32.0}; shift 2 ;;
-    *) echo "setup_env.sh: unknown argument '$1'; the only one is --vllm RELEASE" >&2; exit 2 ;;
+    --torch) torch=${2:?--torch needs a version}; shift 2 ;;
+    --torch-npu) torch_npu=${2:?--torch-npu needs a version}; shift 2 ;;
+    --into) venv=${2:?--into needs a folder}; shift 2 ;;
+    *) echo "setup_env.sh: unknown argument '$1'; there are --vllm RELEASE, and --torch X --torch-npu Y --into FOLDER" >&2; exit 2 ;;
   esac
 done
 lock=scripts/requirements/vllm-$vllm.txt
@@ -23,18 +27,19 @@ if [ ! -f "$lock" ]; then
   echo "setup_env.sh: no pins for vLLM $vllm; there are pins for: $lines" >&2
   exit 2
 fi
-# The torch stack stands in the lock's head: "# torch==X torch_npu==Y".
-torch=$(sed -n 's/^# torch==\([^ ]*\) .*/\1/p' "$lock")
-torch_npu=$(sed -n 's/^# torch==[^ ]* torch_npu==\([^ ]*\).*/\1/p' "$lock")
-# Where torch_npu bears a CUDA build of torch: what that build loads, for a machine on which no CPU build can be had.
-cuda=scripts/requirements/cuda-$vllm.txt
-[ -f "$cuda" ] || cuda=
-
-venv=$PWD/.venv
-[ "$vllm" = 0.32.0 ] || venv=$PWD/.venv-$vllm
+stack=$torch$torch_npu$venv
+if [ -z "$stack" ]; then
+  # The torch stack stands in the lock's head: "# torch==X torch_npu==Y".
+  torch=$(sed -n 's/^# torch==\([^ ]*\) .*/\1/p' "$lock")
+  torch_npu=$(sed -n 's/^# torch==[^ ]* torch_npu==\([^ ]*\).*/\1/p' "$lock")
+  venv=$PWD/.venv
+  [ "$vllm" = 0.32.0 ] || venv=$PWD/.venv-$vllm
+elif [ -z "$torch" ] || [ -z "$torch_npu" ] || [ -z "$venv" ]; then
+  fail "--torch, --torch-npu and --into go together"
+fi
 stamp=$venv/.setup-complete
 steps=$venv/.setup-steps
-want=$(cat "$lock" ${cuda:+"$cuda"} scripts/setup_env.sh | sha256sum | cut -d' ' -f1)
+want=$({ cat "$lock" scripts/setup_env.sh; echo "$stack"; } | sha256sum | cut -d' ' -f1)
 
 # An interpreter that runs: names on the path may be shims with no Python behind them.
 choose_python() {
@@ -94,10 +99,11 @@ last_line() { sed -n '/./{s/^ *//;h};${g;p}' "$1"; }
 
 get_uv() { "$venv/bin/pip" install -q --disable-pip-version-check ${again:+--force-reinstall} uv; }
 
-# torch_npu aborts at import on a CUDA build of newer torch, and such a build loads gigabytes of CUDA libraries. The build
-# that the configured index would give is known before anything large is downloaded: by what it requires.
+# A CUDA build of torch loads gigabytes of CUDA libraries, and only on virtual NPUs does torch_npu bear a newer one: it is
+# the last resort. The build that the configured index would give is known before anything large is downloaded: by what it
+# requires.
 get_torch() {
-  local resolved= errors=$venv/.setup-errors
+  local resolved= libraries= errors=$venv/.setup-errors
   say "torch $torch"
   if [ "$(uname -m)" != x86_64 ]; then
     install "torch==$torch" # on other machines the default build is the CPU's
@@ -105,18 +111,20 @@ get_torch() {
   fi
   resolved=$("$venv/bin/uv" pip compile -q --no-annotate --no-header --python "$venv/bin/python" - \
     <<<"torch==$torch" 2>"$errors") || say "pip's index and wheel folders: $(last_line "$errors")"
-  if [ -n "$resolved" ] && ! grep -qE '^(nvidia-|cuda-)' <<<"$resolved"; then
+  libraries=$(grep -E '^(nvidia-|cuda-)' <<<"$resolved" || true)
+  if [ -n "$resolved" ] && [ -z "$libraries" ]; then
     install "$(grep '^torch==' <<<"$resolved")"
   elif install --torch-backend cpu "torch==$torch" 2>"$errors"; then
     say "torch: a CPU build from PyTorch's own index"
-  elif [ -n "$cuda" ]; then
-    say "torch: there is no CPU build here; the CUDA build, which torch_npu $torch_npu bears, with its libraries (7 GB)"
-    install "torch==$torch" -r "$cuda"
+  elif [ -n "$libraries" ]; then
+    say "torch: there is no CPU build here ($(last_line "$errors")); the CUDA build with its libraries (7 GB), which" \
+      "virtual NPUs take. A folder with torch-$torch+cpu in PIP_FIND_LINKS, or a mirror of PyTorch's CPU index in" \
+      "PIP_EXTRA_INDEX_URL, saves that"
+    # shellcheck disable=SC2086 # one argument for each library
+    install "torch==$torch" $libraries
   else
-    fail "torch $torch comes as a CUDA build from pip's index, and torch_npu $torch_npu aborts on that; PyTorch's index" \
-      "of CPU builds cannot be used ($(last_line "$errors")). Download torch-$torch+cpu for" \
-      "$("$venv/bin/python" --version) to a folder and set PIP_FIND_LINKS=/that/folder, or name a mirror of PyTorch's CPU" \
-      "index in PIP_EXTRA_INDEX_URL"
+    fail "torch $torch is neither in pip's index nor in PyTorch's index of CPU builds ($(last_line "$errors")). Download" \
+      "torch-$torch+cpu for $("$venv/bin/python" --version) to a folder and set PIP_FIND_LINKS=/that/folder"
   fi
 }
 
@@ -125,6 +133,11 @@ get_torch() {
 get_dependencies() {
   say "dependencies ($(grep -c '==' "$lock") pinned packages)"
   (unset UV_INDEX UV_EXTRA_INDEX_URL UV_FIND_LINKS; install -r "$lock") 2>"$venv/.setup-errors" || install -r "$lock"
+}
+
+get_torch_npu() {
+  say "torch_npu $torch_npu"
+  install "torch_npu==$torch_npu"
 }
 
 get_vllm() {
@@ -155,7 +168,7 @@ if ! ready && command -v flock >/dev/null; then
   flock --nonblock 9 || { say "waiting for another set-up"; flock 9; }
 fi
 if ready; then
-  say "environment for vLLM $vllm is ready: ${venv#"$PWD"/}"
+  say "environment for ${stack:+torch $torch, with the packages of }vLLM $vllm is ready: ${venv#"$PWD"/}"
 else
   command -v g++ >/dev/null || fail "a C++ compiler is needed for the virtual NPU and g++ was not found; install g++"
   start=$SECONDS
@@ -172,7 +185,7 @@ else
   configure_uv
   step torch get_torch
   step dependencies get_dependencies
-  step vllm get_vllm
+  if [ -n "$stack" ]; then step torch_npu get_torch_npu; else step vllm get_vllm; fi
   step project get_project
   step bytecode compile_bytecode
   step libraries build_libraries

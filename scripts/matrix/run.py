@@ -4,6 +4,7 @@
     scripts/matrix.sh                      every release, every configuration
     scripts/matrix.sh 0.33.0 0.12.0        some releases
     scripts/matrix.sh --only 1 0.20.2      one configuration: 1, mla, dp2, tp2dp2, graphs, full or v2
+    scripts/matrix.sh --pinned 0.20.2      with the torch that the release pins, in an environment made for it
 
 Results are merged into the result file; the tables of releases and the doctor's words are made from it (``table.py``).
 """
@@ -24,7 +25,7 @@ from typing import Any
 from tests.support.environment import ROOT
 from vllm_ascend_patch.patching.source import SourceUnavailable
 
-from . import releases, runner, sources, table
+from . import releases, runner, sources, stacks, table
 from .cases import cases as make_cases
 from .configurations import CONFIGURATIONS, concerns, expected_refusal, obstacle, without
 
@@ -41,7 +42,42 @@ def main() -> int:
     cache = Path(options.folder).expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     wanted = options.releases or list(reversed(releases.RELEASES))
+    if not options.pinned:
+        return _run_here(wanted, options, cache)
+    codes = []
+    for stack, some in stacks.groups(wanted).items():
+        if stack == table.installed_stack():
+            codes.append(_run_here(some, options, cache))
+            continue
+        print(f"{', '.join(some)}: {stack}", flush=True)
+        try:
+            command = [str(stacks.make(stack, cache)), "-m", "scripts.matrix.run", *_passed_on(options), *some]
+        except RuntimeError as error:
+            print(f"not run: {error}", flush=True)
+            codes.append(1)
+            continue
+        codes.append(subprocess.run(command, cwd=ROOT, check=False).returncode)
+    return max(codes)
+
+
+def _passed_on(options: argparse.Namespace) -> list[str]:
+    """The options for this command in another environment."""
+    words = [
+        "--pinned",
+        "--seconds",
+        str(options.seconds),
+        "--results",
+        str(options.results),
+        "--folder",
+        options.folder,
+    ]
+    return [*words, *(["--keep"] if options.keep else []), *(word for key in options.only for word in ("--only", key))]
+
+
+def _run_here(wanted: list[str], options: argparse.Namespace, cache: Path) -> int:
+    """Run the releases with the torch of this environment. The exit code: 0 when each outcome is an intended one."""
     tree, bad = commit(), 0
+    column = "pinned" if options.pinned else "runs"
     pool = concurrent.futures.ThreadPoolExecutor(_AT_A_TIME)
     runs = {pool.submit(_timed, release, options, cache): release for release in wanted}
     try:
@@ -54,7 +90,7 @@ def main() -> int:
                 print(f"{head}: not run: {error}", flush=True)
                 continue
             marks = {"commit": tree, **table.installed_stack()._asdict()}
-            _keep(options.results, runs[run], {key: {**record, **marks} for key, record in records.items()})
+            keep(options.results, runs[run], column, {key: {**record, **marks} for key, record in records.items()})
             bad += any(record["outcome"] not in _INTENDED for record in records.values())
             print(f"{head}: {', '.join(map(_words, records.values()))} ({seconds:.0f} s)", flush=True)
     except KeyboardInterrupt:
@@ -76,13 +112,14 @@ def _timed(release: str, options: argparse.Namespace, cache: Path) -> tuple[dict
             sources.remove(release, cache)
 
 
-def _keep(file: Path, release: str, records: dict[str, dict[str, Any]]) -> None:
-    """Merge the records of one release into the result file; with the project's own, write what is made from it."""
+def keep(file: Path, release: str, column: str, records: dict[str, dict[str, Any]]) -> None:
+    """Merge the records of one release into a column of the result file (``runs``: the default line's torch, ``pinned``: the
+    release's own); with the project's own file, write what is made from it."""
     results = json.loads(file.read_text()) if file.is_file() else {}
     known = results.setdefault(release, {"runs": {}})
     known["packages"] = list(releases.packages(release))
-    runs = known["runs"] | records
-    known["runs"] = {key: runs[key] for key in CONFIGURATIONS if key in runs}
+    runs = known.get(column, {}) | records
+    known[column] = {key: runs[key] for key in CONFIGURATIONS if key in runs}
     results = dict(sorted(results.items(), key=table.order))
     file.write_text(json.dumps(results, indent=1) + "\n")
     if file == RESULTS:
@@ -147,6 +184,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=420, help="time limit of one engine (default 420)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="result file (default docs/matrix.json)")
+    parser.add_argument(
+        "--pinned", action="store_true", help="run each release with the torch and torch_npu of its own deployments"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the unpacked sources")
     parser.add_argument(
         "--folder", default="~/.cache/vllm_ascend_patch/matrix", help="where sources and models are unpacked"

@@ -34,7 +34,8 @@ def _public(text: str) -> str:
 
 def stacks(release: str, entry: dict[str, Any], root: Path) -> list[Stack]:
     """What the release was seen with: in the matrix, and in CI where it has a line of tests with pins of its own."""
-    found = [Stack(record["torch"], record["torch_npu"]) for record in entry["runs"].values() if "torch" in record]
+    records = [*entry["runs"].values(), *entry.get("pinned", {}).values()]
+    found = [Stack(record["torch"], record["torch_npu"]) for record in records if "torch" in record]
     lock = root / "scripts" / "requirements" / f"vllm-{release}.txt"
     if lock.is_file():
         head = re.match(r"# torch==(\S+) torch_npu==(\S+)", lock.read_text(encoding="utf-8"))
@@ -45,8 +46,16 @@ def stacks(release: str, entry: dict[str, Any], root: Path) -> list[Stack]:
 
 
 def sentence(entry: dict[str, Any]) -> str:
-    """What was run on one release and what came of it."""
-    runs = entry["runs"].values()
+    """What was run on one release and what came of it, with the default line's torch and with the one that it pins."""
+    parts = _outcomes(entry["runs"])
+    if entry.get("pinned"):
+        parts.append(f"With the torch that it pins: {'. '.join(_outcomes(entry['pinned']))}")
+    pins = [pin for pin in entry["packages"] if pin.startswith("transformers")]
+    return ". ".join([*parts, *(f"With {pin}" for pin in pins)])
+
+
+def _outcomes(records: dict[str, Any]) -> list[str]:
+    runs = records.values()
     parts = []
     works = [record["configuration"] for record in runs if record["outcome"] == "works"]
     if works:
@@ -58,8 +67,7 @@ def sentence(entry: dict[str, Any]) -> str:
         for record in runs
         if record["outcome"] != "works"
     ]
-    pins = [pin for pin in entry["packages"] if pin.startswith("transformers")]
-    return ". ".join([*parts, *(f"With {pin}" for pin in pins)])
+    return parts
 
 
 def write(results: dict[str, Any], root: Path) -> None:

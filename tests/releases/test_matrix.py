@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts.matrix import runner, table
+from scripts.matrix import run, runner, stacks, table
 from scripts.matrix.configurations import (
     ALONE,
     CONFIGURATIONS,
@@ -30,6 +30,7 @@ from scripts.matrix.releases import RELEASES, packages
 from scripts.matrix.runner import last_error
 from tests.support.environment import ROOT
 from vllm_ascend_patch.releases import records
+from vllm_ascend_patch.releases.pinned import PINNED, pinned
 
 TWO = CONFIGURATIONS["dp2"]
 ANSWERS = [[i] * MAX_TOKENS for i in range(8)]
@@ -199,6 +200,43 @@ def test_every_run_that_is_recorded_says_its_stack() -> None:
     runs = [run for entry in results.values() for run in entry["runs"].values()]
     assert all(run["torch"] and run["torch_npu"] for run in runs)
     assert all(records.stacks(release) for release in results)
+    for release, entry in results.items():
+        for record in entry.get("pinned", {}).values():
+            assert records.Stack(record["torch"], record["torch_npu"]) == pinned(release).stack
+
+
+@pytest.mark.parametrize(
+    ("release", "torch"),
+    [
+        *(("0.10.1.1", "2.7.1"), ("0.10.2", "2.8.0"), ("0.11.2", "2.9.0"), ("0.16.0", "2.9.1"), ("0.19.1", "2.10.0")),
+        *(("0.26.0", "2.11.0"), ("0.32.0", "2.13.0"), ("0.33.0", "2.14.0"), ("0.34.0", "2.14.0")),
+    ],
+)
+def test_the_torch_that_a_release_pins_is_known(release: str, torch: str) -> None:
+    assert pinned(release).stack.torch == torch
+    assert pinned(release).stack.torch_npu.startswith(torch)
+
+
+def test_releases_that_pin_one_torch_are_run_in_one_environment() -> None:
+    groups = stacks.groups(["0.33.0", "0.13.0", "0.12.0"])
+    assert [stack.torch for stack in groups] == ["2.14.0", "2.9.0"]
+    assert list(groups.values()) == [["0.33.0"], ["0.13.0", "0.12.0"]]
+    assert sum(len(some) for some in stacks.groups(list(RELEASES)).values()) == len(RELEASES)
+    assert len(stacks.groups(list(RELEASES))) == len(PINNED)
+
+
+def test_runs_with_the_pinned_torch_stand_beside_the_others_and_are_said_apart(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    works = {"configuration": "one device", "outcome": "works", "methods": {"mc2": 1}}
+    fails = {"configuration": "one device", "outcome": "fails", "why": "KeyError: 'x'"}
+    run.keep(file, "0.20.2", "runs", {"1": {**works, "torch": "2.13.0", "torch_npu": "2.13.0"}})
+    run.keep(file, "0.20.2", "pinned", {"1": {**fails, "torch": "2.11.0", "torch_npu": "2.11.0.post3"}})
+    entry = json.loads(file.read_text())["0.20.2"]
+    assert (entry["runs"]["1"]["outcome"], entry["pinned"]["1"]["outcome"]) == ("works", "fails")
+    assert table.sentence(entry) == (
+        "works: one device; MoE through MC2. With the torch that it pins: fails: one device: KeyError: 'x'"
+    )
+    assert [stack.torch for stack in table.stacks("0.20.2", entry, tmp_path)] == ["2.13.0", "2.11.0"]
 
 
 def test_every_release_of_the_matrix_is_recorded() -> None:

@@ -141,19 +141,38 @@ def test_where_the_index_offers_a_cuda_build_every_line_takes_pytorchs_cpu_build
     assert not any("cuda-" in install for install in machine.installs())
 
 
-def test_without_any_cpu_build_one_error_says_how_before_anything_large_is_installed(machine: Machine) -> None:
-    done = machine.set_up()
+def test_without_any_torch_one_error_says_how_to_get_one(machine: Machine) -> None:
+    done = machine.set_up(FAKE_RESOLVED="")
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if "[setup]" not in line]
-    for words in ("torch 2.13.0", "CUDA build", "no such host", "torch-2.13.0+cpu", "PIP_FIND_LINKS"):
+    for words in ("torch 2.13.0", "no such host", "torch-2.13.0+cpu", "PIP_FIND_LINKS"):
         assert words in error
     assert machine.installs() == ["--torch-backend cpu torch==2.13.0"]
 
 
-def test_the_cuda_build_that_an_older_torch_npu_bears_comes_with_its_libraries(machine: Machine) -> None:
-    done = machine.set_up("--vllm", "0.10.1.1")
+@pytest.mark.parametrize(("line", "torch"), [("0.32.0", "2.13.0"), ("0.10.1.1", "2.7.1")])
+def test_without_a_cpu_build_the_cuda_build_comes_with_its_libraries_and_without_triton(
+    machine: Machine, line: str, torch: str
+) -> None:
+    done = machine.set_up("--vllm", line, FAKE_RESOLVED=f"{CUDA}\ntriton==3.6.0\ncuda-bindings==13.0.3")
     assert done.returncode == 0, done.stderr
-    assert "torch==2.7.1 -r scripts/requirements/cuda-0.10.1.1.txt" in machine.installs()
+    assert f"torch=={torch} nvidia-cublas==13.1.1.3 cuda-bindings==13.0.3" in machine.installs()
+    assert "PIP_FIND_LINKS" in done.stderr
+
+
+def test_a_stack_of_its_own_goes_into_a_folder_of_its_own_without_vllm(machine: Machine, tmp_path: Path) -> None:
+    stack = ("--torch", "2.10.0", "--torch-npu", "2.10.0.post7", "--into", str(tmp_path / "stack"))
+    done = machine.set_up(*stack, FAKE_CPU_INDEX="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "stack")
+    assert machine.installs() == [
+        "--torch-backend cpu torch==2.10.0",
+        "-r scripts/requirements/vllm-0.32.0.txt",
+        "torch_npu==2.10.0.post7",
+        "--no-build-isolation -e .",
+    ]
+    assert not (machine.tree / ".venv").exists()
+    assert "go together" in machine.set_up(*stack[:2]).stderr
 
 
 def test_an_aarch64_machine_takes_the_index_s_own_build(machine: Machine) -> None:

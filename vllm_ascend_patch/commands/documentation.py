@@ -16,6 +16,7 @@ from vllm_ascend_patch import envs
 from vllm_ascend_patch.core import operator_limits
 from vllm_ascend_patch.patching.declaration import Patch
 from vllm_ascend_patch.releases import declarations, records
+from vllm_ascend_patch.releases.pinned import PINNED, pinned
 
 from .calling import call
 
@@ -139,6 +140,28 @@ def _range(newest_first: Sequence[str]) -> str:
     return oldest if oldest == newest else f"{oldest} to {newest}"
 
 
+def stack_table() -> str:
+    """The torch and torch_npu of deployments of each release, and which releases were run with exactly these."""
+    run = [release for release in records.STORE.releases() if records.stacks(release)]
+    return _table(
+        (
+            "vLLM",
+            "torch",
+            "torch_npu → CANN, by the vendor's table",
+            "Run here with it and its newest torch_npu",
+        ),
+        (
+            (
+                _range([row.last, row.first]),
+                row.stack.torch,
+                row.cann,
+                ", ".join(r for r in run if pinned(r) == row and row.stack in records.stacks(r)) or "none",
+            )
+            for row in PINNED
+        ),
+    )
+
+
 def operator_table() -> str:
     """Every operator argument that grows with a deployment, its limit, and what keeps it."""
     return _table(
@@ -156,6 +179,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "patches": patch_tables,
     "release-ranges": range_table,
     "releases": release_table,
+    "stacks": stack_table,
 }
 
 

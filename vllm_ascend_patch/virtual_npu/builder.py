@@ -163,7 +163,11 @@ def _compile(target: Path, wheels: Wheels) -> None:
     shared = ["-fPIC", "-shared"]
     c_flags = ["-std=gnu11", "-O2", "-fvisibility=hidden", *shared]
     sources = [str(path) for path in sorted((SOURCES / "cann").glob("*.c"))]
-    _run([c_compiler, *c_flags, "-Wl,-soname,libascendcl.so", "-o", str(runtime), *sources, "-lpthread"])
+    cuda_build = objects / "cuda_build.o"
+    source = SOURCES / "cann" / "cuda_build.cpp"
+    _run([cxx_compiler, "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-c", str(source), "-o", str(cuda_build)])
+    inputs = [*sources, str(cuda_build), "-lstdc++", "-ldl", "-lpthread"]
+    _run([c_compiler, *c_flags, "-Wl,-soname,libascendcl.so", "-o", str(runtime), *inputs])
     empty = objects / "empty.c"
     empty.write_text("typedef int nothing;\n")
     for name in FORWARDING_LIBRARIES:
@@ -187,8 +191,8 @@ def _compile(target: Path, wheels: Wheels) -> None:
         "-ltorch_npu",
         "-Wl,--allow-shlib-undefined",
     ]  # in the process before the extension
-    inputs = _objects([cxx_compiler, *cxx_flags], _binding_flags(torch), objects, wheels)
-    _run([cxx_compiler, "-shared", "-o", str(target / EXTENSION), *map(str, inputs), *link])
+    compiled = _objects([cxx_compiler, *cxx_flags], _binding_flags(torch), objects, wheels)
+    _run([cxx_compiler, "-shared", "-o", str(target / EXTENSION), *map(str, compiled), *link])
     shutil.rmtree(objects)
 
 
