@@ -13,16 +13,25 @@
 
 namespace {
 
-// c10::CachingAllocator::AcceleratorAllocatorConfig::getMutableKeys()::keys, one object in the whole process.
-constexpr const char* KEYS =
-    "_ZZN3c1016CachingAllocator26AcceleratorAllocatorConfig14getMutableKeysB5cxx11EvE4keys";
+using Keys = std::unordered_set<std::string>;
+
+// c10::CachingAllocator::AcceleratorAllocatorConfig::getMutableKeys(), from torch 2.14 on a function of libc10; before, it is
+// compiled into every caller, and its static variable is one object in the whole process.
+constexpr const char* FUNCTION = "_ZN3c1016CachingAllocator26AcceleratorAllocatorConfig14getMutableKeysB5cxx11Ev";
+constexpr const char* VARIABLE = "_ZZN3c1016CachingAllocator26AcceleratorAllocatorConfig14getMutableKeysB5cxx11EvE4keys";
 
 __attribute__((constructor)) void forget_keys_of_cuda() {
     void* cuda = dlopen("libc10_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
     if (cuda == nullptr) {
         return;
     }
-    if (auto* keys = static_cast<std::unordered_set<std::string>*>(dlsym(cuda, KEYS))) {
+    auto* keys = static_cast<Keys*>(dlsym(cuda, VARIABLE));
+    if (keys == nullptr) {
+        if (void* function = dlsym(cuda, FUNCTION)) {
+            keys = &reinterpret_cast<Keys& (*)()>(function)();
+        }
+    }
+    if (keys != nullptr) {
         keys->clear();
     }
     dlclose(cuda);
