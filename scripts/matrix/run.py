@@ -3,7 +3,7 @@
 
     scripts/matrix.sh                      every release, every configuration
     scripts/matrix.sh 0.33.0 0.12.0        some releases
-    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, mla, dp2, tp2dp2, graphs, full or v2
+    scripts/matrix.sh --only 1 0.20.2      one configuration: 1, mla, dp2, tp2dp2, w8a8, modelslim, graphs, full or v2
     scripts/matrix.sh --pinned 0.20.2      with the torch that the release pins, in an environment made for it
 
 Results are merged into the result file; the tables of releases and the doctor's words are made from it (``table.py``).

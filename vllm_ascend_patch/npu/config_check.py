@@ -8,7 +8,7 @@ Each refusal says what was found, what is supported and what to do. Only reads t
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch_npu
@@ -53,7 +53,6 @@ def check_config(vllm_config: VllmConfig) -> None:
     if vllm_config.model_config is None:
         return
     _check_model(vllm_config)
-    _check_quantization(vllm_config.model_config)
     check_compressed(vllm_config)
     _check_attention(vllm_config)
     _check_speculation(vllm_config)
@@ -139,21 +138,6 @@ def _check_parallel(vllm_config: VllmConfig) -> None:
             f"{ranks} ranks on this machine (tensor parallel x pipeline parallel {parallel.world_size}, local data "
             f"parallel {engines}) need {ranks} NPUs, but torch_npu sees {devices}. Lower "
             "--tensor-parallel-size or --data-parallel-size, or check ASCEND_RT_VISIBLE_DEVICES."
-        )
-
-
-def _check_quantization(model: Any) -> None:
-    from vllm_ascend_patch.core.modelslim import METHOD
-    from vllm_ascend_patch.releases import declarations, guard, records
-
-    if model.quantization == METHOD:
-        return  # modelslim/recognition.py has judged it
-    release = guard.installed_release()
-    experts = next(patch for patch in declarations.patches() if patch.id == "moe-w8a8")
-    if model.quantization is not None and release is not None and not records.covers(experts, release):
-        raise ValueError(
-            f"quantisation {model.quantization!r} is not supported on Ascend NPUs with vLLM {release}: the int8 kernels "
-            f"of this port need vLLM {experts.releases}. Install such a release, or use the unquantised checkpoint."
         )
 
 

@@ -13,22 +13,17 @@ from typing import Any
 
 import torch
 import torch_npu
-from vllm.model_executor.kernels import linear
-from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearKernel
-from vllm.platforms import PlatformEnum
 
 from vllm_ascend_patch.core.operator_limits import QUANT_MATMUL_MAX_DIM
 from vllm_ascend_patch.seams import checkpoint
 
+from . import int8_kernels
+
 _SCALE_OF_CHANNEL = "_ascend_scale_of_channel"
 
 
-class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
+class NPUInt8LinearKernel(int8_kernels.Int8LinearKernel):
     """``y = (int8(x) @ int8(W)) * scale(x) * scale(W) + bias``."""
-
-    @classmethod
-    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
-        return True, None
 
     @classmethod
     def can_implement(cls, c: Any) -> tuple[bool, str | None]:
@@ -41,18 +36,15 @@ class NPUInt8LinearKernel(Int8ScaledMMLinearKernel):
         index of the channels that it belongs to.
         """
         checkpoint.refuse_unwritten(layer, self)
-        check_width(getattr(layer, "prefix", "") or type(layer).__name__, self._get_layer_params(layer)[0])
+        check_width(getattr(layer, "prefix", "") or type(layer).__name__, self.layer_params(layer)[0])
         if not self.config.is_channelwise and not hasattr(layer, _SCALE_OF_CHANNEL):
             widths = torch.tensor(layer.logical_widths)
             index = torch.arange(len(widths)).repeat_interleave(widths)
-            layer.register_buffer(
-                _SCALE_OF_CHANNEL, index.to(self._get_layer_params(layer)[0].device), persistent=False
-            )
+            layer.register_buffer(_SCALE_OF_CHANNEL, index.to(self.layer_params(layer)[0].device), persistent=False)
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` ``[..., K]`` in bfloat16 or float16 -> ``[..., N]`` in the same dtype."""
-        # [N, K]; [N, 1], or one per tensor that was loaded into it; [1] or None
-        weight, scale, input_scale, *_ = self._get_layer_params(layer)
+        weight, scale, input_scale = self.layer_params(layer)
         scale = scale.flatten() if self.config.is_channelwise else scale[getattr(layer, _SCALE_OF_CHANNEL)]
         if input_scale is None:
             return dynamic_product(x, weight, scale, bias)
@@ -164,6 +156,4 @@ def tensor_name(layer: Any, name: str, part: int, parts: int) -> str:
 
 def register() -> None:
     """Offer the kernel to vLLM's selection, once per process."""
-    kernels = linear._POSSIBLE_INT8_KERNELS.setdefault(PlatformEnum.OOT, [])
-    if NPUInt8LinearKernel not in kernels:
-        linear.register_linear_kernel(NPUInt8LinearKernel, PlatformEnum.OOT, "int8")
+    int8_kernels.register(NPUInt8LinearKernel)

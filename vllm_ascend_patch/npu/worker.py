@@ -42,6 +42,8 @@ class NPUWorker(Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         from vllm_ascend_patch.seams.moe.method import register_methods
 
+        from . import int8_linear
+
         map_accelerator_names()
         map_cuda_names()
         if graphs_supported():
@@ -49,7 +51,7 @@ class NPUWorker(Worker):
 
             map_graph_names()
         register_methods()
-        _register_int8_linear()
+        int8_linear.register()
         register_modelslim()
         _register_int4_linear()
         map_profiler_names(args[0] if args else kwargs["vllm_config"])
@@ -187,17 +189,6 @@ class NPUWorker(Worker):
                 "the parallel sizes"
             )
         return index
-
-
-def _register_int8_linear() -> None:
-    """Where vLLM takes kernels from outside; in releases before that, quantised models are refused (config_check.py)."""
-    try:
-        from vllm.model_executor.kernels.linear import register_linear_kernel  # noqa: F401
-    except ImportError:
-        return
-    from . import int8_linear
-
-    int8_linear.register()
 
 
 def _register_int4_linear() -> None:

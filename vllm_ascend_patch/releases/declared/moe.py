@@ -24,6 +24,10 @@ _EPLB_WHY = (
     "On other devices upstream returns logical expert ids unmapped, or fails to compile the mapping: wrong experts with "
     "redundancy, no load counts."
 )
+_W8A8 = "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe"
+_W8A8_WHY = "The int8 experts of compressed-tensors checkpoints run on CUDA and CPU kernels only."
+_W8A8_HOW = "A subclass that loads weights as upstream does and runs them on grouped matmuls."
+_W8A8_UPSTREAM = "none: quantised MoE methods have no registration for out-of-tree devices"
 _FORWARD_UPSTREAM = "none: upstream offers per-layer experts to out-of-tree devices, but no choice of method per step"
 
 PATCHES: tuple[Patch, ...] = (
@@ -152,14 +156,13 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         id="moe-w8a8",
-        target="vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe."
-        "compressed_tensors_moe_w8a8_int8:CompressedTensorsW8A8Int8MoEMethod",
+        target=f"{_W8A8}.compressed_tensors_moe_w8a8_int8:CompressedTensorsW8A8Int8MoEMethod",
         kind=Kind.REPLACE,
         implementation="vllm_ascend_patch.seams.moe.w8a8:NPUW8A8Int8MoEMethod",
-        releases=">=0.24",
-        why="The int8 experts of compressed-tensors checkpoints run on CUDA and CPU kernels only.",
-        how="A subclass that loads weights as upstream does and runs them on grouped matmuls.",
-        upstream="none: quantised MoE methods have no registration for out-of-tree devices",
+        releases=">=0.20",
+        why=_W8A8_WHY,
+        how=_W8A8_HOW,
+        upstream=_W8A8_UPSTREAM,
         remove_when="vLLM lets a platform register quantised MoE methods",
     ),
     Patch(
@@ -173,6 +176,17 @@ PATCHES: tuple[Patch, ...] = (
         how="A subclass that loads weights as upstream does and runs them on grouped matmuls.",
         upstream="none: quantised MoE methods have no registration for out-of-tree devices",
         remove_when="vLLM lets a platform register quantised MoE methods",
+    ),
+    Patch(
+        id="moe-w8a8-one-module",
+        target=f"{_W8A8}:CompressedTensorsW8A8Int8MoEMethod",
+        kind=Kind.REPLACE,
+        implementation="vllm_ascend_patch.seams.moe.w8a8_one_module:NPUW8A8Int8MoEMethod",
+        releases="<0.20",
+        why=_W8A8_WHY,
+        how=_W8A8_HOW,
+        upstream=_W8A8_UPSTREAM,
+        remove_when="the releases with this class in this module are no longer supported",
     ),
     Patch(
         id="memory-profile",

@@ -13,19 +13,14 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     compressed_tensors_moe_w8a8_int8 as upstream,
 )
 
-from vllm_ascend_patch.core.moe.experts import scale_dtypes
-
-from .method import NPUExperts, activation_of, retype
+from .int8_experts import Int8Experts
 
 # Kept here, because the module's own name for it is this file's class once the patch is applied.
 _ORIGINAL: Any = upstream.CompressedTensorsW8A8Int8MoEMethod
 
 
-class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMethod):
+class NPUW8A8Int8MoEMethod(Int8Experts, upstream.CompressedTensorsW8A8Int8MoEMethod):
     """Experts in int8; results in the model's dtype."""
-
-    quantized = True
-    supports_eplb = True
 
     def __init__(self, weight_quant: Any, input_quant: Any, moe: Any, layer_name: str | None = None) -> None:
         super(_ORIGINAL, self).__init__(moe)  # not upstream's own constructor: it selects a CUDA kernel
@@ -38,13 +33,6 @@ class NPUW8A8Int8MoEMethod(NPUExperts, upstream.CompressedTensorsW8A8Int8MoEMeth
                 f"{'dynamic' if input_quant.dynamic else 'static'} activations are not supported on Ascend NPUs; supported "
                 "are weights per channel with dynamic activations per token"
             )
-
-    def create_weights(self, layer: Any, *args: Any, **kwargs: Any) -> None:
-        """Upstream's, with scales of the operators' dtypes: whoever loads them later writes what the operators read."""
-        super().create_weights(layer, *args, **kwargs)
-        dtypes = scale_dtypes(layer.w2_weight.shape[2], self.moe.in_dtype, activation_of(layer))
-        for name, dtype in zip(("w13_weight_scale", "w2_weight_scale"), dtypes, strict=True):
-            retype(layer, name, dtype)
 
     def get_fused_moe_quant_config(self, layer: Any) -> FusedMoEQuantConfig:
         return FusedMoEQuantConfig.make()
