@@ -226,10 +226,10 @@ def test_plan_of_a_modelslim_checkpoint_counts_its_experts_in_int8(tmp_path: Pat
 
 
 def test_plan_says_which_releases_serve_modelslim_checkpoints(tmp_path: Path) -> None:
-    result = run(modelslim(tmp_path, "W8A8_DYNAMIC"), "--vllm", "0.23.0", "--json")
+    result = run(modelslim(tmp_path, "W8A8_DYNAMIC"), "--vllm", "0.10.2", "--json")
     assert result.exit_code == 1
     (problem,) = json.loads(result.stdout)["not_served"]
-    assert problem.startswith("vLLM 0.23.0 is not supported for ModelSlim checkpoints by this port, which needs vLLM ")
+    assert problem.startswith("vLLM 0.10.2 is not supported for ModelSlim checkpoints by this port, which needs vLLM ")
 
 
 def test_plan_of_int4_experts_counts_half_a_byte_per_weight(tmp_path: Path) -> None:

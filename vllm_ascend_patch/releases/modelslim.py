@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from packaging.specifiers import SpecifierSet
 
-RELEASES = SpecifierSet(">=0.32")
+RELEASES = SpecifierSet(">=0.11")
 
 
 def modelslim_obstacle(release: str) -> str | None:

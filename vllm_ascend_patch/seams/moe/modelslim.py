@@ -12,7 +12,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, FusedMoeWeightScaleSupported, RoutedExperts
+from vllm.model_executor.layers import fused_moe
+from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, FusedMoeWeightScaleSupported
 from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
 from vllm.model_executor.utils import set_weight_attrs
 
@@ -33,7 +34,7 @@ _SHAPES = {
 
 def is_experts(layer: Any) -> bool:
     """Whether vLLM asks for the method of routed experts."""
-    return isinstance(layer, RoutedExperts)
+    return isinstance(layer, getattr(fused_moe, "RoutedExperts", None) or fused_moe.FusedMoE)
 
 
 class _Int8Parameters(FusedMoEMethodBase):
