@@ -29,6 +29,12 @@ def test_a_checkpoints_words_become_the_operators() -> None:
     assert torch.equal(to_signed(words), packed(integers))
 
 
+def test_words_are_packed_as_compressed_tensors_does() -> None:
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    integers = torch.randint(-8, 8, (5, 64), generator=torch.Generator().manual_seed(7))
+    assert torch.equal(packed(integers), helpers.pack_to_int32(integers.to(torch.int8), 4))
+
+
 def test_scales_lie_as_the_operators_take_them() -> None:
     scales = group_scales(torch.zeros(2, 5, 3, dtype=torch.bfloat16))
     assert (scales.shape, scales.dtype) == ((2, 5, 3), torch.bfloat16)
