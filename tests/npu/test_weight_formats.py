@@ -266,6 +266,22 @@ def test_ranks_that_would_share_a_group_of_int4_weights_are_refused() -> None:
     )
 
 
+def test_tensor_parallel_ranks_that_would_share_a_group_of_attention_are_refused() -> None:
+    int4 = {**MODEL, "num_attention_heads": 12, "head_dim": 64, "quantization_config": SERVED["W4A16"]}
+    assert problems(traits_of("m", int4), Parallelism(tp_size=2, expert_parallel=True)) == []
+    (problem,) = problems(traits_of("m", int4), Parallelism(tp_size=4, expert_parallel=True))
+    assert problem == (
+        "--tensor-parallel-size 4 gives each rank 192 of the 768 inputs of attention's output projection of m, whose int4 "
+        "weights have a scale for 128 inputs each: only whole groups are supported. Take fewer tensor parallel ranks, and "
+        "data parallel ones instead."
+    )
+    kept = compressed(INT4_GROUP, None, "pack-quantized", ignore=["lm_head", ATTENTION])
+    assert (
+        problems(traits_of("m", {**int4, "quantization_config": kept}), Parallelism(tp_size=4, expert_parallel=True))
+        == []
+    )
+
+
 def test_the_older_name_of_the_entry_is_read_as_well() -> None:
     fp8 = REFUSED["FP8 dynamic"][0]
     (problem,) = problems(traits_of("m", {**MODEL, "compression_config": fp8}))

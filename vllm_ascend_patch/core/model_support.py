@@ -81,7 +81,9 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
     )
     found = [check(model) for check in checks]
     if parallel is not None:
-        found += [check(model, parallel) for check in (_division, _expert_slices, _int4_groups, _heads)]
+        found += [
+            check(model, parallel) for check in (_division, _expert_slices, _int4_experts, _int4_attention, _heads)
+        ]
     return [problem for problem in found if problem is not None]
 
 
@@ -346,7 +348,7 @@ def _expert_slices(model: ModelTraits, parallel: Parallelism) -> str | None:
     )
 
 
-def _int4_groups(model: ModelTraits, parallel: Parallelism) -> str | None:
+def _int4_experts(model: ModelTraits, parallel: Parallelism) -> str | None:
     experts = None if model.weights is None else model.weights.experts
     if experts is None or not experts.w4a16 or parallel.expert_parallel:
         return None
@@ -357,6 +359,21 @@ def _int4_groups(model: ModelTraits, parallel: Parallelism) -> str | None:
         f"{ranks} ranks (tensor x data parallel) give each {model.expert_size // ranks} of the {model.expert_size} inputs "
         f"of the experts' down projection of {model.name}, whose int4 weights have a scale for {size} inputs each: only "
         "whole groups are supported. Add --enable-expert-parallel, or take fewer ranks."
+    )
+
+
+def _int4_attention(model: ModelTraits, parallel: Parallelism) -> str | None:
+    attention = None if model.weights is None else model.weights.attention
+    if attention is None or not attention.w4a16 or not attention.weights.group_size:
+        return None
+    width = model.latent_sizes.value if model.latent_sizes is not None else model.head_size
+    inputs, size = model.num_heads * width // parallel.tp_size, attention.weights.group_size
+    if inputs % size == 0:
+        return None
+    return (
+        f"--tensor-parallel-size {parallel.tp_size} gives each rank {inputs} of the {model.num_heads * width} inputs of "
+        f"attention's output projection of {model.name}, whose int4 weights have a scale for {size} inputs each: only whole "
+        "groups are supported. Take fewer tensor parallel ranks, and data parallel ones instead."
     )
 
 

@@ -33,15 +33,14 @@ _KNOWN_AS = {
 _ORDERED = ("group", "dynamic")  # inputs are not in their own order then, while serving
 _FP8 = ("fp8", "deepseek_v4_fp8")
 _MXFP4 = ("mxfp4", "gpt_oss_mxfp4")
-# Where a checkpoint's experts are, by the names that families give them; for patterns in lists of targets.
-_PARENTS = (
-    "model.layers.{}.mlp.experts.0",
-    "model.layers.{}.block_sparse_moe.experts.0",
-    "model.layers.{}.feed_forward.experts.0",
-    "model.language_model.layers.{}.mlp.experts.0",
-    "language_model.model.layers.{}.mlp.experts.0",
+# Where a checkpoint's experts and attention are, by the names that families give them; for patterns in lists of targets.
+_LAYERS = ("model.layers", "model.language_model.layers", "language_model.model.layers")
+_EXPERTS = tuple(
+    f"{parent}.experts.0.{projection}"
+    for parent in ("mlp", "block_sparse_moe", "feed_forward")
+    for projection in ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 )
-_PROJECTIONS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+_ATTENTION_OUTPUT = ("self_attn.o_proj", "self_attn.dense", "attention.o_proj")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +146,14 @@ class WeightFormat:
         method: as the checkpoint names it.
         groups: of compressed-tensors.
         experts: the group that routed experts belong to, None where they are not quantised or the model has none.
+        attention: the group that the output projection of attention belongs to, None where it is not quantised.
         extras: what compressed-tensors does besides rounding weights and inputs, in words.
     """
 
     method: str
     groups: tuple[Group, ...] = ()
     experts: Group | None = None
+    attention: Group | None = None
     extras: tuple[str, ...] = ()
 
     @classmethod
@@ -175,7 +176,8 @@ class WeightFormat:
         return cls(
             method=str(own.get("quant_method") or "an unnamed method"),
             groups=groups,
-            experts=_of_experts(groups, own.get("ignore") or (), layers) if has_experts else None,
+            experts=_of(_EXPERTS, groups, own.get("ignore") or (), layers) if has_experts else None,
+            attention=_of(_ATTENTION_OUTPUT, groups, own.get("ignore") or (), layers),
             extras=tuple(_extras(own)),
         )
 
@@ -246,9 +248,9 @@ def _group(name: str, group: Mapping[str, Any], stored: str) -> Group:
     )
 
 
-def _of_experts(groups: tuple[Group, ...], ignored: Any, layers: int) -> Group | None:
-    """The group of the last layer's experts: a name or pattern goes before a class, as vLLM has it."""
-    names = [f"{parent.format(max(layers - 1, 0))}.{part}" for parent in _PARENTS for part in _PROJECTIONS]
+def _of(modules: tuple[str, ...], groups: tuple[Group, ...], ignored: Any, layers: int) -> Group | None:
+    """The group of the last layer's ``modules``: a name or pattern goes before a class, as vLLM has it."""
+    names = [f"{parent}.{max(layers - 1, 0)}.{module}" for parent in _LAYERS for module in modules]
     if any(_matches(pattern, names) for pattern in ignored):
         return None
     named = [group for group in groups if any(_matches(target, names) for target in group.targets)]
