@@ -336,6 +336,20 @@ def test_plan_of_latent_attention_says_what_fits(tmp_path: Path) -> None:
     assert wider["weights"] < memory["weights"]
 
 
+def test_plan_counts_int4_weights_and_the_scales_of_their_groups(tmp_path: Path) -> None:
+    group = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}}
+    int4 = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
+    config = {**QWEN3_30B, **heads, "quantization_config": int4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = planned(tmp_path, "--tp", 1, "--vllm", "0.32.0")
+    assert plan["model"]["int4"]
+    assert not plan["facts"]["quantized"]
+    experts, attention = 128 * 3 * 2048 * 768, 2048 * 128 * 2 * (32 + 4)
+    others = 2 * 2048 * config["vocab_size"] * 2 + 48 * 128 * 2048 * 2
+    assert plan["memory"]["weights"] == 48 * (experts + attention) * 18 // 32 + others
+
+
 def test_plan_of_grouped_query_attention_divides_its_cache(model: Path) -> None:
     config = {**QWEN3_30B, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128}
     (model / "config.json").write_text(json.dumps(config))

@@ -25,7 +25,7 @@ class MemoryPlan:
     """Memory of one rank.
 
     Attributes:
-        weights: bytes of all weights; experts, and in W8A8 what is int8 with them, at their size.
+        weights: bytes of all weights; experts, and what is int8 or int4 with them, at their size.
         cache_per_token: bytes of a token in the KV cache, all layers.
         plain_cache_per_token: the same of latent attention computed plainly (``VLLM_MLA_DISABLE=1``), None for other models.
         available: bytes that a rank may take of its device.
@@ -50,10 +50,10 @@ def memory_plan(
         return None
     heads = -(-traits.num_heads // tp)
     kv_heads = max(traits.num_kv_heads // tp, 1)
-    linear = 1 if facts.quantized else ELEMENT
+    linear = _bytes_of_a_weight(traits, facts)
     sizes = traits.latent_sizes
     if sizes is None:
-        attention = traits.head_size * facts.hidden_size * 2 * (heads + kv_heads) * linear
+        attention = int(traits.head_size * facts.hidden_size * 2 * (heads + kv_heads) * linear)
         per_token = 2 * kv_heads * traits.head_size
     else:
         attention = _latent_weights(text, sizes, facts.hidden_size, heads, linear)
@@ -78,17 +78,26 @@ def memory_plan(
     )
 
 
-def _latent_weights(text: Mapping[str, Any], sizes: LatentSizes, hidden: int, heads: int, linear: int) -> int:
+def _bytes_of_a_weight(traits: ModelTraits, facts: ModelFacts) -> float:
+    """Of linear layers, with the scales of groups."""
+    attention = None if traits.weights is None else traits.weights.attention
+    if attention is None or not attention.w4a16:
+        return 1 if facts.quantized else ELEMENT
+    size = attention.weights.group_size
+    return 0.5 + (ELEMENT / size if size else 0)
+
+
+def _latent_weights(text: Mapping[str, Any], sizes: LatentSizes, hidden: int, heads: int, linear: float) -> int:
     """Bytes of one layer on one rank: down-projections are on every rank; the up-projection of latents is never int8."""
     query = heads * (sizes.nope + sizes.rope)
     rank = text.get("q_lora_rank") or 0
     queries = rank * (hidden + query) if rank else hidden * query
     down = hidden * (sizes.rank + sizes.rope)
     up = sizes.rank * heads * (sizes.nope + sizes.value)
-    return (queries + down + heads * sizes.value * hidden) * linear + up * ELEMENT
+    return int((queries + down + heads * sizes.value * hidden) * linear) + up * ELEMENT
 
 
-def _other_weights(text: Mapping[str, Any], facts: ModelFacts, layers: int, linear: int) -> int:
+def _other_weights(text: Mapping[str, Any], facts: ModelFacts, layers: int, linear: float) -> int:
     """Bytes of what tensor parallel ranks share: dense MLPs, shared experts, embeddings; and of the routers, though whole on
     every rank."""
     dense = (layers - facts.moe_layers) * 3 * facts.hidden_size * (text.get("intermediate_size") or 0)
@@ -98,7 +107,7 @@ def _other_weights(text: Mapping[str, Any], facts: ModelFacts, layers: int, line
     tables = 1 if text.get("tie_word_embeddings") else 2
     embeddings = tables * (text.get("vocab_size") or 0) * facts.hidden_size
     routers = facts.moe_layers * facts.num_experts * facts.hidden_size
-    return (dense + facts.moe_layers * 3 * facts.hidden_size * shared) * linear + (embeddings + routers) * ELEMENT
+    return int((dense + facts.moe_layers * 3 * facts.hidden_size * shared) * linear) + (embeddings + routers) * ELEMENT
 
 
 def _indexed(traits: ModelTraits, kv_heads: int) -> int:
