@@ -67,7 +67,7 @@ REFUSED = {
     ),
     "fp8 by option": (
         f"this checkpoint: fp8 weights, in blocks with a scale each or not, are {HERE}",
-        "Take a bfloat16",
+        "If --quantization fp8 asks for it, leave the option out.",
     ),
     "connector": (f"--kv-transfer-config with ExampleConnector is {HERE}", "or start without the option"),
     "lora": (f"--enable-lora is {HERE}", "Merge the adapter into the checkpoint"),

@@ -86,7 +86,7 @@ class NPUPlatform(Platform):
 
         problem = method_problem("this checkpoint", quant)
         if problem is not None:
-            raise NotServable(problem)
+            raise NotServable(f"{problem} If --quantization {quant} asks for it, leave the option out.")
         super().verify_quantization(quant)
 
     @classmethod
