@@ -65,6 +65,7 @@ SERVED: dict[str, Any] = {
         "pack-quantized",
         ignore=["lm_head", ATTENTION, SHARED, r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
     ),
+    "only attention, by its class, which vLLM leaves out": compressed(None, INT8_TOKEN, "int-quantized"),
     "W4A16": compressed(INT4_GROUP, None, "pack-quantized"),
     "W4A16, weights ordered": compressed({**INT4_GROUP, "actorder": "weight"}, None, "pack-quantized"),
     "W4A16 per channel": compressed({**INT4_GROUP, "strategy": "channel", "group_size": -1}, None, "pack-quantized"),

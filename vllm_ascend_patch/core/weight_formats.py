@@ -171,7 +171,7 @@ class WeightFormat:
         groups = tuple(
             _group(name, group, str(own.get("format") or ""))
             for name, group in (own.get("config_groups") or {}).items()
-            if group.get("weights")
+            if isinstance(group, Mapping) and group.get("weights")
         )
         return cls(
             method=str(own.get("quant_method") or "an unnamed method"),
