@@ -18,9 +18,11 @@ from vllm_ascend_patch.core.model_support import (
     latent_attention,
     latent_release_problem,
     problems,
+    state_release_problem,
 )
-from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
+from vllm_ascend_patch.core.model_traits import ModelTraits, attends_throughout, traits_of
 from vllm_ascend_patch.releases.latent import first_release, latent_obstacle
+from vllm_ascend_patch.releases.states import states_obstacle
 
 DENSE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -61,6 +63,8 @@ def read(architecture: str, config: dict[str, Any], **changes: Any) -> ModelTrai
         ("MiniMaxM2ForCausalLM", {"attn_type_list": [1, 1, 1]}),
         ("GraniteMoeHybridForCausalLM", {"layer_types": ["attention"] * 4, "mamba_d_state": 128}),
         ("Qwen3NextForCausalLM", {"layer_types": ["full_attention"] * 4, "linear_num_value_heads": 32}),
+        ("Qwen3NextForCausalLM", {"linear_num_value_heads": 32}),
+        ("Qwen3_5MoeForCausalLM", {"layer_types": ["linear_attention", "full_attention"]}),
         ("MellumForCausalLM", {"layer_types": ["full_attention"] * 4, "sliding_window": 1024}),
         ("MixtralForCausalLM", {"sliding_window": 4096}),
         ("ExaoneMoeForCausalLM", {"sliding_windows": [None, 128, 4096]}),
@@ -92,9 +96,8 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
         ("MiMoV2FlashForCausalLM", {}, "attention whose values have another head size than its keys"),
         ("PanguProMoEV2ForCausalLM", {}, "attention with static sinks, on a backend that the model chooses"),
         ("MiniCPMForCausalLM", {}, "MiniCPMForCausalLM runs its experts through Triton kernels of its own"),
-        ("Qwen3NextForCausalLM", {"linear_num_value_heads": 32}, "in place of keys and values (linear_attention)"),
-        ("Qwen3_5MoeForCausalLM", {"layer_types": ["linear_attention", "full_attention"]}, "(linear_attention)"),
         ("GraniteMoeHybridForCausalLM", {"layer_types": ["mamba", "attention"]}, "in place of keys and values (mamba)"),
+        ("GraniteMoeHybridForCausalLM", {"layer_types": ["linear_attention"], "mamba_n_heads": 8}, "values (mamba)"),
         ("JambaForCausalLM", {"mamba_d_state": 16}, "in place of keys and values (mamba)"),
         ("NemotronHForCausalLM", {"hybrid_override_pattern": "MEM*E"}, "in place of keys and values (mamba)"),
         ("MiniMaxText01ForCausalLM", {"attn_type_list": [0, 1]}, "(linear_attention)"),
@@ -124,6 +127,7 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
             "does not clamp queries, keys and values to 8 (clip_qkv), on any device",
         ),
         ("LagunaForCausalLM", {}, "LagunaForCausalLM gives wrong results: vLLM does not load the bias"),
+        ("DbrxForCausalLM", {}, "DbrxForCausalLM cannot be loaded: vLLM looks for the parameters of its experts where"),
         ("JetMoeForCausalLM", {}, "gives other tokens than transformers"),
         ("LongcatFlashForCausalLM", {"zero_expert_num": 256}, "256 experts without weights (zero_expert_num"),
         ("GptOssForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 weights are not supported"),
@@ -178,6 +182,7 @@ def test_what_the_installed_cann_does_not_take_is_refused_with_its_words(
         ("olmoe", r"clip_qkv"),
         ("laguna", r"experts\.e_score_correction_bias[\"'].*routed_experts"),
         ("jetmoe", r""),
+        ("dbrx", r"experts\.routed_experts"),
     ],
 )
 def test_upstreams_faults_are_still_there(module: str, mended: str) -> None:
@@ -246,6 +251,36 @@ def test_more_query_heads_than_a_decode_call_takes_are_refused() -> None:
     assert "256 query heads per rank: at most 128 are supported" in problem
     assert "Raise --tensor-parallel-size" in problem
     assert problems(model, Parallelism(tp_size=2)) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"layers_block_type": ["attention", "moe"]}, True),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, True),
+        ({"layers_block_type": ["attention", "mamba"]}, False),
+        ({"layer_types": ["full_attention", "something_new"]}, False),
+        ({"mamba_d_state": 16}, False),
+    ],
+)
+def test_a_class_that_can_have_states_has_none_where_every_layer_is_said_to_attend(
+    config: dict[str, Any], told: bool
+) -> None:
+    assert attends_throughout(config) is told
+
+
+def test_layers_with_states_are_served_on_the_releases_that_they_were_run_on() -> None:
+    model = read("Qwen3NextForCausalLM", DENSE, linear_num_value_heads=32)
+    assert state_release_problem(model, states_obstacle("0.32.0")) is None
+    problem = state_release_problem(model, states_obstacle("0.31.0")) or ""
+    assert "layers that keep a state (linear_attention) are not served: vLLM 0.31.0 is not supported" in problem
+    assert state_release_problem(read("Qwen3MoeForCausalLM", DENSE), states_obstacle("0.31.0")) is None
+
+
+def test_latent_attention_that_vllm_does_not_count_as_such_cannot_be_switched_off() -> None:
+    model = traits_of("m", {**LATENT, "architectures": ["SarvamMLAForCausalLM"]}, mla_disabled=True)
+    assert model.latent
+    assert "(MLA) of SarvamMLAForCausalLM is not supported" in problems(model)[0]
 
 
 @pytest.mark.parametrize("architecture", ["LongcatFlashForCausalLM", "PanguUltraMoEForCausalLM"])

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, MLAAttentionSpec
 
 import vllm_ascend_patch
 from vllm_ascend_patch.core.latent_support import MAX_QUERIES, padded_heads
@@ -28,7 +28,7 @@ from vllm_ascend_patch.core.operator_limits import (
     violations,
 )
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE, QueryLayout, check_head_size, query_layout
-from vllm_ascend_patch.npu.kv_limit import capped
+from vllm_ascend_patch.npu.kv_limit import block_bytes, capped
 from vllm_ascend_patch.virtual_npu.kernels import (
     fused_infer_latent_rules,
     fused_infer_rules,
@@ -334,8 +334,24 @@ def test_a_cache_of_latents_is_capped_by_them_and_one_of_keys_and_values_by_both
     for spec, blocks in ((plain, 8191), (latent, 32767)):
         specs = {"one": spec, "two": spec}
         block = 2 * spec.page_size_bytes
-        assert capped(40000 * block, specs) == blocks * block
-        assert capped(1000 * block, specs) == 1000 * block
+        assert capped(40000 * block, specs, block) == blocks * block
+        assert capped(1000 * block, specs, block) == 1000 * block
+
+
+def test_layers_with_states_share_their_blocks_with_layers_that_attend() -> None:
+    """As in Qwen3-Next, three with states to one that attends: a block is one layer's page, whichever kind holds it."""
+    from vllm.config import VllmConfig
+
+    attends = FullAttentionSpec(block_size=128, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
+    page = 2 * 128 * 2 * 64 * 2
+    assert attends.page_size_bytes == page
+    keeps = MambaSpec(shapes=((64,),), dtypes=(torch.float32,), block_size=1024, page_size_padded=page)
+    specs = {"0": keeps, "1": keeps, "2": keeps, "3": attends}
+    config = VllmConfig()
+    config.cache_config.kv_cache_layout = "LBHNC"  # which the engine decides before workers look at memory
+    assert block_bytes(config, specs) == page
+    assert block_bytes(config, {"0": attends, "1": attends}) == 2 * page
+    assert capped(70000 * page, specs, page) == 65535 * page  # int32 elements in the keys and values of the one layer
 
 
 def test_every_operator_that_is_called_has_a_row_and_no_other() -> None:

@@ -44,6 +44,14 @@ _OWN_KERNELS = {
 }
 _OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
 _LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_GATED_DELTA = (
+    "Qwen3NextForCausalLM",
+    "Qwen3_5ForCausalLM",
+    "Qwen3_5ForConditionalGeneration",
+    "Qwen3_5MoeForCausalLM",
+    "Qwen3_5MoeForConditionalGeneration",
+)
+"""Models whose states are those of gated DeltaNet."""
 _OUTPUT_BIAS_DROPPED = ("PhiMoEForCausalLM", "PhimoeForCausalLM")
 _OTHER_ACTIVATIONS = ("relu", "situ")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
@@ -172,12 +180,21 @@ def _encoder(model: ModelTraits) -> str | None:
 
 
 def _state_layers(model: ModelTraits) -> str | None:
-    if not model.states:
+    if not model.states or model.architecture in _GATED_DELTA:
         return None
     return (
         f"{model.name}: layers that keep a state in place of keys and values ({', '.join(model.states)}) are not supported "
-        f"{_HERE}: models whose layers all attend are. Choose another model."
+        f"{_HERE}: those of gated DeltaNet are, as in Qwen3-Next and Qwen3.5, and models whose layers all attend. Choose "
+        "another model."
     )
+
+
+def state_release_problem(model: ModelTraits, obstacle: str | None) -> str | None:
+    """Layers with states on a release that does not serve them; ``obstacle`` says why, and which does."""
+    if not model.states or obstacle is None:
+        return None
+    kinds = ", ".join(model.states)
+    return f"{model.name}: layers that keep a state ({kinds}) are not served: {obstacle}. Install such a release."
 
 
 def _upstreams_faults(model: ModelTraits) -> str | None:
@@ -191,9 +208,14 @@ def _upstreams_faults(model: ModelTraits) -> str | None:
         fault = "vLLM does not load the bias that its experts are chosen with (e_score_correction_bias)"
     elif model.architecture == "JetMoeForCausalLM":
         fault = "vLLM has no class for it, and its general one gives other tokens than transformers"
-    if fault is None:
-        return None
-    return f"{model.name}: {model.architecture} gives wrong results: {fault}, on any device. Choose another model."
+    if fault is not None:
+        return f"{model.name}: {model.architecture} gives wrong results: {fault}, on any device. Choose another model."
+    if model.architecture == "DbrxForCausalLM":
+        return (
+            f"{model.name}: {model.architecture} cannot be loaded: vLLM looks for the parameters of its experts where they "
+            "were before 0.32, on any device. Choose another model."
+        )
+    return None
 
 
 def _zero_experts(model: ModelTraits) -> str | None:

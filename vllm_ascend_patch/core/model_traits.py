@@ -30,10 +30,14 @@ _FACTOR_IN_RUNNER = (
     "BailingMoeV2_5ForCausalLM",
 )
 
+LATENT_ALWAYS = ("SarvamMLAForCausalLM",)
+"""Models with latent attention that vLLM does not count among those with it, so that nothing switches it off."""
+
 WINDOW_KEYS = ("sliding_window", "sliding_windows", "interleaved_sliding_window")
 """Where configurations keep sliding windows: one size, or one per layer."""
 
 _STATE_KINDS = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "hybrid", "kda")
+_ATTENDING = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention", "moe", "mlp"})
 _STATE_KEYS = {
     "linear_num_value_heads": "linear_attention",
     "linear_attn_config": "linear_attention",
@@ -158,7 +162,7 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
         activation=str(text.get("mlp_hidden_act") or text.get("hidden_act") or text.get("hidden_activation") or ""),
         routed_scale=float(text.get("routed_scaling_factor") or text.get("moe_routed_scaling_factor") or 1.0),
         shared_experts=_size(text, *_SHARED) > 0,
-        latent=latent and not mla_disabled,
+        latent=latent and (not mla_disabled or architectures[0] in LATENT_ALWAYS),
         latent_sizes=_latent_sizes(text) if latent else None,
         index_top_k=_size(text, "index_topk") or None,
         windows=() if kinds and "sliding_attention" not in kinds else _windows(text),
@@ -173,6 +177,12 @@ def traits_of(name: str, config: Mapping[str, Any], mla_disabled: bool = False) 
         zero_experts=_size(text, "zero_expert_num"),
         weights=WeightFormat.of(text, _size(text, "num_hidden_layers"), has_experts(config)),
     )
+
+
+def attends_throughout(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration names the kind of every layer, and none of them keeps a state, whatever its class can."""
+    kinds: Any = config.get("layer_types") or config.get("layers_block_type") or ()
+    return bool(kinds) and set(kinds) <= _ATTENDING
 
 
 def _size(config: Mapping[str, Any], *keys: str) -> int:
@@ -210,7 +220,10 @@ def _windows(config: Mapping[str, Any]) -> tuple[int, ...]:
 def _states(config: Mapping[str, Any]) -> tuple[str, ...]:
     kinds = config.get("layer_types") or config.get("layers_block_type")
     if kinds:
-        return tuple(sorted({kind for kind in kinds if kind in _STATE_KINDS}))
+        found = {kind for kind in kinds if kind in _STATE_KINDS}
+        if "linear_attention" in found and ("mamba_n_heads" in config or "mamba_num_heads" in config):
+            found = found - {"linear_attention"} | {"mamba"}  # transformers 5 calls Mamba's layers so
+        return tuple(sorted(found))
     if "M" in str(config.get("hybrid_override_pattern") or "") or 0 in (config.get("attn_type_list") or ()):
         return ("mamba",) if "hybrid_override_pattern" in config else ("linear_attention",)
     return tuple(sorted({kind for key, kind in _STATE_KEYS.items() if config.get(key)}))

@@ -56,6 +56,8 @@ def apply(vllm_config: VllmConfig) -> None:
     obstacle = _full_graph_obstacle(vllm_config)
     if vllm_config.speculative_config is not None and obstacle is not None:
         _run_eager(vllm_config, f"models with drafters were not tried with graphs where {obstacle}")
+    elif getattr(vllm_config.model_config, "is_hybrid", False):
+        _run_eager(vllm_config, "layers that keep a state were not tried with graphs")
     else:
         _run_pieces(vllm_config)
     compilation = vllm_config.compilation_config

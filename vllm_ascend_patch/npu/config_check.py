@@ -14,7 +14,7 @@ import torch
 import torch_npu
 
 from vllm_ascend_patch.core.model_support import Parallelism, dtype_problem, problems
-from vllm_ascend_patch.core.model_traits import ModelTraits, traits_of
+from vllm_ascend_patch.core.model_traits import LATENT_ALWAYS, ModelTraits, attends_throughout, traits_of
 
 from .attention_check import check_attention_forms
 from .compressed_check import check_compressed
@@ -22,6 +22,7 @@ from .flag_check import check_connectors, check_flags
 from .latent_check import check_latent
 from .operator_check import check_operators
 from .runner_check import check_runner
+from .states import check_states, hybrid_caches
 from .weight_check import check_weights
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def model_traits(vllm_config: VllmConfig) -> ModelTraits:
     # transformers' defaults are in there, also of a text model inside a multimodal one.
     config = {**model.hf_config.to_dict(), **model.hf_text_config.to_dict(), "architectures": model.architectures}
     traits = traits_of(model.model, config)
-    keeps_state = model.is_hybrid or model.is_attention_free
+    told_otherwise = hybrid_caches() and attends_throughout(config)
+    keeps_state = model.is_attention_free or (model.is_hybrid and not told_otherwise)
     if not model.is_attention_free:
         traits = replace(
             traits,
@@ -78,7 +80,7 @@ def model_traits(vllm_config: VllmConfig) -> ModelTraits:
         dtype=_name(model.dtype),
         max_model_len=model.max_model_len,
         vocab_size=model.get_vocab_size(),
-        latent=bool(getattr(model, "use_mla", False)),
+        latent=bool(getattr(model, "use_mla", False)) or (traits.latent and traits.architecture in LATENT_ALWAYS),
         states=(traits.states or ("its class says so",)) if keeps_state else traits.states,
         encoder_decoder=bool(model.is_encoder_decoder),
         prefix_lm=bool(getattr(model, "is_mm_prefix_lm", False)),
@@ -97,6 +99,7 @@ def _check_model(vllm_config: VllmConfig) -> None:
     for problem in problems(traits, layout):
         raise ValueError(problem)  # the first is the one that no later one's remedy would mend
     check_latent(vllm_config, traits)
+    check_states(vllm_config, traits)
     check_operators(vllm_config, traits)
     check_weights(vllm_config, traits)
     check_attention_forms(traits, parallel.tensor_parallel_size)

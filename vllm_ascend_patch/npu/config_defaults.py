@@ -19,6 +19,7 @@ from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
 
 from . import compilation_defaults
 from .config_check import model_traits
+from .states import arrange_cache
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -39,6 +40,8 @@ def apply_defaults(vllm_config: VllmConfig) -> None:
     _moe_backends(vllm_config)
     _block_size(vllm_config)
     _windows(vllm_config)
+    if vllm_config.model_config is not None:
+        arrange_cache(vllm_config, model_traits(vllm_config))
     compilation_defaults.apply(vllm_config)
     _async_scheduling(vllm_config)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_ascend_patch import armed
@@ -19,7 +20,6 @@ from .compilation_defaults import graphs_supported
 from .loading import CheckedLoading
 
 if TYPE_CHECKING:
-    import torch
     from vllm.config import VllmConfig
 
 
@@ -66,6 +66,19 @@ class NPUModelRunner(CheckedLoading, GPUModelRunner):
         from .graphs import drop_large_full_graphs
 
         drop_large_full_graphs(self.cudagraph_dispatcher)
+
+    def _init_kv_zero_meta(self) -> None:
+        """Upstream's collects addresses for a Triton kernel."""
+
+    def _zero_block_ids(self, block_ids: list[int]) -> None:
+        """Upstream's without Triton: pages that were states of layers are zeroed before they hold keys and values."""
+        if not block_ids:
+            return
+        blocks = torch.tensor(block_ids, device=self.device)
+        for layer in self.compilation_config.static_forward_context.values():
+            cache = getattr(layer, "kv_cache", None)
+            if isinstance(cache, torch.Tensor):
+                cache.unflatten(0, (self.kv_cache_config.num_blocks, -1)).index_fill_(0, blocks, 0)
 
     def _init_device_properties(self) -> None:
         """Upstream reads the number of multiprocessors, for cascade attention alone, which is off."""

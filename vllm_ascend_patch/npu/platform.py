@@ -113,7 +113,10 @@ class NPUPlatform(Platform):
 
     @classmethod
     def support_hybrid_kv_cache(cls) -> bool:
-        return False
+        """Where models need them, for layers with states; ``states.py`` switches them off for the others."""
+        from .states import hybrid_caches
+
+        return hybrid_caches()
 
     @classmethod
     def supports_v1(cls, model_config: Any) -> bool:

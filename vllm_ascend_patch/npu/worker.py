@@ -26,9 +26,10 @@ from .accelerator import map_accelerator_names
 from .compilation_defaults import graphs_supported
 from .cuda_names import map_cuda_names
 from .free_memory import requested_memory, snapshot
-from .kv_limit import capped
+from .kv_limit import block_bytes, capped
 from .modelslim.recognition import register as register_modelslim
 from .profiler import map_profiler_names
+from .states import register_layers
 
 logger = init_logger(__name__)
 
@@ -54,6 +55,7 @@ class NPUWorker(Worker):
         int8_linear.register()
         register_modelslim()
         _register_int4_linear()
+        register_layers()
         map_profiler_names(args[0] if args else kwargs["vllm_config"])
         with _triton_answered():
             super().__init__(*args, **kwargs)
@@ -116,7 +118,8 @@ class NPUWorker(Worker):
 
     def determine_available_memory(self) -> int:
         """Upstream's, less what the graphs will take, and no more than attention can index."""
-        return capped(self._memory_beside_graphs(), self.get_kv_cache_spec())
+        specs = self.get_kv_cache_spec()
+        return capped(self._memory_beside_graphs(), specs, block_bytes(self.vllm_config, specs))
 
     def _memory_beside_graphs(self) -> int:
         """Upstream's, less what the graphs will take: upstream measures that on its own devices only."""
