@@ -167,6 +167,7 @@ def commit() -> str:
         ":!docs",
         ":!README.md",
         f":!{table.STANDING}",
+        ":!vllm_ascend_patch/releases/served_models.json",
     ]
     changed = subprocess.run([*tracked], capture_output=True, text=True, check=False).stdout.strip()
     return head.stdout.strip() + ("+" if changed else "")

@@ -91,6 +91,7 @@ def test_a_checkpoint_is_named_and_sized(devices: Any, tmp_path: Path, monkeypat
     assert checks(report)["checkpoint"]["found"] == "ModelSlim: 1 weights W8A8_DYNAMIC"
     assert checks(report)["routed experts"]["found"] == "0.00 GiB of 0.00 GiB, over all ranks"
     assert checks(report)["model"]["found"] == f"{tmp_path}: served, by what its files tell"
+    assert checks(report)["architecture"]["found"].startswith("Qwen3MoeForCausalLM: right: 1 NPU, ")
 
 
 @needs_vllm

@@ -22,7 +22,7 @@ from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.model_facts import load_config
 from vllm_ascend_patch.patching import PatchError, PatchStatus, State
 from vllm_ascend_patch.patching.patchset import state_of
-from vllm_ascend_patch.releases import declarations, guard, records, runner, wanted
+from vllm_ascend_patch.releases import declarations, guard, records, runner, served_models, wanted
 from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
 
 from .calling import call
@@ -360,7 +360,15 @@ def _model(model: str) -> list[Check]:
             sizes = f"{found.expert_bytes / 2**30:.2f} GiB of {found.total_bytes / 2**30:.2f} GiB, over all ranks"
             checks.append(Check("routed experts", OK, sizes))
     served = [Check("model", FAIL, problem, "see docs/limits.md") for problem in refused]
-    return [*checks, *(served or [Check("model", OK, f"{model}: served, by what its files tell")])]
+    served = served or [Check("model", OK, f"{model}: served, by what its files tell")]
+    return [*checks, *served, *([_tried(traits.architecture)] if traits.experts else [])]
+
+
+def _tried(architecture: str) -> Check:
+    """What was run of the model's architecture, as docs/models.md has it."""
+    words = served_models.words(architecture)
+    advice = "" if words != served_models.UNTRIED else "docs/models.md has those that were"
+    return Check("architecture", OK, f"{architecture}: {words}", advice)
 
 
 @click.command("doctor")

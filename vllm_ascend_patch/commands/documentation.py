@@ -15,7 +15,7 @@ import click
 from vllm_ascend_patch import envs
 from vllm_ascend_patch.core import operator_limits
 from vllm_ascend_patch.patching.declaration import Patch
-from vllm_ascend_patch.releases import declarations, records
+from vllm_ascend_patch.releases import declarations, records, served_models
 from vllm_ascend_patch.releases.pinned import PINNED, pinned
 
 from .calling import call
@@ -173,8 +173,34 @@ def operator_table() -> str:
     )
 
 
+def model_table() -> str:
+    """Every architecture with experts, what of it was exercised, and what came of it."""
+    return _table(
+        ("Architecture", "vLLM", "Exercised", "Standing", "Message, or why not", "Commit"),
+        (
+            (
+                f"`{row.architecture}`",
+                ", ".join(row.releases) or "its Transformers backend",
+                row.feature,
+                row.standing,
+                row.why,
+                row.commit,
+            )
+            for row in served_models.rows()
+        ),
+    )
+
+
+def model_counts() -> str:
+    """How many rows of the models' table have which standing."""
+    found = [row.standing.partition(":")[0] for row in served_models.rows()]
+    return _table(("Standing", "Rows"), ((name, str(found.count(name))) for name in sorted(set(found))))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "environment": environment_table,
+    "model-counts": model_counts,
+    "models": model_table,
     "operator-limits": operator_table,
     "patches": patch_tables,
     "release-ranges": range_table,

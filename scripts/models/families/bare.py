@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Architectures that transformers does not have: configurations as the hub has them, weights that vLLM draws.
+
+Their tokens have nothing to be compared with. What counts is that they are refused, or start and answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .family import SIZES, Family
+
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+}
+_ROUTED = {
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 4,
+    "first_k_dense_replace": 1,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "rope_theta": 10000.0,
+}
+
+
+def _bare(*architectures: str, model_type: str, feature: str, **values: Any) -> Family:
+    return Family(
+        architectures=architectures,
+        config="",
+        values={**SIZES, **_ROUTED, "model_type": model_type, **values},
+        feature=feature,
+        dtype="bfloat16",
+        own_configuration=True,
+        layouts=("1 NPU",),
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "sarvam_mla": _bare(
+        "SarvamMLAForCausalLM",
+        model_type="sarvam_mla",
+        feature="latent attention",
+        **_LATENT,
+        num_experts=8,
+        num_shared_experts=1,
+        n_group=1,
+        topk_group=1,
+        score_function="sigmoid",
+    ),
+    "step3_text": _bare(
+        "Step3TextForCausalLM",
+        model_type="step3_text",
+        feature="multi-matrix attention",
+        num_attention_groups=1,
+        head_dim=32,
+        share_q_dim=64,
+        moe_num_experts=8,
+        moe_top_k=2,
+        moe_layers_enum="1",
+        share_expert_dim=32,
+        norm_expert_weight=True,
+        max_position_embedding=1024,
+    ),
+    "pangu_ultra": _bare(
+        "PanguUltraMoEForCausalLM",
+        model_type="pangu_ultra_moe",
+        feature="openPangu Ultra: latent attention, sandwich norms",
+        **_LATENT,
+        sandwich_norm=True,
+    ),
+    "pangu_pro_v2": _bare(
+        "PanguProMoEV2ForCausalLM",
+        model_type="pangu_pro_moe_v2",
+        feature="openPangu Pro V2: static sinks, values of another head size",
+        head_dim=64,
+        v_channels=64,
+        param_sink_number=4,
+    ),
+    "mistral_large_3": _bare(
+        "MistralLarge3ForCausalLM",
+        model_type="deepseek_v3",  # as vLLM reads Mistral's own format
+        feature="Mistral Large 3: DeepSeek-V3's layers",
+        **_LATENT,
+        n_group=1,
+        topk_group=1,
+        topk_method="noaux_tc",
+        moe_layer_freq=1,
+    ),
+    "step3p5": _bare(
+        "Step3p5ForCausalLM",
+        model_type="step3p5",
+        feature="Step-3.5: windows, gates per head, clamped SwiGLU (swiglustep)",
+        num_hidden_layers=4,
+        num_attention_groups=2,
+        head_dim=32,
+        att_impl_type="GQA",
+        attention_other_setting={
+            "attention_type": "sliding_attention",
+            "num_attention_heads": 4,
+            "num_attention_groups": 2,
+            "head_dim": 32,
+            "true_head_dim": 32,
+        },
+        layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        sliding_window=64,
+        use_head_wise_attn_gate=True,
+        yarn_only_types=["full_attention"],
+        partial_rotary_factors=[0.5, 1.0, 1.0, 0.5],
+        moe_num_experts=8,
+        moe_top_k=4,
+        moe_layers_enum="1,2,3",
+        share_expert_dim=32,
+        share_expert_dims=32,
+        norm_expert_weight=True,
+        use_moe=True,
+        moe_every_n_layer=1,
+        use_moe_router_bias=True,
+        need_fp32_gate=True,
+        moe_router_activation="sigmoid",
+        moe_router_scaling_factor=2.0,
+        swiglu_limits=[0, 0, 7.0, 7.0],
+        swiglu_limits_shared=[0, 0, 7.0, 7.0],
+        max_seq_len=1024,
+    ),
+    "bailing_v2_5": _bare(
+        "BailingMoeV2_5ForCausalLM",
+        model_type="bailing_moe_v2_5",
+        feature="Ling 2.5: lightning and latent attention",
+        **_LATENT,
+        num_experts=8,
+        num_shared_experts=1,
+        layer_group_size=2,
+        score_function="sigmoid",
+    ),
+    "minicpm_moe": _bare(
+        "MiniCPMForCausalLM",
+        model_type="minicpm",
+        feature="experts through kernels of its own",
+        num_experts=8,
+        scale_emb=1.0,
+        dim_model_base=64,
+        scale_depth=1.0,
+    ),
+}

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families that take images, too: served with text here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .family import SIZES, Family
+from .hybrids import LINEAR
+from .windows import GEMMA4, LLAMA4, TEMPERATURE
+
+_VISION: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "in_channels": 3,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 64,
+}
+_TOKENS = {"image_token_id": 505, "video_token_id": 506, "vision_start_token_id": 507, "vision_end_token_id": 508}
+_TEXT_ONLY = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
+
+FAMILIES: dict[str, Family] = {
+    "qwen3_vl_moe": Family(
+        architectures=("Qwen3VLMoeForConditionalGeneration",),
+        config="Qwen3VLMoeConfig",
+        model="Qwen3VLMoeForConditionalGeneration",
+        values={
+            "text_config": {
+                **SIZES,
+                "head_dim": 32,
+                "intermediate_size": 64,
+                "moe_intermediate_size": 32,
+                "num_experts": 8,
+                "num_experts_per_tok": 4,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e6,
+                    "mrope_section": [6, 5, 5],
+                    "mrope_interleaved": True,
+                },
+            },
+            "vision_config": {**_VISION, "deepstack_visual_indexes": [0]},
+            **_TOKENS,
+        },
+        arguments=_TEXT_ONLY,
+        feature="text requests: rotary positions of three kinds, fused weights of experts",
+    ),
+    "qwen3_5_moe": Family(
+        architectures=("Qwen3_5MoeForConditionalGeneration",),
+        config="Qwen3_5MoeConfig",
+        model="Qwen3_5MoeForConditionalGeneration",
+        values={"text_config": dict(LINEAR), "vision_config": _VISION, **_TOKENS},
+        arguments=_TEXT_ONLY,
+        feature="text requests: gated DeltaNet in three of four layers, as published",
+    ),
+    "glm4v_moe": Family(
+        architectures=("Glm4vMoeForConditionalGeneration",),
+        config="Glm4vMoeConfig",
+        model="Glm4vMoeForConditionalGeneration",
+        values={
+            "text_config": {
+                **SIZES,
+                "head_dim": 32,
+                "intermediate_size": 64,
+                "moe_intermediate_size": 32,
+                "num_experts_per_tok": 4,
+                "n_shared_experts": 1,
+                "n_routed_experts": 8,
+                "n_group": 1,
+                "topk_group": 1,
+                "first_k_dense_replace": 1,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 1e6,
+                    "mrope_section": [4, 2, 2],
+                    "partial_rotary_factor": 0.5,
+                },
+            },
+            "vision_config": {
+                "depth": 1,
+                "hidden_size": 32,
+                "num_heads": 2,
+                "in_channels": 3,
+                "image_size": 56,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "out_hidden_size": 64,
+                "intermediate_size": 32,
+            },
+            "image_token_id": 505,
+            "video_token_id": 506,
+            "image_start_token_id": 507,
+            "image_end_token_id": 508,
+            "video_start_token_id": 509,
+            "video_end_token_id": 510,
+        },
+        arguments=_TEXT_ONLY,
+        feature="text requests: GLM-4.5V",
+    ),
+    "llama4_images": Family(
+        architectures=("Llama4ForConditionalGeneration",),
+        config="Llama4Config",
+        model="Llama4ForConditionalGeneration",
+        values={
+            "text_config": dict(LLAMA4),
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 56,
+                "patch_size": 14,
+                "projector_input_dim": 64,
+                "projector_output_dim": 64,
+                "vision_output_dim": 64,
+            },
+            "image_token_index": 505,
+            "boi_token_index": 506,
+            "eoi_token_index": 507,
+        },
+        arguments={"limit_mm_per_prompt": {"image": 0}, **TEMPERATURE},
+        feature="text requests: the class of the published models",
+        layouts=("1 NPU",),
+    ),
+    "gemma4_images": Family(
+        architectures=("Gemma4ForConditionalGeneration",),
+        config="Gemma4Config",
+        model="Gemma4ForConditionalGeneration",
+        values={
+            "text_config": {**GEMMA4, "global_head_dim": 32},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+            },
+            "audio_config": None,
+            "image_token_id": 505,
+            "video_token_id": 506,
+            "boi_token_id": 507,
+            "eoi_token_id": 508,
+        },
+        arguments=_TEXT_ONLY,
+        feature="text requests: the class of the published models",
+        layouts=("1 NPU",),
+    ),
+    "aria": Family(
+        architectures=("AriaForConditionalGeneration",),
+        config="AriaConfig",
+        model="AriaForConditionalGeneration",
+        values={
+            "text_config": {
+                **SIZES,
+                "model_type": "aria_text",
+                "intermediate_size": 32,
+                "moe_num_experts": 8,
+                "moe_topk": 2,
+                "moe_num_shared_experts": 1,
+            },
+            "vision_config": {
+                "model_type": "idefics3_vision",
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 56,
+                "patch_size": 14,
+            },
+            "projector_patch_to_query_dict": {"16": 4},
+            "image_token_index": 505,
+        },
+        arguments={"limit_mm_per_prompt": {"image": 0}},
+        feature="text requests: fused weights of experts, shared experts",
+        layouts=("1 NPU",),
+    ),
+}
