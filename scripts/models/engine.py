@@ -22,7 +22,7 @@ def serve(
     family: Family, folder: Path, layout: Layout, rank: int, port: int, prompts: Sequence[list[int]]
 ) -> dict[str, Any]:
     """``{"answers": …}``, for each prompt two, the second from the prefix cache; or ``{"refused": message}`` or
-    ``{"crash": message, "at": stage}``."""
+    ``{"crash": message, "at": stage}``. Messages say MODEL for the checkpoint's folder."""
     os.environ.update(family.environment)
     if layout.ranks > 1:
         os.environ |= {
@@ -45,12 +45,13 @@ def serve(
         rounds = [_ask(llm, mine), _ask(llm, mine)]
         return {"answers": [list(pair) for pair in zip(*rounds, strict=True)]}
     except NotServable as error:
-        return {"refused": str(error)}
+        return {"refused": str(error).replace(str(folder / MODEL), "MODEL")}
     except Exception as error:
         traceback.print_exc()
         names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
         at = "configuration" if "create_engine_config" in names else stage
-        return {"crash": f"{type(error).__name__}: {error}", "at": at}
+        message = f"{type(error).__name__}: {error}".replace(str(folder / MODEL), "MODEL")
+        return {"crash": message, "at": at}
 
 
 def _arguments(family: Family, folder: Path, layout: Layout) -> dict[str, Any]:
