@@ -272,8 +272,9 @@ def test_a_class_that_can_have_states_has_none_where_every_layer_is_said_to_atte
 def test_layers_with_states_are_served_on_the_releases_that_they_were_run_on() -> None:
     model = read("Qwen3NextForCausalLM", DENSE, linear_num_value_heads=32)
     assert state_release_problem(model, states_obstacle("0.32.0")) is None
-    problem = state_release_problem(model, states_obstacle("0.31.0")) or ""
-    assert "layers that keep a state (linear_attention) are not served: vLLM 0.31.0 is not supported" in problem
+    for release in ("0.31.0", "0.33.0"):
+        problem = state_release_problem(model, states_obstacle(release)) or ""
+        assert f"layers that keep a state (linear_attention) are not served: vLLM {release} is not supported" in problem
     assert state_release_problem(read("Qwen3MoeForCausalLM", DENSE), states_obstacle("0.31.0")) is None
 
 

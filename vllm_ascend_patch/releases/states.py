@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from packaging.specifiers import SpecifierSet
 
-RELEASES = SpecifierSet(">=0.32")
+RELEASES = SpecifierSet("==0.32.*")
 
 
 def states_obstacle(release: str) -> str | None:
