@@ -15,7 +15,7 @@ import pytest
 from tests.support import tiny_models, w8a8_models
 from tests.support.installed import FULL_GRAPHS_BY_DEFAULT, HAS_GRAPHS_OF_WHOLE_STEPS, needs_int8_experts
 
-from .scripts import chosen, job_for
+from .scripts import ALSO_ON_V2, RUNNERS, chosen, job_for
 from .traces import Worker, traced_workers
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
@@ -108,7 +108,9 @@ def test_tokens_equal_transformers_with_graphs(
         ("mixtral_wide", 2, 2, "A3", {"mc2", "allgather"}),
     ],
 )
+@pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_tokens_equal_transformers_with_graphs_of_whole_decode_steps(
+    runner: str,
     family: str,
     tp: int,
     dp: int,
@@ -123,7 +125,8 @@ def test_tokens_equal_transformers_with_graphs_of_whole_decode_steps(
     job = graph_job(checkpoint, tp, dp, WHOLE_STEPS)
     traces = tmp_path / "traces"
     traces.mkdir()
-    result = run_engine(job, devices=tp * dp, soc=soc, VLLM_ASCEND_PATCH_TRACE=str(traces / "{rank}-{pid}.json"))
+    environment = {"VLLM_ASCEND_PATCH_TRACE": str(traces / "{rank}-{pid}.json"), **RUNNERS[runner]}
+    result = run_engine(job, devices=tp * dp, soc=soc, **environment)
     check(result, job, checkpoint)
     assert chosen(result["log"]) == methods
     workers = traced_workers(traces)

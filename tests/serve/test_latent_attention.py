@@ -109,7 +109,7 @@ def test_greedy_tokens_equal_transformers(
     if arguments is GRAPHS:
         workers = traced_workers(tmp_path)
         assert len(workers) == tp * dp
-        replayed = "FULL" if HAS_GRAPHS_OF_WHOLE_STEPS and runner == "V1" else "PIECEWISE"
+        replayed = "FULL" if HAS_GRAPHS_OF_WHOLE_STEPS else "PIECEWISE"
         assert all(worker.modes[replayed] > worker.modes["NONE"] > 0 for worker in workers)
 
 

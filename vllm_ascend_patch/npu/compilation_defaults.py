@@ -116,8 +116,10 @@ def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
     """Why no graph holds attention, in words; None if nothing is in the way."""
     from vllm_ascend_patch.releases import graphs, guard
 
-    if uses_runner_v2(vllm_config):
-        return "graphs of whole steps were not tried with model runner V2"
+    if uses_runner_v2(vllm_config) and vllm_config.speculative_config is not None:
+        return "graphs were not tried with drafts on model runner V2"
+    if uses_runner_v2(vllm_config) and vllm_config.parallel_config.data_parallel_size > 1:
+        return "graphs of whole steps were not tried over data-parallel ranks with model runner V2"
     return graphs.full_graph_obstacle(guard.installed_release() or "")
 
 

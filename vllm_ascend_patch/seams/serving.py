@@ -67,6 +67,8 @@ class Step:
         expected: what upstream will ask the ranks for; for releases whose ranks tell each other token counts only.
         agreed: the agreement of a dummy step that had to know it before upstream asks; for the same releases.
         layer: the token counts for the MoE layer whose forward is on the stack, else None.
+        tasks: where attention's calls are recorded while model runner V2 captures a whole step, else None.
+        attention: the metadata that model runner V2 has made for the step's forward, by layer.
     """
 
     capturing: bool = False
@@ -75,6 +77,8 @@ class Step:
     expected: Vote | None = None
     agreed: StepAgreement | None = None
     layer: ForwardTokens | None = None
+    tasks: Any = None
+    attention: Any = None
 
 
 @dataclass(eq=False)

@@ -41,7 +41,8 @@ def forward_context_fields(**context: Any) -> dict[str, Any]:
         agreement = state.session.check_forward(per_dp_rank if len(per_dp_rank) > 1 and not microbatched else None)
     active = _own_tokens(context) if agreement is None else agreement.active_tokens[_dp_rank(context)]
     graph_mode = context.get("cudagraph_runtime_mode")
-    if graph_mode is None or graph_mode.name == "NONE":
+    whole = state.step.tasks is not None  # V2 says nothing of a graph while it captures a whole step
+    if not whole and (graph_mode is None or graph_mode.name == "NONE"):
         return {FIELD: ForwardTokens(per_dp_rank, active, captured=False, count=count)}
     mask = _mask(state.moe, context["vllm_config"], active, int(num_tokens))
     tokens = ForwardTokens(per_dp_rank, active, captured=True, mask=mask, count=count)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import torch
 
+from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.by_name import parameters_of
 
 
@@ -111,7 +112,17 @@ def sample_random(original: Callable[..., Any], sampler: Any, *args: Any, **kwar
 
 
 def prepare_inputs_to_capture(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Attention metadata and slots of a capture; no metadata where attention runs between captured pieces."""
+    """Attention metadata and slots of a capture; no metadata where attention runs between captured pieces. In a graph of a
+    whole step attention records its calls."""
     bound = dict(zip(parameters_of(original), args, strict=False)) | kwargs
-    state = original(*args, **kwargs)
-    return state if bound["full_cudagraph"] else state._replace(attn_metadata=None)
+    step = serving.current().step
+    dummy, step.dummy = step.dummy, True
+    try:
+        state = original(*args, **kwargs)
+    finally:
+        step.dummy = dummy
+    if not bound["full_cudagraph"]:
+        return state._replace(attn_metadata=None)
+    for metadata in state.attn_metadata.values():
+        metadata.tasks = step.tasks
+    return state

@@ -31,7 +31,7 @@ def execute_model(original: Callable[..., Any], runner: Any, *args: Any, **kwarg
     if not bound.get("dummy_run"):
         return phases.execute_model(_announced(original), runner, **bound)
     serving.entering(runner)
-    if not bound.get("is_profile"):
+    if not bound.get("is_profile") and not runner.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs():
         bound["skip_attn_for_dummy_run"] = True  # its slots are negative, and nothing reads what attention would give
     return original(runner, **bound)
 
