@@ -22,8 +22,10 @@ DRAFTS = 3
 class Drafted(Batch):
     """A random step in which requests past their prompt have up to ``DRAFTS`` drafts; some are placeholders."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, all_decode: bool = False) -> None:
         super().__init__(seed)
+        if all_decode:
+            self.computed = self.prefill + ints(0, 5, SLOTS)
         past = (self.computed >= self.prefill)[self.rows]
         self.drafts = torch.where(past, ints(0, DRAFTS + 1, self.requests), 0).int()
         self.lens = torch.where(past, self.drafts + 1, self.lens)
@@ -36,6 +38,8 @@ class Drafted(Batch):
         self.places = (torch.arange(self.logit_rows) - self.cu_logits[self.owners]).int()
         self.tokens = ints(0, VOCABULARY, self.logit_rows)
         self.temperature = torch.rand(SLOTS).mul(2) * (torch.rand(SLOTS) < 0.6)
+        self.seeds = torch.arange(SLOTS) * 12345678901
+        self.positions = torch.arange(self.logit_rows) + 7
 
     def logits(self) -> dict[str, Any]:
         return {
@@ -48,7 +52,7 @@ class Drafted(Batch):
 
 
 def test_rows_of_logits_and_what_goes_in() -> None:
-    for seed in range(20):
+    for seed in range(10):
         b = Drafted(seed)
         expand = {
             "idx_mapping_ptr": b.rows,
@@ -100,7 +104,7 @@ def test_several_sampled_tokens_are_booked() -> None:
 
 def test_penalties_and_bad_words_count_the_drafts_before_a_row() -> None:
     forbidden = 0
-    for seed in range(20):
+    for seed in range(10):
         b = Drafted(seed)
         b.tokens = ints(0, 3, b.logit_rows)
         arguments = {
@@ -197,7 +201,9 @@ BLOCK = 32
 
 def verified(b: Drafted, likely: torch.Tensor, drafter: torch.Tensor | None, oracle: bool) -> dict[str, torch.Tensor]:
     """What the four kernels, one after the other as upstream launches them, make of a batch."""
-    blocks = -(-VOCABULARY // BLOCK)
+    vocabulary = likely.shape[1]
+    blocks = -(-vocabulary // BLOCK)
+    drafts = DRAFTS if drafter is None else drafter.shape[1]
     shape = (b.logit_rows, blocks)
     given: dict[str, Any] = {
         "target_local_argmax_ptr": torch.zeros(shape, dtype=torch.int64),
@@ -214,29 +220,29 @@ def verified(b: Drafted, likely: torch.Tensor, drafter: torch.Tensor | None, ora
         },
         **{name: torch.zeros(b.requests) for name in ("target_rejected_logsumexp_ptr", "draft_rejected_logsumexp_ptr")},
         "target_logits_ptr": likely.clone(),
-        "target_logits_stride": VOCABULARY,
+        "target_logits_stride": vocabulary,
         "draft_logits_ptr": drafter,
-        "draft_logits_stride_0": DRAFTS * VOCABULARY,
-        "draft_logits_stride_1": VOCABULARY,
+        "draft_logits_stride_0": drafts * vocabulary,
+        "draft_logits_stride_1": vocabulary,
         "draft_sampled_ptr": b.tokens.long(),
         "cu_num_logits_ptr": b.cu_logits,
         "idx_mapping_ptr": b.rows,
         "expanded_idx_mapping_ptr": b.expanded,
         "expanded_local_pos_ptr": b.places,
         "temp_ptr": b.temperature,
-        "seed_ptr": torch.arange(SLOTS) * 12345678901,
-        "pos_ptr": torch.arange(b.logit_rows) + 7,
-        "vocab_size": VOCABULARY,
+        "seed_ptr": b.seeds,
+        "pos_ptr": b.positions,
+        "vocab_size": vocabulary,
         "vocab_num_blocks": blocks,
         "resample_num_blocks": blocks,
-        "num_speculative_steps": DRAFTS,
+        "num_speculative_steps": drafts,
         "num_logits": b.logit_rows,
         "PADDED_VOCAB_NUM_BLOCKS": 4,
         "PADDED_RESAMPLE_NUM_BLOCKS": 4,
         "HAS_DRAFT_LOGITS": drafter is not None,
         "BLOCK_SIZE": BLOCK,
-        "sampled_ptr": torch.zeros(b.requests, DRAFTS + 1, dtype=torch.int64),
-        "sampled_stride": DRAFTS + 1,
+        "sampled_ptr": torch.zeros(b.requests, drafts + 1, dtype=torch.int64),
+        "sampled_stride": drafts + 1,
         "CONTEXT_WIDTH": 1,
         **dict.fromkeys(("SYNTHETIC_MODE", "USE_BLOCK_VERIFICATION", "USE_FP64", "WATERMARK"), False),
         "DEDUPLICATE_CONTEXTS": False,
@@ -259,11 +265,11 @@ def verified(b: Drafted, likely: torch.Tensor, drafter: torch.Tensor | None, ora
 @pytest.mark.parametrize("with_logits", [False, True])
 def test_which_drafts_are_accepted_and_what_follows(with_logits: bool) -> None:
     seen = {"all": 0, "some": 0, "none": 0}
-    for seed in range(10):
-        b = Drafted(seed)
+    for seed in range(6):
+        b = Drafted(seed, all_decode=True)
         likely = torch.randn(b.logit_rows, VOCABULARY) * 2
         for row in range(b.logit_rows - 1):  # drafts that the model may accept, and placeholders
-            if b.places[row + 1] and torch.rand(()) < 0.8:
+            if b.places[row + 1] and torch.rand(()) < 0.7:
                 likely[row, b.tokens[row + 1]] += 6
         b.tokens[torch.rand(b.logit_rows) < 0.1] = -1
         drafter = torch.randn(SLOTS, DRAFTS, VOCABULARY) if with_logits else None
@@ -427,3 +433,66 @@ def test_drafts_out_of_the_requests_own_tokens(shortest: int, longest: int) -> N
         finalize, ours = f"{module}._ngram_finalize_kernel", drafter_inputs.draft_from_ngrams
         compare(finalize, (b.requests,), ours, arguments, "drafts_ptr")
     assert matched > 10
+
+
+DRAWS, FEW = 40000, 8
+LIMIT = 29.9
+"""Of chi-square with 7 degrees of freedom: exceeded once in 10000."""
+
+
+def chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> float:
+    expected = probabilities * len(tokens)
+    return float(((torch.bincount(tokens, minlength=FEW) - expected) ** 2 / expected).sum())
+
+
+def drawn(logits: torch.Tensor, seeds: torch.Tensor, drafting: bool, cache: torch.Tensor | None = None) -> torch.Tensor:
+    """A token for each seed, at position 5 and temperature 1."""
+    rows = len(seeds)
+    largest, tokens = torch.zeros(rows, 1), torch.zeros(rows, 1, dtype=torch.int64)
+    sampling.gumbel_sample(
+        local_argmax_ptr=tokens,
+        local_max_ptr=largest,
+        logits_cache_ptr=cache,
+        logits_cache_col_ptr=torch.tensor(0),
+        logits_cache_source_ptr=logits,
+        logits_ptr=logits,
+        expanded_idx_mapping_ptr=torch.arange(rows),
+        seeds_ptr=seeds,
+        pos_ptr=torch.full((rows,), 5),
+        temp_ptr=torch.ones(rows),
+        IS_DRAFTING=drafting,
+        APPLY_TEMPERATURE=True,
+        USE_FP64=False,
+    )
+    return tokens[:, 0]
+
+
+def test_random_sampling_has_the_models_distribution() -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(FEW)
+    tokens = drawn(logits.expand(DRAWS, FEW), torch.arange(DRAWS) * 7919, drafting=False)
+    assert chi_square(tokens, logits.softmax(0)) < LIMIT
+    assert chi_square(tokens, torch.randn(FEW).softmax(0)) > LIMIT, "the test tells distributions apart"
+
+
+@pytest.mark.parametrize("with_logits", [False, True])
+def test_tokens_behind_drafts_have_the_models_distribution(with_logits: bool) -> None:
+    """Whatever the drafter proposes: its own draws, or the same token always; accepted or drawn anew."""
+    torch.manual_seed(4)
+    mine, theirs = torch.randn(FEW), torch.randn(FEW) * 1.5
+    seeds = torch.arange(DRAWS) * 7919
+    cache = torch.zeros(DRAWS, 1, FEW)
+    drafts = drawn(theirs.expand(DRAWS, FEW), seeds, drafting=True, cache=cache)
+    if not with_logits:
+        drafts = torch.full((DRAWS,), int(mine.argmax()))
+    b = Drafted(0)
+    b.requests, b.rows, b.drafts = DRAWS, torch.arange(DRAWS), torch.ones(DRAWS)
+    b.logit_rows, b.cu_logits = 2 * DRAWS, torch.arange(DRAWS + 1) * 2
+    b.expanded, b.places = b.rows.repeat_interleave(2), torch.tensor([0, 1]).repeat(DRAWS).int()
+    b.tokens = torch.stack([torch.zeros_like(drafts), drafts], dim=1).flatten()
+    b.temperature, b.seeds, b.positions = torch.ones(DRAWS), seeds, torch.tensor([5, 6]).repeat(DRAWS)
+    found = verified(b, mine.expand(2 * DRAWS, FEW).contiguous(), cache if with_logits else None, oracle=False)
+    assert 0.05 < (found["number"] == 2).double().mean() < 0.95, "drafts must come out both ways"
+    assert chi_square(found["sampled"][:, 0], mine.softmax(0)) < LIMIT
+    second = found["sampled"][found["number"] == 2, 1]
+    assert chi_square(second, mine.softmax(0)) < LIMIT
