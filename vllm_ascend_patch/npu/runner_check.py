@@ -62,7 +62,7 @@ def _not_served_of_drafts(speculative: Any) -> dict[str, Any]:
         return {}
     several = getattr(speculative, "use_multi_module_mtp", None)
     return {
-        "drafting by eagle3 (method in --speculative-config)": speculative.method == "eagle3",
+        f"speculative method {speculative.method!r}": speculative.method not in ("ngram", "mtp"),
         "a drafter of several prediction layers": several is not None and several(),
         "another way of rejecting drafts than the standard one (rejection_sample_method in --speculative-config)": (
             speculative.rejection_sample_method != "standard"
