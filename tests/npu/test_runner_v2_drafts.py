@@ -199,7 +199,9 @@ OURS = (
 BLOCK = 32
 
 
-def verified(b: Drafted, likely: torch.Tensor, drafter: torch.Tensor | None, oracle: bool) -> dict[str, torch.Tensor]:
+def verified(
+    b: Drafted, likely: torch.Tensor, drafter: torch.Tensor | None, oracle: bool, **ours_alone: bool
+) -> dict[str, torch.Tensor]:
     """What the four kernels, one after the other as upstream launches them, make of a batch."""
     vocabulary = likely.shape[1]
     blocks = -(-vocabulary // BLOCK)
@@ -258,22 +260,25 @@ def verified(b: Drafted, likely: torch.Tensor, drafter: torch.Tensor | None, ora
         if oracle:
             kernel.run(grid, **arguments)
         else:
-            ours(**arguments)
+            ours(**arguments, **ours_alone)
     return {"sampled": given["sampled_ptr"], "number": steps}
 
 
-@pytest.mark.parametrize("with_logits", [False, True])
-def test_which_drafts_are_accepted_and_what_follows(with_logits: bool) -> None:
+@pytest.mark.parametrize(("with_logits", "greedy"), [(False, False), (True, False), (False, True)])
+def test_which_drafts_are_accepted_and_what_follows(with_logits: bool, greedy: bool) -> None:
     seen = {"all": 0, "some": 0, "none": 0}
     for seed in range(6):
         b = Drafted(seed, all_decode=True)
+        if greedy:
+            b.temperature.zero_()
         likely = torch.randn(b.logit_rows, VOCABULARY) * 2
         for row in range(b.logit_rows - 1):  # drafts that the model may accept, and placeholders
             if b.places[row + 1] and torch.rand(()) < 0.7:
                 likely[row, b.tokens[row + 1]] += 6
         b.tokens[torch.rand(b.logit_rows) < 0.1] = -1
         drafter = torch.randn(SLOTS, DRAFTS, VOCABULARY) if with_logits else None
-        expected, found = (verified(b, likely, drafter, oracle) for oracle in (True, False))
+        expected = verified(b, likely, drafter, oracle=True)
+        found = verified(b, likely, drafter, oracle=False, ALL_GREEDY=greedy)
         assert torch.equal(expected["number"], found["number"]), seed
         for row, number in enumerate(expected["number"].tolist()):
             assert torch.equal(expected["sampled"][row, :number], found["sampled"][row, :number]), seed

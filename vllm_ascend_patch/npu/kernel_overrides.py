@@ -28,6 +28,7 @@ from vllm_ascend_patch.core.kernels import (
 )
 from vllm_ascend_patch.core.kernels.slot_mapping import compute_slot_mapping
 from vllm_ascend_patch.releases import guard, runner
+from vllm_ascend_patch.seams import serving
 
 logger = init_logger(__name__)
 
@@ -73,6 +74,16 @@ RUNNER_V2: dict[str, Callable[..., None]] = {
 }
 """What model runner V2 launches without drafts; ``runner_check.py`` refuses what else would."""
 
+
+def _greedily(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` with what the host knows of the requests and the kernel's arguments do not say."""
+
+    def launched(**arguments: Any) -> None:
+        function(ALL_GREEDY=serving.current().step.greedy, **arguments)
+
+    return launched
+
+
 _REJECTION_V2 = f"{_V2}.spec_decode.rejection_sampler"
 _DRAFTER = f"{_V2}.spec_decode.target_dependent_ar.speculator"
 _NGRAM = f"{_V2}.spec_decode.ngram.speculator"
@@ -81,8 +92,8 @@ SPECULATIVE_V2: dict[str, Callable[..., None]] = {
     f"{_REJECTION_V2}._gather_draft_sampled_kernel": verification.gather_draft_sampled,
     f"{_REJECTION_V2}._flatten_sampled_kernel": verification.flatten_sampled,
     f"{_REJECTION_V2}_utils._compute_local_logits_stats_kernel": verification.compute_local_logits_stats,
-    f"{_REJECTION_V2}_utils._rejection_kernel": verification.reject,
-    f"{_REJECTION_V2}_utils._resample_kernel": verification.resample,
+    f"{_REJECTION_V2}_utils._rejection_kernel": _greedily(verification.reject),
+    f"{_REJECTION_V2}_utils._resample_kernel": _greedily(verification.resample),
     f"{_REJECTION_V2}_utils._insert_resampled_kernel": verification.insert_resampled,
     f"{_DRAFTER}._prepare_prefill_inputs_kernel": drafter_inputs.prepare_prefill_inputs,
     f"{_DRAFTER}._prepare_decode_inputs_kernel": drafter_inputs.prepare_decode_inputs,

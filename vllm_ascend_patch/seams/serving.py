@@ -69,6 +69,7 @@ class Step:
         layer: the token counts for the MoE layer whose forward is on the stack, else None.
         tasks: where attention's calls are recorded while model runner V2 captures a whole step, else None.
         attention: the metadata that model runner V2 has made for the step's forward, by layer.
+        greedy: model runner V2 verifies drafts of requests that are all greedy.
     """
 
     capturing: bool = False
@@ -79,6 +80,7 @@ class Step:
     layer: ForwardTokens | None = None
     tasks: Any = None
     attention: Any = None
+    greedy: bool = False
 
 
 @dataclass(eq=False)

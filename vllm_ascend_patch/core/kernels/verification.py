@@ -6,7 +6,8 @@ Parameter names are the upstream kernels'. A request has a row of logits for eac
 token's; rows lie side by side, ``cu_num_logits_ptr`` ``[n + 1]`` says where each request's start, and the token that row
 ``r`` is asked about is ``draft_sampled_ptr[r + 1]``, -1 for one that may not be accepted. ``K`` is the most drafts of a
 request. Upstream reduces blocks of the vocabulary and then their results ``[rows, blocks]``; here the first column has the
-row's, and the others can never win. Nothing is read from the device, all shapes come from the host.
+row's, and the others can never win. Nothing is read from the device, all shapes come from the host. With ``ALL_GREEDY``, which
+upstream's kernels do not have, no request has a temperature, and no noise is drawn.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ def reject(
     SYNTHETIC_MODE: bool,
     USE_BLOCK_VERIFICATION: bool,
     FLY_WINDOW_SIZE: int = 0,
+    ALL_GREEDY: bool = False,
     **_: Any,
 ) -> None:
     """How many drafts of each request are accepted (``rejected_steps_ptr`` ``[n]``), and the tokens up to there and the
@@ -116,6 +118,12 @@ def reject(
     token = draft_sampled_ptr[(row + 1).clamp_(max=draft_sampled_ptr.shape[0] - 1)].long()
     may_be = (token >= 0) & (step < drafts)
     token = token.clamp_(min=0)
+    choice = target_local_argmax_ptr[:, 0][row]
+    if ALL_GREEDY:
+        length = ((choice == token) & may_be).to(torch.int32).cumprod(dim=1).sum(dim=1)
+        sampled_ptr[:, :most] = choice
+        rejected_steps_ptr.copy_(length)
+        return
     target_sum = target_local_max_ptr[:, 0] + target_local_sumexp_ptr[:, 0].log()
     draft_sum = torch.zeros_like(target_sum)
     likelihood = target_logits_ptr[row, token].float() - target_sum[row]
@@ -126,7 +134,7 @@ def reject(
         logit = draft_logits_ptr[request.unsqueeze(1), step, token].float()
         proposed = logit / torch.where(temperature == 0, 1.0, temperature) - draft_sum[row]
     chance = uniform_noise(seed_ptr[request].unsqueeze(1), pos_ptr[row])
-    choice, greedy = target_local_argmax_ptr[:, 0][row], temperature == 0
+    greedy = temperature == 0
     accepted = torch.where(greedy, choice == token, likelihood > chance.log() + proposed) & may_be
     sampled_ptr[:, :most] = torch.where(greedy & ~accepted, choice, token)
     length = accepted.to(torch.int32).cumprod(dim=1).sum(dim=1)
@@ -153,6 +161,7 @@ def resample(
     vocab_size: int,
     USE_FP64: bool,
     WATERMARK: bool = False,
+    ALL_GREEDY: bool = False,
     **_: Any,
 ) -> None:
     """The token behind the accepted ones: drawn from what the model gives it beyond the drafter where a draft was refused,
@@ -161,6 +170,9 @@ def resample(
         raise NotImplementedError("sampling with 64-bit noise or watermarks is not supported on Ascend NPUs")
     requests = rejected_step_ptr.shape[0]
     row = cu_num_logits_ptr[:requests].long() + rejected_step_ptr
+    if ALL_GREEDY:  # where a draft was refused, the choice is there already
+        _put(resampled_local_argmax_ptr, resampled_local_max_ptr, target_logits_ptr[row, :vocab_size].float())
+        return
     own_choice = row == cu_num_logits_ptr[1 : requests + 1] - 1
     request = expanded_idx_mapping_ptr[row]
     refused = draft_sampled_ptr[(row + 1).clamp_(max=draft_sampled_ptr.shape[0] - 1)].long()
@@ -176,10 +188,15 @@ def resample(
         left = torch.where(ratio < 1, mine + torch.log1p(-ratio), -_INFINITY)
     logits = torch.where((own_choice | (refused < 0)).unsqueeze(1), logits, left)
     noise = gumbel_noise(seed_ptr[request], pos_ptr[row], logits.shape[1])
-    largest, token = torch.where((temperature != 0).unsqueeze(1), logits + noise, logits).max(dim=1)
-    resampled_local_max_ptr.fill_(-_INFINITY)
-    resampled_local_max_ptr[:, 0] = largest
-    resampled_local_argmax_ptr[:, 0] = token
+    logits = torch.where((temperature != 0).unsqueeze(1), logits + noise, logits)
+    _put(resampled_local_argmax_ptr, resampled_local_max_ptr, logits)
+
+
+def _put(tokens: torch.Tensor, maxima: torch.Tensor, logits: torch.Tensor) -> None:
+    largest, token = logits.max(dim=1)
+    maxima.fill_(-_INFINITY)
+    maxima[:, 0] = largest
+    tokens[:, 0] = token
 
 
 def insert_resampled(

@@ -97,6 +97,18 @@ PATCHES: tuple[Patch, ...] = (
         remove_when="vLLM's sampler tells greedy batches apart",
     ),
     Patch(
+        id="v2-greedy-drafts",
+        target=f"{_GPU}.spec_decode.rejection_sampler:RejectionSampler._verify",
+        kind=Kind.WRAP,
+        implementation=f"{_PORT}:verify",
+        releases=_RELEASES,
+        reads=("idx_mapping_np",),
+        why="The kernels verify greedy and random requests alike; the noise takes most of the operators.",
+        how="Tells the kernels that replace upstream's when all requests are greedy, so that they draw none.",
+        upstream="none: for Triton kernels it is one launch either way",
+        remove_when="vLLM's sampler tells greedy batches apart",
+    ),
+    Patch(
         id="v2-ngram",
         target=f"{_GPU}.spec_decode.ngram.speculator:NgramGPUSpeculator.__init__",
         kind=Kind.WRAP,

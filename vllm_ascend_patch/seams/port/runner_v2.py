@@ -111,6 +111,17 @@ def sample_random(original: Callable[..., Any], sampler: Any, *args: Any, **kwar
     return original(sampler, *args, **kwargs)
 
 
+def verify(original: Callable[..., Any], rejection: Any, *args: Any, **kwargs: Any) -> Any:
+    """Upstream's verification of drafts; its kernels are told whether all requests are greedy, which the host knows."""
+    bound = dict(zip(parameters_of(original)[1:], args, strict=False)) | kwargs
+    step = serving.current().step
+    step.greedy = not rejection.sampler.sampling_states.temperature.np[bound["idx_mapping_np"]].any()
+    try:
+        return original(rejection, **bound)
+    finally:
+        step.greedy = False
+
+
 def prepare_inputs_to_capture(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Attention metadata and slots of a capture; no metadata where attention runs between captured pieces. In a graph of a
     whole step attention records its calls."""
