@@ -6,8 +6,8 @@ Parameter names are the upstream kernels'. A request has a row of logits for eac
 token's; rows lie side by side, ``cu_num_logits_ptr`` ``[n + 1]`` says where each request's start, and the token that row
 ``r`` is asked about is ``draft_sampled_ptr[r + 1]``, -1 for one that may not be accepted. ``K`` is the most drafts of a
 request. Upstream reduces blocks of the vocabulary and then their results ``[rows, blocks]``; here the first column has the
-row's, and the others can never win. Nothing is read from the device, all shapes come from the host. With ``ALL_GREEDY``, which
-upstream's kernels do not have, no request has a temperature, and no noise is drawn.
+row's, and the others can never win. Nothing is read from the device, all shapes come from the host. With ``ALL_GREEDY``,
+which upstream's kernels do not have, no request has a temperature, and no noise is drawn.
 """
 
 from __future__ import annotations
