@@ -123,9 +123,9 @@ def test_a_stream_has_the_text_of_the_whole_answer_for_many_clients_at_once(clie
 
 
 def test_several_answers_of_one_prompt(client: openai.OpenAI) -> None:
-    greedy = complete(client, n=3)
-    assert [choice.text for choice in greedy.choices] == [continuation(PROMPT, 24)] * 3
-    assert greedy.usage.completion_tokens == 72
+    cold = complete(client, n=3, temperature=0.1)  # vLLM refuses several greedy answers
+    assert [choice.text for choice in cold.choices] == [continuation(PROMPT, 24)] * 3
+    assert cold.usage.completion_tokens == 72
     sampled = complete(client, n=4, temperature=2.0, logit_bias=COIN)
     assert len({choice.text for choice in sampled.choices}) > 1, "a coin of x and y is tossed 24 times for each"
     assert {letter for choice in sampled.choices for letter in choice.text} == {"x", "y"}
