@@ -50,6 +50,7 @@ def outcomes(what: Run, paths: list[Path], environment: dict[str, str], log: Pat
             **environment,
             **what.environment,
             VLLM_ASCEND_PATCH="1",
+            PYTHONSAFEPATH="1",  # this tree has a package of tests, too
             PYTHONPATH=":".join(map(str, [*paths, Path(vllm_ascend_patch.__file__).parents[1], ROOT])),
             **{recorder.VARIABLE: str(record)},
         )

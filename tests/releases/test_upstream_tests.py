@@ -87,7 +87,7 @@ def _mutated(folder: Path, *changed: tuple[str, str, str]) -> Path:
 def _run(tree: Path, *arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
     """The script with the package of ``tree``; skips the test where the index lacks the source archive."""
     command = [sys.executable, "-m", "scripts.upstream_tests.run", *arguments]
-    environment = clean_environment(PYTHONPATH=f"{tree}:{ROOT}")
+    environment = clean_environment(PYTHONPATH=f"{tree}:{ROOT}", PYTHONSAFEPATH="1")
     done = run(command, seconds=seconds, environment=environment)
     if done.returncode == NOT_TO_BE_HAD:
         pytest.skip(done.stdout)
