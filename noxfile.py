@@ -25,7 +25,16 @@ WITHOUT_DEVICES = "tests/dp"
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadscope", "--no-loadscope-reorder")
 """Two processes of pytest, one for the engines and one for the rest: tests/conftest.py says which runs what."""
 
-BENCHMARKS = ("patch_overhead", "virtual_npu_overhead", "moe_host_cost", "moe_comm", "dp_sync", "mla_cost", "weights")
+BENCHMARKS = (
+    "patch_overhead",
+    "virtual_npu_overhead",
+    "moe_host_cost",
+    "moe_comm",
+    "dp_sync",
+    "mla_cost",
+    "weights",
+    "decode_step",
+)
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["check", "test"]
