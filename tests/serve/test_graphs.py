@@ -169,8 +169,15 @@ def test_a_method_that_no_graph_can_capture_switches_graphs_off_visibly(
 def test_int8_experts_in_graphs_keep_every_clear_choice_of_the_dequantised_model(
     checkpoints: Callable[[str], Path], run_engine: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """Of four tokens, three are decoded, in graphs of whole steps where those can be had."""
     quantised, twin = w8a8_models.make(checkpoints("mixtral"), tmp_path)
-    cases = w8a8_models.first_token_cases(twin, 16)
-    job = job_for(quantised, [case.prompt for case in cases], 1, arguments=GRAPHS)
-    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM="mc2")
+    cases = w8a8_models.first_token_cases(twin, 12, tokens=4)
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    job = job_for(quantised, [case.prompt for case in cases], 4, arguments=GRAPHS)
+    environment = {"VLLM_ASCEND_PATCH_MOE_COMM": "mc2", "VLLM_ASCEND_PATCH_TRACE": str(traces / "{rank}-{pid}.json")}
+    result = run_engine(job, devices=2, **environment)
     assert result["together"] == [case.answer for case in cases]
+    assert result["late"] == [case.answer for case in cases]
+    for worker in traced_workers(traces):
+        assert worker.modes["FULL" if HAS_GRAPHS_OF_WHOLE_STEPS else "PIECEWISE"] > 5, worker.modes

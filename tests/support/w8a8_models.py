@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from .routing_margins import RoutingMargins
 from .tiny_models import VOCABULARY, Case
 
 # Above what int8 activations change in these models' logits (0.3 at most, measured): a clearer choice must be kept.
 MARGIN = 0.8
+# Of two experts' logits, or scores: a router's choice, where it is a matter of rounding, makes another token.
+ROUTING_MARGIN = 0.05
 _QUANTISED = ("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight")
 _SCHEME = {"num_bits": 8, "type": "int", "symmetric": True}
 _CONFIG: dict[str, Any] = {
@@ -63,16 +66,23 @@ def make(dense: Path, folder: Path, keep: tuple[str, ...] = ()) -> tuple[Path, P
 
 
 @torch.inference_mode()
-def first_token_cases(twin: Path, count: int) -> list[Case]:
-    """Prompts whose next token the dequantised model, in float32, chooses by at least ``MARGIN``."""
+def first_token_cases(twin: Path, count: int, tokens: int = 1) -> list[Case]:
+    """Prompts whose next ``tokens`` tokens the dequantised model, in float32, chooses by at least ``MARGIN`` each, and their
+    experts by ``ROUTING_MARGIN``."""
     model = AutoModelForCausalLM.from_pretrained(twin, torch_dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(23)
     cases: list[Case] = []
     while len(cases) < count:
         prompt = torch.randint(
             3, VOCABULARY, (int(torch.randint(1, 40, (), generator=generator)),), generator=generator
-        )
-        best = model(prompt.unsqueeze(0)).logits[0, -1].topk(2)
-        if best.values[0] - best.values[1] >= MARGIN:
-            cases.append(Case(prompt.tolist(), [int(best.indices[0])]))
+        ).tolist()
+        answer: list[int] = []
+        while len(answer) < tokens:
+            with RoutingMargins(model) as routing:
+                best = model(torch.tensor([prompt + answer])).logits[0, -1].topk(2)
+            if best.values[0] - best.values[1] < MARGIN or routing.smallest[-1] < ROUTING_MARGIN:
+                break
+            answer.append(int(best.indices[0]))
+        else:
+            cases.append(Case(prompt, answer))
     return cases
