@@ -80,7 +80,7 @@ def test_every_operator_that_the_package_calls_is_tried() -> None:
 
 
 def test_everything_holds_on_virtual_npus(tmp_path: Path) -> None:
-    done, report = on_virtual_npus(report=tmp_path / "report.json")
+    done, report = on_virtual_npus(report=tmp_path / "report.json", seconds=300)
     output = done.stdout + (done.stderr or "")
     assert done.returncode == 0, output[-6000:]
     assert report["ok"] is True
@@ -88,10 +88,11 @@ def test_everything_holds_on_virtual_npus(tmp_path: Path) -> None:
     assert {result["part"] for result in report["results"]} == set(selftest.PARTS)
     names = {(result["part"], result["name"]) for result in report["results"]}
     assert {("operators", "npu_swiglu"), ("device", "graph update"), ("ranks", "step sync, auto")} <= names
-    assert ("ranks", "MoE by mc2, EP 2, int8") in names
+    assert {("ranks", "MoE by mc2, EP 2, int8"), ("model", "tokens of a tiny Qwen3-MoE")} <= names
     found = {result["name"]: result["found"] for result in report["results"]}
     assert re.fullmatch(r"\d+ us of host time per step", found["step sync, device"])
     assert found["step sync, auto"].startswith("takes ")
+    assert re.fullmatch(r"\d+ clear choices of 96 tokens, all as transformers'", found["tokens of a tiny Qwen3-MoE"])
     text = json.dumps(report)
     assert socket.gethostname() not in text
     assert not re.search(r"\d+\.\d+\.\d+\.\d+|/tmp|/home|/root", text)
@@ -106,6 +107,16 @@ def test_a_wrong_kernel_makes_it_fail_and_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout[-6000:]
     assert [result["name"] for result in report["results"] if not result["ok"]] == ["npu_swiglu"]
     assert "do not hold: npu_swiglu." in done.stdout
+
+
+@pytest.mark.slow
+def test_a_wrong_kernel_changes_the_tiny_models_tokens(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_WRONG_SWIGLU.replace("* 1.1", "* -1.0"))
+    path = f"{ROOT}:{tmp_path}"
+    done, report = on_virtual_npus("--part", "model", report=tmp_path / "report.json", devices=1, PYTHONPATH=path)
+    assert done.returncode == 1, done.stdout[-6000:]
+    (result,) = report["results"]
+    assert re.search(r"token \d+ after a prompt of \d+ is \d+ instead of \d+", result["found"]), result
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ from vllm_ascend_patch.selftest.result import ALLOWED, Result
 from .calling import call
 from .terminal import console, table
 
-PARTS = ("operators", "device", "ranks")
-SECONDS = {"operators": 120.0, "device": 60.0, "ranks": 100.0}
+PARTS = ("operators", "device", "ranks", "model")
+SECONDS = {"operators": 80.0, "device": 40.0, "ranks": 80.0, "model": 90.0}
 """Limits of the parts: under five minutes in all. Virtual NPUs, which compute on the host, get several times as long."""
 
 VIRTUAL = "VIRTUAL_NPU_RUNTIME"
