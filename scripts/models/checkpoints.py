@@ -50,7 +50,7 @@ def _write_reference(family: Family, folder: Path) -> None:
     torch.manual_seed(7)
     model = reference_class(family)(config) if family.model else AutoModelForCausalLM.from_config(config)
     model = model.float()
-    _randomise(model)
+    _randomise(model, family.query_norm)
     model.to(getattr(torch, family.dtype)).save_pretrained(folder)
 
 
@@ -81,7 +81,7 @@ def _rename(family: Family, folder: Path) -> None:
     save_file(family.rename(load_file(file)), file, metadata={"format": "pt"})
 
 
-def _randomise(model: Any) -> None:
+def _randomise(model: Any, query_norm: float) -> None:
     """Weights that keep activations of size 1 or so, clear routers, and biases and norms that matter."""
     import torch
 
@@ -106,7 +106,7 @@ def _randomise(model: Any) -> None:
             elif "bias" in name:
                 weight.copy_(drawn * 0.2)
             else:
-                weight.add_(0.2 * drawn)
+                weight.add_(0.2 * drawn).mul_(query_norm if name.endswith("q_norm.weight") else 1.0)
 
 
 def _gain(name: str) -> float:

@@ -36,6 +36,8 @@ class Family:
         feature: what of the model is exercised, in a few words.
         model: transformers' class that computes the reference; None for the one that belongs to the configuration.
         dtype: of weights and engine.
+        query_norm: what weights of query norms are around; small where scores are not divided by the head size's root, or
+            attention is so sharp that rounding decides.
         edits: what the hub's configurations have and transformers does not write.
         own_configuration: whether the hub's checkpoints bring the class of their configuration along.
         rename: the tensors as vLLM's class wants them, where transformers writes them otherwise.
@@ -51,6 +53,7 @@ class Family:
     feature: str
     model: str | None = None
     dtype: str = "float16"
+    query_norm: float = 1.0
     edits: Mapping[str, Any] = field(default_factory=dict)
     own_configuration: bool = False
     rename: Callable[[dict[str, Any]], dict[str, Any]] | None = None

@@ -27,6 +27,7 @@ FAMILIES: dict[str, Family] = {
         config="Qwen3NextConfig",
         values={**LINEAR, "intermediate_size": 64},
         feature="gated DeltaNet in three of four layers, as published",
+        layouts=("1 NPU", "TP 2 + EP", "DP 2 + EP"),
     ),
     "qwen3_5_moe_text": Family(
         architectures=("Qwen3_5MoeForCausalLM",),

@@ -132,6 +132,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma4_images": Family(
         architectures=("Gemma4ForConditionalGeneration",),
+        query_norm=0.2,
         config="Gemma4Config",
         model="Gemma4ForConditionalGeneration",
         values={

@@ -22,7 +22,7 @@ LLAMA4: dict[str, Any] = {
 GEMMA4: dict[str, Any] = {
     **SIZES,
     "tie_word_embeddings": True,
-    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"],
     "head_dim": 32,
     "intermediate_size": 64,
     "moe_intermediate_size": 32,
@@ -132,7 +132,6 @@ FAMILIES: dict[str, Family] = {
             "n_group": 1,
             "topk_group": 1,
         },
-        dtype="bfloat16",
         feature="K-EXAONE: windows in three of four layers, the fourth without rotary embedding",
     ),
     "cohere2_moe": Family(
@@ -146,17 +145,20 @@ FAMILIES: dict[str, Family] = {
             "num_experts": 8,
             "num_experts_per_tok": 4,
             "sliding_window": 64,
+            "logit_scale": 1.0,
         },
         feature="windows in three of four layers, attention and MLP side by side",
     ),
     "gemma4_one_size": Family(
         architectures=("Gemma4ForCausalLM",),
+        query_norm=0.2,
         config="Gemma4TextConfig",
         values={**GEMMA4, "global_head_dim": 32},
-        feature="windows in five of six layers, GELU experts beside a dense MLP; one head size",
+        feature="windows in one of two layers, GELU experts beside a dense MLP; one head size",
     ),
     "gemma4": Family(
         architectures=("Gemma4ForCausalLM",),
+        query_norm=0.2,
         config="Gemma4TextConfig",
         values={**GEMMA4, "global_head_dim": 64},
         feature="the same with two head sizes, as published",
