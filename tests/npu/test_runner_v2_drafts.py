@@ -4,6 +4,7 @@ requests with any number of drafts, greedy and random ones, inside their prompt 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -190,7 +191,7 @@ def test_draft_tokens_of_the_rows() -> None:
 
 
 STEPS = ("_compute_local_logits_stats_kernel", "_rejection_kernel", "_resample_kernel", "_insert_resampled_kernel")
-OURS = (
+OURS: tuple[Callable[..., None], ...] = (
     verification.compute_local_logits_stats,
     verification.reject,
     verification.resample,
@@ -396,9 +397,9 @@ def test_inputs_of_a_drafters_later_forwards(advance: bool) -> None:
             "hidden_size": 8,
             "num_speculative_steps": DRAFTS,
         }
-        kernel, ours = f"{module}._update_draft_inputs_kernel", drafter_inputs.update_draft_inputs
+        kernel = f"{module}._update_draft_inputs_kernel"
         inputs = (*outputs, "next_input_hidden_states_ptr") if step < DRAFTS - 1 else ()
-        compare(kernel, (b.requests,), ours, later, "output_draft_tokens_ptr", *inputs)
+        compare(kernel, (b.requests,), drafter_inputs.update_draft_inputs, later, "output_draft_tokens_ptr", *inputs)
 
 
 @pytest.mark.parametrize(("shortest", "longest"), [(1, 3), (2, 4), (1, 1)])
@@ -435,8 +436,8 @@ def test_drafts_out_of_the_requests_own_tokens(shortest: int, longest: int) -> N
         assert torch.equal(*best)
         matched += int((best[0] > 0).sum())
         arguments["scratch_ptr"] = mine["scratch_ptr"]
-        finalize, ours = f"{module}._ngram_finalize_kernel", drafter_inputs.draft_from_ngrams
-        compare(finalize, (b.requests,), ours, arguments, "drafts_ptr")
+        finalize = f"{module}._ngram_finalize_kernel"
+        compare(finalize, (b.requests,), drafter_inputs.draft_from_ngrams, arguments, "drafts_ptr")
     assert matched > 10
 
 

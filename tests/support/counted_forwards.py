@@ -29,7 +29,8 @@ class ForwardsWorker:
 
         count("model", self.model_runner.get_model())
         owners = (getattr(self.model_runner, name, None) for name in ("drafter", "speculator"))  # of V1 and of V2
-        drafter = next((owner.model for owner in owners if hasattr(owner, "model")), None)
+        models = (getattr(owner, "model", None) for owner in owners)
+        drafter = next((model for model in models if model is not None), None)
         if drafter is not None:
             count("drafter", drafter)
         _count_whole_steps()

@@ -28,6 +28,8 @@ class _Captures(CudaGraphManager):
     """Upstream's captures, between upstream's classes: while one is made, the step has the tasks of its attention."""
 
     tasks: dict[Any, GraphTasks]
+    _capture_descs: dict[Any, list[Any]]
+    _candidates: dict[Any, list[Any]]
 
     def capture(self, create_forward_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         step = serving.current().step
