@@ -173,7 +173,7 @@ def test_an_answer_follows_its_json_schema(client: openai.OpenAI) -> None:
         answer = client.chat.completions.create(
             model=NAME, messages=messages, max_tokens=200, temperature=0, response_format=wanted
         )
-        return json.loads(answer.choices[0].message.content)
+        return json.loads(answer.choices[0].message.content or "")
 
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(asked, range(6)))

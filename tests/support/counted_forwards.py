@@ -28,8 +28,9 @@ class ForwardsWorker:
             model.register_forward_pre_hook(counted)
 
         count("model", self.model_runner.get_model())
-        owners = (getattr(self.model_runner, name, None) for name in ("drafter", "speculator"))  # of V1 and of V2
-        models = (getattr(owner, "model", None) for owner in owners)
+        runner: Any = self.model_runner
+        owners = [getattr(runner, name, None) for name in ("drafter", "speculator")]  # of V1 and of V2
+        models: list[Any] = [getattr(owner, "model", None) for owner in owners]
         drafter = next((model for model in models if model is not None), None)
         if drafter is not None:
             count("drafter", drafter)

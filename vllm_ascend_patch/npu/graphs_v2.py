@@ -65,11 +65,14 @@ class NPUGraphManager(ModelCudaGraphManager, _Captures):
         """Upstream's, without whole steps of more rows than there are slots for padding."""
         super()._init_candidates()
 
+        captured: dict[Any, list[Any]] = self._capture_descs
+        candidates: dict[Any, list[Any]] = self._candidates
+
         def kept(descs: list[Any]) -> list[Any]:
             return [desc for desc in descs if desc.cg_mode != CUDAGraphMode.FULL or desc.num_tokens <= BLOCK_SIZE]
 
-        self._capture_descs = {mode: kept(descs) for mode, descs in self._capture_descs.items()}
-        self._candidates = {key: kept(descs) for key, descs in self._candidates.items()}
+        self._capture_descs = {mode: kept(descs) for mode, descs in captured.items()}
+        self._candidates = {key: kept(descs) for key, descs in candidates.items()}
 
     def release_graphs(self) -> None:
         super().release_graphs()
