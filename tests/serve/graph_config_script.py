@@ -14,6 +14,7 @@ import vllm.envs
 from vllm.engine.arg_utils import EngineArgs
 from vllm.usage.usage_lib import UsageContext
 
+from tests.support.installed import HAS_KERNEL_REGISTRY
 from tests.support.processes import report
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -35,6 +36,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "forced alltoall": {"tensor_parallel_size": 2, "enable_expert_parallel": True},
 }
+
+
+if HAS_KERNEL_REGISTRY:  # else refused
+    drafts = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}
+    SETTINGS["drafts from the prompt"] = {"speculative_config": drafts}
 
 
 def resolved(checkpoint: str, setting: str) -> dict[str, Any]:

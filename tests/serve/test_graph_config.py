@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.installed import HAS_GRAPHS_OF_WHOLE_STEPS, needs_one_coordination
+from tests.support.installed import HAS_GRAPHS_OF_WHOLE_STEPS, needs_kernel_registry, needs_one_coordination
 from tests.support.processes import result_of
 from vllm_ascend_patch.commands import plan
 
@@ -51,6 +51,7 @@ def resolved(
         ("inductor", GRAPHS),
         ("own sizes", GRAPHS | {"sizes": [2, 4]}),
         ("forced alltoall", COMPILED),
+        pytest.param("drafts from the prompt", EAGER, marks=needs_kernel_registry),
         pytest.param("many layers", PIECES | {"sizes": SPREAD}, marks=needs_one_coordination),
     ],
 )
@@ -67,6 +68,7 @@ def test_a_setting_gives_this_mode(
         if HAS_GRAPHS_OF_WHOLE_STEPS
         else "cudagraph_mode is PIECEWISE instead of FULL: graphs of whole steps were not tried",
         "mode is VLLM_COMPILE instead of STOCK_TORCH_COMPILE: graphs are captured between the attention operators",
+        pytest.param("drafts from the prompt (ngram) were not tried with graphs", marks=needs_kernel_registry),
         "backend is eager instead of inductor: stock torch has no Inductor for NPUs",
         pytest.param(
             "graphs are captured for 18 of 51 batch sizes (1, 8, 32, 56, 80, 104, 128, 152, 176, 192, 216, 240, 272, 320, "

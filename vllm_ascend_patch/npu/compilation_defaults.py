@@ -53,9 +53,9 @@ def apply(vllm_config: VllmConfig) -> None:
     if obstacle is not None:
         _run_eager(vllm_config, obstacle)
         return
-    obstacle = _full_graph_obstacle(vllm_config)
-    if vllm_config.speculative_config is not None and obstacle is not None:
-        _run_eager(vllm_config, f"models with drafters were not tried with graphs where {obstacle}")
+    obstacle = _drafts_obstacle(vllm_config)
+    if obstacle is not None:
+        _run_eager(vllm_config, obstacle)
     elif getattr(vllm_config.model_config, "is_hybrid", False):
         _run_eager(vllm_config, "layers that keep a state were not tried with graphs")
     else:
@@ -112,6 +112,19 @@ def _capture_whole_steps(vllm_config: VllmConfig) -> None:
         _change(compilation, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE, why)
 
 
+def _drafts_obstacle(vllm_config: VllmConfig) -> str | None:
+    """Why a model whose tokens are drafted runs without graphs, in words; None if nothing is in the way."""
+    speculative, model = vllm_config.speculative_config, vllm_config.model_config
+    if speculative is None:
+        return None
+    if speculative.method == "ngram":
+        return "drafts from the prompt (ngram) were not tried with graphs"
+    if model is not None and model.use_mla:
+        return "drafts with latent attention were not tried with graphs"
+    obstacle = _full_graph_obstacle(vllm_config)
+    return None if obstacle is None else f"drafts were not tried with graphs where {obstacle}"
+
+
 def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
     """Why no graph holds attention, in words; None if nothing is in the way."""
     from vllm_ascend_patch.releases import graphs, guard
@@ -159,7 +172,7 @@ def _keep_within_streams(vllm_config: VllmConfig) -> None:
 def _drafter_pieces(vllm_config: VllmConfig) -> int:
     """Graphs per size of a drafter with forwards of its own, of which upstream captures pieces alone."""
     model = getattr(vllm_config.speculative_config, "draft_model_config", None)
-    if model is None or vllm_config.speculative_config.method == "ngram":
+    if model is None:
         return 0
     # Layers that predict further tokens do not count as layers in the configuration; one of them runs again and again.
     return max(1, model.get_num_layers(vllm_config.parallel_config)) + 1
