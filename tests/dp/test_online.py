@@ -20,6 +20,7 @@ import requests
 from tests.support.environment import free_port
 from tests.support.processes import result_of, under_virtual_npu
 from tests.support.server import Server
+from vllm_ascend_patch.core.dp.watchdog import EXIT_CODE
 
 from .online import START_SECONDS, WATCHDOG_SECONDS, answer, ask, burst, conversation, serve
 
@@ -89,9 +90,7 @@ def test_survivors_of_a_killed_worker_name_it_and_the_next_server_takes_the_same
             time.sleep(2)  # in the middle of decoding
             victim.send_signal(signal.SIGKILL)
             start = time.monotonic()
-            server.process.wait(
-                4 * WATCHDOG_SECONDS
-            )  # its own exit code is vLLM's affair: 0 after any orderly shutdown
+            assert server.process.wait(4 * WATCHDOG_SECONDS) == EXIT_CODE
             assert pending.exception() is not None, "the request could not be answered"
         assert time.monotonic() - start < 4 * WATCHDOG_SECONDS
         _, left = psutil.wait_procs(others, timeout=2 * WATCHDOG_SECONDS)
