@@ -31,9 +31,6 @@ class Run:
     torchrun: int = 0
 
 
-_MC2 = {"VLLM_ASCEND_PATCH_MOE_COMM": "mc2"}
-_ALLTOALL = {"VLLM_ASCEND_PATCH_MOE_COMM": "alltoall"}
-
 LANES: dict[str, tuple[Run, ...]] = {
     "short": (
         Run("fused top-k", "kernels/moe/test_fused_topk.py"),
@@ -43,9 +40,6 @@ LANES: dict[str, tuple[Run, ...]] = {
     "kernels": (
         Run("routing", "kernels/moe/test_routing.py", 600),
         Run("grouped top-k", "kernels/moe/test_grouped_topk.py", 600, select="single_group or kimi"),
-        Run("MoE layer, MC2", "kernels/moe/test_moe_layer.py", 900, environment=_MC2),
-        Run("MoE layer, AllToAll", "kernels/moe/test_moe_layer.py", 900, environment=_ALLTOALL),
-        Run("MoE layer", "kernels/moe/test_moe_layer.py", 900),
         Run("sampler", "v1/sample/test_sampler.py"),
     ),
     "eplb": (
@@ -84,3 +78,12 @@ LANES: dict[str, tuple[Run, ...]] = {
         Run("PP x DP", "v1/distributed/test_pp_dp_v2.py", 600),
     ),
 }
+
+NO_LANE = {
+    "kernels/moe/test_moe_layer.py": "its reference is a Triton kernel, and its processes make layers without a worker, which is "
+    "what puts this port's MoE methods in place",
+    "kernels/moe/test_zero_expert_moe.py": "experts without weights are refused",
+    "v1/distributed/test_dbo.py": "micro-batching is refused",
+    "v1/distributed/test_eagle_dp.py": "of drafters, ngram and mtp are served",
+}
+"""Files of the same subjects that are in no lane, and why."""

@@ -14,7 +14,7 @@ from tests.support.environment import ROOT
 
 from . import results
 from .changes import CHANGES
-from .lanes import LANES, RELEASE
+from .lanes import LANES, NO_LANE, RELEASE
 
 RESULTS = ROOT / "docs" / "upstream_tests.json"
 PAGE = RESULTS.with_name("upstream-tests.md")
@@ -27,6 +27,8 @@ from its source archive, under this patch set on virtual NPUs. `scripts/upstream
 a reason that `scripts/upstream_tests/reasons.py` does not have. `--record` writes `docs/upstream_tests.json` and, from it
 and the tables in that folder, this page.
 
+A lane or file that was *not run* is just that: nothing is claimed of it.
+
 Models have upstream's names and are tiny: a byte per token, one clear successor for each. Packages that only upstream's
 tests import go into a folder of their own. The virtual NPUs have 1 GiB each.
 """
@@ -36,6 +38,7 @@ def text(kept: dict[str, Any]) -> str:
     """The page for the content of the result file."""
     columns = ("Lane", "Run", "File", "Passed", "Failed", "Not applicable", "Commit")
     parts = [_HEAD, "## What passes\n", _table(columns, _rows(kept))]
+    parts += ["\n## What is in no lane\n", _table(("File", "Because"), NO_LANE.items())]
     parts += ["\n## Why a test does not pass\n", _table(("Run", "Tests", "", "Reason"), _reasons(kept))]
     changed = ((f"`{_line(c.old)}`", f"`{_line(c.new)}`", ", ".join(c.files) or "all files", c.why) for c in CHANGES)
     parts += ["\n## What is changed in the tests\n", _table(("This", "becomes", "in", "because"), changed)]
