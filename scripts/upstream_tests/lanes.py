@@ -66,9 +66,8 @@ LANES: dict[str, tuple[Run, ...]] = {
     "hybrid": (Run("hybrid", "v1/distributed/test_hybrid_lb_dp.py", 900),),
     "internal": (
         Run(
-            "internal, one host", "v1/distributed/test_internal_lb_dp.py", 900, select="not multinode and not api_only"
+            "internal, two launches", "v1/distributed/test_internal_lb_dp.py", 900, select="multinode and not api_only"
         ),
-        Run("internal, two launches", "v1/distributed/test_internal_lb_dp.py", 900, select="multinode"),
         Run("internal, no engine beside", "v1/distributed/test_internal_lb_dp.py", 900, select="api_only"),
     ),
     "async": (
@@ -80,8 +79,8 @@ LANES: dict[str, tuple[Run, ...]] = {
 }
 
 NO_LANE = {
-    "kernels/moe/test_moe_layer.py": "its reference is a Triton kernel, and its processes make layers without a worker, which is "
-    "what puts this port's MoE methods in place",
+    "kernels/moe/test_moe_layer.py": "its reference is a Triton kernel, and its processes make layers without a worker, "
+    "which is what puts this port's MoE methods in place",
     "kernels/moe/test_zero_expert_moe.py": "experts without weights are refused",
     "v1/distributed/test_dbo.py": "micro-batching is refused",
     "v1/distributed/test_eagle_dp.py": "of drafters, ngram and mtp are served",
