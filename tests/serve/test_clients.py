@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import signal
 import sys
@@ -82,10 +83,10 @@ def complete(client: openai.OpenAI, prompt: str = PROMPT, **asked: Any) -> Any:
 
 
 def running_requests(server: Server) -> float:
+    """Requests that run or wait on the two ranks; not a number while a rank has told of none."""
     text = requests.get(f"{server.url}/metrics", timeout=20).text
     found = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", text, re.MULTILINE)
-    assert len(found) >= 4, "two ranks, each with requests that run and that wait"
-    return sum(map(float, found))
+    return sum(map(float, found)) if len(found) >= 4 else math.nan
 
 
 def test_vllms_benchmark_in_bursts_has_every_token_of_every_request(model: str, server: Server, tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_clients_that_leave_take_their_requests_with_them(server: Server, client
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(leave, range(12)))
     deadline = time.monotonic() + 60
-    while running_requests(server) and time.monotonic() < deadline:
+    while running_requests(server) != 0 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert running_requests(server) == 0
     assert complete(client).choices[0].text == continuation(PROMPT, 24)
@@ -211,7 +212,7 @@ def test_sigterm_under_load(grace: int, model: str, tmp_path: Path) -> None:
         with ThreadPoolExecutor(6) as pool:
             answers = [pool.submit(complete, client, max_tokens=LONGEST - 64, timeout=200) for _ in range(6)]
             deadline = time.monotonic() + 60
-            while running_requests(server) < 6 and time.monotonic() < deadline:
+            while running_requests(server) != 6 and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert running_requests(server) == 6
             server.note_shared_memory()
