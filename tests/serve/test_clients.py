@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextlib.contextmanager
-def serve(model: str, folder: Path, *more: str) -> Iterator[Server]:
+def serve(model: str, folder: Path) -> Iterator[Server]:
     arguments = [
         "--served-model-name",
         NAME,
@@ -51,7 +51,7 @@ def serve(model: str, folder: Path, *more: str) -> Iterator[Server]:
         "--enable-expert-parallel",
         "--enforce-eager",
     ]
-    arguments += ["--max-model-len", str(LONGEST), "--max-num-seqs", "16", "--max-num-batched-tokens", "128", *more]
+    arguments += ["--max-model-len", str(LONGEST), "--max-num-seqs", "16", "--max-num-batched-tokens", "128"]
     environment = {"VLLM_ASCEND_PATCH": "1", "HF_HUB_OFFLINE": "1"}
     with Server(model, arguments, environment, folder / "server.log", devices=2) as server:
         server.wait_until_ready(START_SECONDS)
