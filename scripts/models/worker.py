@@ -10,9 +10,11 @@ from __future__ import annotations
 import vllm_ascend_patch  # isort: skip  # noqa: F401  (before vLLM)
 
 import contextlib
+import ctypes
 import json
 import os
 import random
+import select
 import signal
 import sys
 import time
@@ -30,6 +32,7 @@ from . import checkpoints, engine, images, judge
 from .families import FAMILIES, VOCABULARY, Family
 from .layouts import LAYOUTS
 
+_PR_SET_PDEATHSIG = 1
 SECONDS = 150.0
 """Of one engine, or of one checkpoint or judgement."""
 
@@ -129,6 +132,7 @@ def _in_processes(works: list[Callable[[], Any]], log: Path) -> list[dict[str, A
 
 def _child(work: Callable[[], Any], log: Path, writer: int) -> None:
     os.setpgid(0, 0)  # what it starts ends with it
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # and it ends with this process, however that ends
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -145,8 +149,6 @@ def _child(work: Callable[[], Any], log: Path, writer: int) -> None:
 
 
 def _collect(pid: int, reader: int, deadline: float) -> dict[str, Any]:
-    import select
-
     text = b""
     try:
         while True:
