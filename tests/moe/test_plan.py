@@ -175,8 +175,8 @@ SERVED_NOT = {
         "mxfp4 weights are not supported",
     ),
     "states": (
-        {**QWEN3_30B, "architectures": ["Qwen3NextForCausalLM"], "linear_num_value_heads": 32},
-        "layers that keep a state in place of keys and values (linear_attention) are not supported",
+        {**QWEN3_30B, "architectures": ["JambaForCausalLM"], "mamba_d_state": 16},
+        "layers that keep a state in place of keys and values (mamba) are not supported",
     ),
 }
 
@@ -264,7 +264,7 @@ def test_plan_of_a_compressed_tensors_checkpoint_names_its_scheme_and_what_it_la
         "weights": {**part, "strategy": "channel"},
         "input_activations": {**part, "strategy": "token", "dynamic": True},
     }
-    own = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, "ignore": []}
+    own = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
     name = "model.layers.0.mlp.experts.0.up_proj.weight"
     tensors = {name: torch.zeros(768, 2048, dtype=torch.int8), f"{name}_scale": torch.ones(768, 1)}
     (tmp_path / "config.json").write_text(json.dumps({**QWEN3_30B, "quantization_config": own}))

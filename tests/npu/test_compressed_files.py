@@ -64,8 +64,8 @@ def test_a_checkpoint_that_has_everything_is_taken(tmp_path: Path) -> None:
         ),
         (
             lambda t: t.pop(f"{LAYER}.1.up_proj.weight"),
-            f"{LAYER}.1.up_proj.weight_scale is BF16 [6, 1] in model.safetensors, and no file of the checkpoint has "
-            f"{LAYER}.1.up_proj.weight",
+            f"the checkpoint lacks {LAYER}.1.up_proj.weight: {LAYER}.1.up_proj.weight_scale is BF16 [6, 1] in "
+            "model.safetensors, and is its scale",
         ),
         (
             lambda t: t.update({f"{LAYER}.0.up_proj.weight_scale": torch.ones(5, 1)}),

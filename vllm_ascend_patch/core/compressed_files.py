@@ -37,6 +37,7 @@ def compressed_problems(config: Mapping[str, Any], stored: Mapping[str, StoredTe
     """
     own = config.get("quantization_config") or config.get("compression_config") or {}
     strategies = {str((group.get("weights") or {}).get("strategy")) for group in _groups(own)}
+    packed = any(name.endswith(_PACKED) for name in stored)
     int8 = {name for name, tensor in stored.items() if name.endswith(_WEIGHT) and tensor.dtype == "I8"}
     for name, tensor in stored.items():
         module = name.removesuffix(_WEIGHT)
@@ -46,8 +47,8 @@ def compressed_problems(config: Mapping[str, Any], stored: Mapping[str, StoredTe
             module = name.removesuffix(_SCALE)
             if module + _WEIGHT not in stored and module + _PACKED not in stored:
                 yield (
-                    f"{name} is {tensor}, and no file of the checkpoint has {module}{_WEIGHT}: copy the files that are "
-                    "missing from the checkpoint's source"
+                    f"the checkpoint lacks {module}{_PACKED if packed else _WEIGHT}: {name} is {tensor}, and is its scale. "
+                    "Copy the files that are missing from the checkpoint's source"
                 )
     kinds = {name.split(".")[-2] for name in int8 if name.count(".") > 1}
     if any(_ALL_LINEAR in (group.get("targets") or ()) for group in _groups(own)):

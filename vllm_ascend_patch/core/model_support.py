@@ -217,8 +217,8 @@ def _upstreams_faults(model: ModelTraits) -> str | None:
         )
     if model.architecture == "Param2MoEForCausalLM":
         return (
-            f"{model.name}: {model.architecture} is not served {_HERE}: a small model's tokens were not those expected of it, "
-            "and why was not found. Choose another model."
+            f"{model.name}: {model.architecture} is not served {_HERE}: a small model's tokens were not those expected of "
+            "it, and why was not found. Choose another model."
         )
     return None
 

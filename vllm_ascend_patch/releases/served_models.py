@@ -58,7 +58,7 @@ def rows() -> Iterator[Row]:
         for architecture in family["architectures"]:
             of_architecture.setdefault(architecture, []).append(family)
     names = {name for known in registries.values() for name in known} | set(of_architecture)
-    for name in sorted(names, key=str.lower):
+    for name in sorted(names, key=lambda name: (name.lower(), name)):
         releases = tuple(release for release, known in registries.items() if name in known)
         if name not in of_architecture:
             yield Row(name, releases, "", UNTRIED, found["untried"].get(name, _WHY_UNTRIED), "")

@@ -8,6 +8,7 @@ running model, count like the first load.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def create_weights(original: Callable[..., Any], *args: Any, **kwargs: Any) -> A
     named = dict(zip(parameters_of(original), args, strict=False)) | kwargs
     upstream = named["weight_loader"]
 
+    @wraps(upstream)  # a reload binds arguments by the loader's own names
     def load(param: torch.nn.Parameter, loaded_weight: torch.Tensor, *more: Any, **options: Any) -> Any:
         packed = param.dtype == torch.int32
         return upstream(param, to_signed(loaded_weight) if packed else loaded_weight, *more, **options)
