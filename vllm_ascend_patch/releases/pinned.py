@@ -5,7 +5,7 @@ run with which of them is in ``records.py``.
 
 from typing import NamedTuple
 
-from packaging.version import Version
+from packaging.specifiers import SpecifierSet
 
 from .records import Stack
 
@@ -60,4 +60,4 @@ PINNED: tuple[Pinned, ...] = (
 
 def pinned(release: str) -> Pinned:
     """What deployments of ``release`` have; for a newer one than is known, what the newest has."""
-    return [row for row in PINNED if Version(row.first) <= Version(release)][-1]
+    return [row for row in PINNED if SpecifierSet(f">={row.first}").contains(release, prereleases=True)][-1]
