@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
+from transformers.models.mixtral import modeling_mixtral
+
+# From transformers 5 on; before, Mixtral's router is a linear layer like others, and is not looked at.
+_MIXTRAL: tuple[type, ...] = (found,) if (found := getattr(modeling_mixtral, "MixtralTopKRouter", None)) else ()
 
 
 class RoutingMargins:
@@ -37,7 +40,7 @@ class RoutingMargins:
             hook.remove()
 
     def _note(self, router: Any, _: Any, output: tuple[torch.Tensor, ...]) -> None:
-        if isinstance(router, MixtralTopKRouter):
+        if isinstance(router, _MIXTRAL):
             self._keep(output[0], router.top_k)
             return
         scores = (output[0].sigmoid() + router.e_score_correction_bias).unflatten(1, (router.num_group, -1))
@@ -54,4 +57,4 @@ class RoutingMargins:
 
 
 def _chooses(module: nn.Module) -> bool:
-    return hasattr(module, "e_score_correction_bias") or isinstance(module, MixtralTopKRouter)
+    return hasattr(module, "e_score_correction_bias") or isinstance(module, _MIXTRAL)
