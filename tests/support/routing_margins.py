@@ -41,7 +41,7 @@ class RoutingMargins:
 
     def _note(self, router: Any, _: Any, output: tuple[torch.Tensor, ...]) -> None:
         if isinstance(router, _MIXTRAL):
-            self._keep(output[0], router.top_k)
+            self._keep(output[0], int(router.top_k))  # type: ignore[attr-defined]
             return
         scores = (output[0].sigmoid() + router.e_score_correction_bias).unflatten(1, (router.num_group, -1))
         groups = scores.topk(2, dim=-1).values.sum(dim=-1)
