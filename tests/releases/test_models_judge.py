@@ -12,6 +12,9 @@ import torch
 
 from scripts.models import checkpoints, judge
 from scripts.models.families import FAMILIES
+from tests.support.installed import needs_transformers_5
+
+pytestmark = needs_transformers_5
 
 PROMPT = list(range(3, 23))
 
