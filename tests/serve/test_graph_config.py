@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.serve, pytest.mark.timeout(300)]
 SIZES = [1, 2, 4, 8, 16]
 SPREAD = [1, 8, 32, 56, 80, 104, 128, 152, 176, 192, 216, 240, 272, 320, 368, 416, 464, 512]
 """Of vLLM's 51 sizes, as many as 94 layers in pieces leave streams for."""
+WITH_DRAFTS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48]
+"""Eight requests decode 24 tokens with two drafts each; whole steps are of a multiple of three."""
 PIECES = {"mode": "VLLM_COMPILE", "backend": "eager", "graphs": "PIECEWISE", "sizes": SIZES}
 GRAPHS = PIECES | ({"graphs": "FULL_AND_PIECEWISE"} if HAS_GRAPHS_OF_WHOLE_STEPS else {})
 WHOLE_STEPS = PIECES | ({"graphs": "FULL_DECODE_ONLY"} if HAS_GRAPHS_OF_WHOLE_STEPS else {})
@@ -51,7 +53,7 @@ def resolved(
         ("inductor", GRAPHS),
         ("own sizes", GRAPHS | {"sizes": [2, 4]}),
         ("forced alltoall", COMPILED),
-        pytest.param("drafts from the prompt", EAGER, marks=needs_kernel_registry),
+        pytest.param("drafts from the prompt", GRAPHS | {"sizes": WITH_DRAFTS}, marks=needs_kernel_registry),
         pytest.param("many layers", PIECES | {"sizes": SPREAD}, marks=needs_one_coordination),
     ],
 )
@@ -66,9 +68,8 @@ def test_a_setting_gives_this_mode(
     [
         "cudagraph_mode is FULL_AND_PIECEWISE instead of FULL: only steps whose requests all have the same number of tokens"
         if HAS_GRAPHS_OF_WHOLE_STEPS
-        else "cudagraph_mode is PIECEWISE instead of FULL: graphs of whole steps were not tried",
+        else "cudagraph_mode is PIECEWISE instead of FULL: graphs of whole steps are captured with vLLM >=0.15",
         "mode is VLLM_COMPILE instead of STOCK_TORCH_COMPILE: graphs are captured between the attention operators",
-        pytest.param("drafts from the prompt (ngram) were not tried with graphs", marks=needs_kernel_registry),
         "backend is eager instead of inductor: stock torch has no Inductor for NPUs",
         pytest.param(
             "graphs are captured for 18 of 51 batch sizes (1, 8, 32, 56, 80, 104, 128, 152, 176, 192, 216, 240, 272, 320, "

@@ -6,6 +6,7 @@ The other tests of this folder run eagerly; here a job without ``enforce_eager``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,10 @@ def test_tokens_equal_transformers_with_graphs(
     assert chosen(result["log"]) == methods
     if FULL_GRAPHS_BY_DEFAULT and not HAS_GRAPHS_OF_WHOLE_STEPS:
         assert "cudagraph_mode is PIECEWISE instead of FULL_AND_PIECEWISE" in result["log"]
+    for measured in re.findall(r"Profiling CUDA graph memory: (.+)", result["log"]):  # not in all releases
+        assert ("FULL=" in measured) == HAS_GRAPHS_OF_WHOLE_STEPS, (
+            "what is captured is measured before the KV cache is sized"
+        )
     workers = traced_workers(traces)
     assert len(workers) == tp * dp
     for worker in workers:
@@ -95,6 +100,10 @@ def test_tokens_equal_transformers_with_graphs(
         assert told >= replays, f"replays whose mask nobody brought up to date: {told} {worker.modes}"
     if dp > 1:
         check_same_replays(workers)
+        if HAS_GRAPHS_OF_WHOLE_STEPS:  # requests come and go, so steps of a generation grow and shrink
+            assert all(worker.whole_steps >= {1, 2, 4} for worker in workers), [
+                worker.whole_steps for worker in workers
+            ]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import latent_models, tiny_models, w8a8_models
 from tests.support.clear_tokens import clear_tokens
-from tests.support.installed import HAS_GRAPHS_OF_WHOLE_STEPS, needs_latent_attention
+from tests.support.installed import HAS_GRAPHS_OF_WHOLE_STEPS, needs_latent_attention, needs_runner_v2
 from tests.support.tiny_models import Case
 
 from .scripts import ALSO_ON_V2, RUNNERS, chosen, runs
@@ -152,17 +152,32 @@ def test_absorbed_and_plain_attention_agree(folder: Path, run_engine: Callable[.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", ALSO_ON_V2)
-def test_drafts_of_a_prediction_layer(runner: str, folder: Path, run_engine: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("tp", "dp", "graphs", "runner"),
+    [
+        pytest.param(1, 1, GRAPHS, "V1", id="one device, in graphs"),
+        pytest.param(1, 2, GRAPHS, "V1", id="dp 2 with ep, in graphs"),
+        pytest.param(1, 1, EAGER, "V1", id="one device, eagerly"),
+        pytest.param(1, 1, EAGER, "V2", id="one device, eagerly, V2", marks=needs_runner_v2),
+    ],
+)
+def test_drafts_of_a_prediction_layer(
+    tp: int, dp: int, graphs: dict[str, Any], runner: str, folder: Path, run_engine: Callable[..., Any], tmp_path: Path
+) -> None:
     """Several query tokens per request in decoding, and a drafter whose attention is latent, too."""
     cases = tiny_models.cases(latent_models.make("deepseek_v3", folder))
-    arguments = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}, "disable_log_stats": False}
-    job = job_of(latent_models.make_with_drafter(folder), cases, 1, 1, **arguments)
-    result = run_engine(job, devices=1, **RUNNERS[runner])
+    drafts = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}, "disable_log_stats": False}
+    job = job_of(latent_models.make_with_drafter(folder), cases, tp, dp, **drafts, **graphs)
+    traces = {"VLLM_ASCEND_PATCH_TRACE": str(tmp_path / "{rank}-{pid}.json")} if graphs is GRAPHS else {}
+    result = run_engine(job, devices=tp * dp, **traces, **RUNNERS[runner])
     expected = [case.answer for case in cases]
-    assert result["tokens"] == expected
-    assert result["again"] == expected
+    for name in ("tokens", "again") if dp == 1 else ("together", "late"):
+        assert result[name] == expected, name
     assert 0 < result["drafts"]["accepted"] < result["drafts"]["draft"]
+    if graphs is GRAPHS and HAS_GRAPHS_OF_WHOLE_STEPS:
+        workers = traced_workers(tmp_path)
+        assert len(workers) == tp * dp
+        assert all(worker.modes["FULL"] > 0 for worker in workers), [worker.modes for worker in workers]
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ COMBINATIONS = [
         for method in METHODS
         for layout in LAYOUTS
         for form, arguments in (("in graphs", GRAPHS), ("eagerly", EAGER))
-        if (form == "in graphs" and method != "ngram") or (form == "eagerly" and layout != "tp 2")
+        if form == "in graphs" or layout != "tp 2"
     ),
     *(
         pytest.param(

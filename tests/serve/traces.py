@@ -16,10 +16,12 @@ class Worker:
 
     Attributes:
         modes: the graph modes of the forwards of requests.
+        whole_steps: rows of those that were replayed whole, with data parallelism.
         captured: by step, whether the MoE layers were told that a graph runs them; idle steps included.
     """
 
     modes: Counter[str] = field(default_factory=Counter)
+    whole_steps: set[int] = field(default_factory=set)
     captured: dict[int, list[bool]] = field(default_factory=dict)
 
 
@@ -35,6 +37,8 @@ def traced_workers(traces: Path) -> list[Worker]:
                 worker.captured.setdefault(step, []).append(event["args"]["captured"])
             elif event["name"] == "forward" and "graph_mode" in event["args"]:
                 worker.modes[event["args"]["graph_mode"]] += 1
+                if event["args"]["graph_mode"] == "FULL":
+                    worker.whole_steps.update(event["args"].get("tokens_per_rank", ()))
         if worker.modes:
             found.append(worker)
     return found

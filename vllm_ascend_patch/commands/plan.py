@@ -485,12 +485,9 @@ def plan(
         )
         release = release or installed_release()
         if captured_tokens is None:
-            # A forced method that no graph can capture runs eagerly, and so do most drafters where no whole step can be
-            # captured, or attention is latent.
+            # A forced method that no graph can capture runs eagerly, and so do drafters where no whole step can be captured.
             eager = enforce_eager or (moe_comm != AUTO and not METHODS[moe_comm].capturable)
-            eager = eager or (
-                speculative_tokens > 0 and (traits.latent or full_graph_obstacle(release or "") is not None)
-            )
+            eager = eager or (speculative_tokens > 0 and full_graph_obstacle(release or "", traits.latent) is not None)
             decoded = max_num_seqs * (1 + speculative_tokens)
             captured_tokens = 0 if eager else default_captured_tokens(max_num_batched_tokens, decoded)
         scheduler = SchedulerFacts(max_num_batched_tokens, max_num_seqs, 1 + speculative_tokens, captured_tokens)

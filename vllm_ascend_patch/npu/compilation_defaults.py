@@ -114,13 +114,8 @@ def _capture_whole_steps(vllm_config: VllmConfig) -> None:
 
 def _drafts_obstacle(vllm_config: VllmConfig) -> str | None:
     """Why a model whose tokens are drafted runs without graphs, in words; None if nothing is in the way."""
-    speculative, model = vllm_config.speculative_config, vllm_config.model_config
-    if speculative is None:
+    if vllm_config.speculative_config is None:
         return None
-    if speculative.method == "ngram":
-        return "drafts from the prompt (ngram) were not tried with graphs"
-    if model is not None and model.use_mla:
-        return "drafts with latent attention were not tried with graphs"
     obstacle = _full_graph_obstacle(vllm_config)
     return None if obstacle is None else f"drafts were not tried with graphs where {obstacle}"
 
@@ -133,7 +128,8 @@ def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
         return "graphs were not tried with drafts on model runner V2"
     if uses_runner_v2(vllm_config) and vllm_config.parallel_config.world_size_across_dp > 1:
         return "graphs of whole steps were not tried over several ranks with model runner V2"
-    return graphs.full_graph_obstacle(guard.installed_release() or "")
+    model = vllm_config.model_config
+    return graphs.full_graph_obstacle(guard.installed_release() or "", model is not None and model.use_mla)
 
 
 def _keep_within_streams(vllm_config: VllmConfig) -> None:

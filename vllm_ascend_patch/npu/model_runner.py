@@ -13,9 +13,11 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from vllm_ascend_patch import armed
 from vllm_ascend_patch.core import trace
+from vllm_ascend_patch.releases import graphs, guard
 from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.step.phases import trace_forwards
 
+from .attention.layout import BLOCK_SIZE
 from .compilation_defaults import graphs_supported
 from .loading import CheckedLoading
 
@@ -33,6 +35,7 @@ class NPUModelRunner(CheckedLoading, GPUModelRunner):
         super().__init__(vllm_config, device)
         # A shared prefix is no special case for the fused operator, and the graph decision stays computable early.
         self.cascade_attn_enabled = False
+        self._keeps_slots = graphs.keeps_slots(guard.installed_release() or "")
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Upstream's; then what it does not do in old releases.
@@ -55,10 +58,17 @@ class NPUModelRunner(CheckedLoading, GPUModelRunner):
         """Upstream's; attention has to know, since rows of a forward without requests have no slots."""
         step = serving.entering(self).step
         before, step.dummy = step.dummy, True
+        if self._keeps_slots and self.compilation_config.cudagraph_mode.has_full_cudagraphs():
+            self._forget_slots()
         try:
             return super()._dummy_run(*args, **kwargs)
         finally:
             step.dummy = before
+
+    def _forget_slots(self) -> None:
+        """A graph of a whole step would write to the slots of the last step, which may hold a prefix that is used again."""
+        for table in self.input_batch.block_table.block_tables:
+            table.slot_mapping.gpu[:BLOCK_SIZE].fill_(-1)
 
     def _check_and_update_cudagraph_mode(self, *args: Any, **kwargs: Any) -> None:
         """Upstream's, less the graphs of whole steps with more rows than there are slots for padding (``layout.py``)."""
