@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vllm_ascend_patch.core.model_traits import ModelTraits
-from vllm_ascend_patch.releases import declarations, guard, records
+from vllm_ascend_patch.releases import guard, packed_int4
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -20,11 +20,10 @@ def check_weights(vllm_config: VllmConfig, model: ModelTraits) -> None:
     if model.weights is None or not any(group.w4a16 for group in model.weights.groups):
         return
     release = guard.installed_release()
-    experts = next(patch for patch in declarations.patches() if patch.id == "moe-w4a16")
-    if release is not None and not records.covers(experts, release):
+    if release is not None and not packed_int4.served(release):
         raise ValueError(
             f"{model.name}: int4 weights (compressed-tensors W4A16) are not supported on Ascend NPUs with vLLM {release}: "
-            f"that needs vLLM {experts.releases}. Install such a release, or use the unquantised checkpoint."
+            f"that needs vLLM {packed_int4.releases()}. Install such a release, or use the unquantised checkpoint."
         )
     options = vllm_config.additional_config
     if isinstance(options, dict) and options.get("eplb_config") is not None:

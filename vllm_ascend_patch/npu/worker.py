@@ -19,6 +19,8 @@ from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.gpu_worker import Worker
 
 from vllm_ascend_patch import armed
+from vllm_ascend_patch.releases import packed_int4
+from vllm_ascend_patch.releases.guard import installed_release
 from vllm_ascend_patch.seams import serving
 from vllm_ascend_patch.seams.config import uses_runner_v2
 
@@ -54,7 +56,10 @@ class NPUWorker(Worker):
         register_methods()
         int8_linear.register()
         register_modelslim()
-        _register_int4_linear()
+        if packed_int4.served(installed_release()):  # elsewhere weight_check.py refuses them
+            from . import int4_linear
+
+            int4_linear.register()
         register_layers()
         map_profiler_names(args[0] if args else kwargs["vllm_config"])
         with _triton_answered():
@@ -192,17 +197,6 @@ class NPUWorker(Worker):
                 "the parallel sizes"
             )
         return index
-
-
-def _register_int4_linear() -> None:
-    """Where vLLM has such kernels in one place; releases before that refuse int4 weights (weight_check.py)."""
-    try:
-        from vllm.model_executor.kernels.linear import MPLinearKernel  # noqa: F401
-    except ImportError:
-        return
-    from . import int4_linear
-
-    int4_linear.register()
 
 
 def _no_kernel_warmup(*_: Any) -> None:
