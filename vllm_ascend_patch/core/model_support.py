@@ -215,11 +215,6 @@ def _upstreams_faults(model: ModelTraits) -> str | None:
             f"{model.name}: {model.architecture} cannot be loaded: vLLM looks for the parameters of its experts where they "
             "were before 0.32, on any device. Choose another model."
         )
-    if model.architecture == "Param2MoEForCausalLM":
-        return (
-            f"{model.name}: {model.architecture} is not served {_HERE}: a small model's tokens were not those expected of "
-            "it, and why was not found. Choose another model."
-        )
     return None
 
 

@@ -88,6 +88,7 @@ _LING: dict[str, Any] = {
     "use_bias": False,
     "score_function": "sigmoid",
     "moe_router_enable_expert_bias": True,
+    "partial_rotary_factor": 1.0,  # beside the rotary parameters Glm4Moe's configuration writes its own default, a half
     "rope_theta": 10000.0,
     "rope_scaling": None,
     "hidden_act": "silu",
