@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import (
     DeepseekV3Config,
-    Gemma4TextConfig,
     Glm4MoeConfig,
     GptOssConfig,
     JambaConfig,
@@ -29,7 +27,6 @@ from transformers import (
     PretrainedConfig,
 )
 from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.models import config as upstream_models
 
 from tests.support.processes import report
 from vllm_ascend_patch.releases import guard, runner
@@ -104,12 +101,6 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
         "DeepseekV3ForCausalLM",
         DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT, quantization_config=_FP8),
     ),
-    "head sizes": (
-        "Gemma4ForCausalLM",
-        Gemma4TextConfig(
-            **_SIZES, head_dim=32, global_head_dim=64, enable_moe_block=True, num_experts=8, top_k_experts=2
-        ),
-    ),
     "clip": ("OlmoeForCausalLM", OlmoeConfig(**_SIZES, clip_qkv=8.0)),
     "mxfp4": ("GptOssForCausalLM", GptOssConfig(**_SIZES, quantization_config={"quant_method": "mxfp4"})),
     "int8": (
@@ -171,7 +162,6 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {"model": "latent", "environment": {"VLLM_MLA_DISABLE": "1"}},
     "scaled in float16": {"model": "scaled"},
     "scaled in bfloat16": {"model": "scaled", "dtype": "bfloat16"},
-    "head sizes": {"model": "head sizes"},
     "clip": {"model": "clip"},
     "mxfp4": {"model": "mxfp4", "dtype": "bfloat16"},
     **{name: {"model": name} for name in _FORMATS if name != "int4"},
@@ -228,8 +218,6 @@ ON_RUNNER_V2: dict[str, dict[str, Any]] = {
     "v2 nans": {"environment": {"VLLM_COMPUTE_NANS_IN_LOGITS": "1"}},
     "v2 breakable graphs": {"environment": {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}},
 }
-if find_spec("vllm.model_executor.models.gemma4") is None or not hasattr(upstream_models, "Gemma4Config"):
-    del CASES["head sizes"]  # this vLLM has not the model, or leaves its attention to the platform
 if runner.v2_obstacle(guard.installed_release()) is None:
     for name, case in ON_RUNNER_V2.items():
         CASES[name] = {**case, "environment": {runner.VARIABLE: "1", **case.get("environment", {})}}

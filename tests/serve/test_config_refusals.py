@@ -50,10 +50,6 @@ REFUSED = {
     "latent prefill": ("the MLA prefill backend FLASH_ATTN does not run on Ascend NPUs", "leave it out"),
     "latent drafts": ("with 16 speculative tokens is not supported", "Lower num_speculative_tokens to 15"),
     "scaled in float16": ("float16 gives wrong results with routed_scaling_factor 1.5", "start with --dtype bfloat16"),
-    "head sizes": (
-        f"layers whose head sizes differ (global_head_dim, as in Gemma 4) are {HERE}",
-        "Choose another model",
-    ),
     "clip": ("OlmoeForCausalLM gives wrong results: vLLM does not clamp queries, keys and", "Choose another model"),
     "mxfp4": (f"mxfp4 weights are {HERE}", "Take a bfloat16 checkpoint of this model"),
     "awq": (f"this checkpoint: weights in AWQ's layout (quantisation 'awq') are {HERE}", "Take such a checkpoint"),
@@ -167,11 +163,6 @@ _RUNNER = vllm_file("model_executor", "layers", "fused_moe", "runner", "moe_runn
 if not (_RUNNER.exists() and "_maybe_apply_routed_scale_to_output" in _RUNNER.read_text()):
     del REFUSED["scaled in float16"]
     SERVED["scaled in float16"] = OURS  # earlier releases scale in the model, which knows what it does
-
-
-_MODELS = vllm_file("model_executor", "models", "config.py")
-if not (_MODELS.exists() and "class Gemma4Config" in _MODELS.read_text()):
-    del REFUSED["head sizes"]  # the model is not there, or its attention is left to the platform
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ FORMS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "granite_sinks": ((3, 7, 124, 300), {"dtype": "bfloat16"}),
     "gpt_oss": ((3, 7, 140), {"dtype": "bfloat16"}),
     "gemma4": ((5, 140), {}),
+    # pieces of 128 tokens and one of a token, after which states begin from what earlier pieces left
+    "qwen3_next": ((1, 7, 129, 300), {"mamba_ssm_cache_dtype": "float32"}),
     "mixtral_one_layer": ((5, 140), {"gpu_memory_utilization": 0.9}),
 }
 BLOCK = 128 * 2 * 2 * 32  # elements of a block of the one-layer model: tokens x (key, value) x KV heads x head size

@@ -193,12 +193,27 @@ _NEWER: dict[str, PretrainedConfig | None] = {
         num_experts_per_tok=4,
         sliding_window=6,
     ),
-    # GELU in experts and beside them, and windows in one of two layers
+    # states in place of keys and values in three of four layers (gated DeltaNet), two value heads to a key head
+    "qwen3_next": _config(
+        "Qwen3NextConfig",
+        **_COMMON | {"num_hidden_layers": 4},
+        head_dim=64,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        num_experts=8,
+        num_experts_per_tok=4,
+        linear_key_head_dim=32,
+        linear_value_head_dim=32,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+    ),
+    # GELU in experts and beside them, windows in one of two layers, and heads of another size in the other
     "gemma4": _config(
         "Gemma4TextConfig",
         **_COMMON | {"tie_word_embeddings": True},
         head_dim=32,
-        global_head_dim=32,
+        global_head_dim=64,
         intermediate_size=64,
         moe_intermediate_size=32,
         enable_moe_block=True,

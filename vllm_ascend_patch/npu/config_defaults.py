@@ -9,7 +9,7 @@ A value that the user gave is kept where it can work; what is changed is said in
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
@@ -29,6 +29,20 @@ logger = init_logger(__name__)
 _WORKER = "vllm_ascend_patch.npu.worker.NPUWorker"
 _ALL2ALL = "allgather_reducescatter"
 _ALL2ALL_VARIABLE = "VLLM_ALL2ALL_BACKEND"  # how it was chosen before there was an option
+
+
+def take_back_backend(vllm_config: VllmConfig) -> None:
+    """Forget the attention backend that vLLM chose for Gemma 4's layers of two head sizes, before a platform is asked: here
+    each layer gets a layout of its own."""
+    model, attention = vllm_config.model_config, getattr(vllm_config, "attention_config", None)
+    backend: Any = getattr(attention, "backend", None)
+    if model is None or getattr(backend, "name", "") != "TRITON_ATTN":
+        return
+    if any(architecture.startswith("Gemma4") for architecture in model.architectures):
+        logger.info(
+            "Ascend NPU: the attention backend %s, which vLLM chooses for this model, is not used.", backend.name
+        )
+        vllm_config.attention_config.backend = None
 
 
 def apply_defaults(vllm_config: VllmConfig) -> None:

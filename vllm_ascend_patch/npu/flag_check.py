@@ -80,12 +80,6 @@ def _check_attention_backend(vllm_config: VllmConfig) -> None:
     wanted: list[Any] = [getattr(config, "backend", None), *(getattr(config, "backend_per_kind", None) or {}).values()]
     for backend in wanted:
         name = getattr(backend, "name", "CUSTOM")
-        model = vllm_config.model_config
-        if name != "CUSTOM" and model is not None and any(one.startswith("Gemma4") for one in model.architectures):
-            raise ValueError(
-                f"{model.model}: layers whose head sizes differ (global_head_dim, as in Gemma 4) are not supported on "
-                f"Ascend NPUs by this port: vLLM picks the attention backend {name} for them. Choose another model."
-            )
         if name != "CUSTOM":
             raise ValueError(
                 f"--attention-backend {name} {_HERE}, which brings its own attention backend. Leave the option out."

@@ -177,7 +177,7 @@ class NPUPlatform(Platform):
         from vllm_ascend_patch.seams.moe.facts import check_moe
 
         from .config_check import NotServable, check_config
-        from .config_defaults import apply_defaults
+        from .config_defaults import apply_defaults, take_back_backend
         from .modelslim.recognition import recognise
         from .profiler import check_profiler
         from .size_check import check_sizes
@@ -185,6 +185,7 @@ class NPUPlatform(Platform):
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
             recognise(vllm_config)
+            take_back_backend(vllm_config)
             check_config(vllm_config)
             apply_defaults(vllm_config)
             apply_eplb_option(vllm_config)
