@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-_IMAGES = "takes images, too; its language model has a row of its own"
 _LANGUAGE = "takes images, too; of its language model nothing was tried"
 _REFUSED = "a start refuses its architecture by name; no tiny model was made"
 _LATENT = "latent attention of a model that is not among those served: refused by a start; no tiny model was made"
@@ -25,7 +24,7 @@ UNTRIED: dict[str, str] = {
     "Dots3NoteForCausalLM": _SPARSE,
     "Ernie4_5_VLMoeForConditionalGeneration": _LANGUAGE,
     "FlintForCausalLM": _NEW,
-    "Gemma4UnifiedForConditionalGeneration": _IMAGES,
+    "Gemma4UnifiedForConditionalGeneration": _DENSE,
     "Glm4vForConditionalGeneration": _DENSE,
     "Glm5NextForCausalLM": _SPARSE,
     "Glm5NextForConditionalGeneration": _SPARSE,
@@ -56,7 +55,6 @@ UNTRIED: dict[str, str] = {
     "NemotronH_Super_Omni_Reasoning_V3": _STATES,
     "OpenPanguVLForConditionalGeneration": _DENSE,
     "PanguEmbeddedForCausalLM": _DENSE,
-    "Qwen3OmniMoeForConditionalGeneration": _IMAGES,
     "Qwen3_5ForCausalLM": _DENSE,
     "Qwen3_5ForConditionalGeneration": _DENSE,
     "Qwen4ExpForCausalLM": _STATES,

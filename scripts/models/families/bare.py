@@ -86,16 +86,6 @@ FAMILIES: dict[str, Family] = {
         v_channels=64,
         param_sink_number=4,
     ),
-    "mistral_large_3": _bare(
-        "MistralLarge3ForCausalLM",
-        model_type="deepseek_v3",  # as vLLM reads Mistral's own format
-        feature="Mistral Large 3: DeepSeek-V3's layers",
-        **_LATENT,
-        n_group=1,
-        topk_group=1,
-        topk_method="noaux_tc",
-        moe_layer_freq=1,
-    ),
     "step3p5": _bare(
         "Step3p5ForCausalLM",
         model_type="step3p5",

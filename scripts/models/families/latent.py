@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .family import SIZES, Family
@@ -45,6 +46,8 @@ _V3: dict[str, Any] = {
     "num_mtp_layers": 0,
     "rope_parameters": _YARN,
 }
+_AS_PUBLISHED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+"""Of DeepSeek-V3's configurations: vLLM goes by it, transformers does not write it."""
 _FLASH: dict[str, Any] = {
     **SIZES,
     **_LATENT,
@@ -56,6 +59,41 @@ _FLASH: dict[str, Any] = {
 }
 _SPARSE = {"index_topk": 64, "index_head_dim": 32, "index_n_heads": 4, "head_dim": 32}
 _LONGCAT = {key: value for key, value in SIZES.items() if key != "num_hidden_layers"}
+
+_MISTRAL = {
+    r"^model\.": "",
+    r"^embed_tokens": "tok_embeddings",
+    r"^lm_head": "output",
+    r"input_layernorm": "attention_norm",
+    r"post_attention_layernorm": "ffn_norm",
+    r"self_attn\.q_a_proj": "attention.wq_a",
+    r"self_attn\.q_a_layernorm": "attention.q_a_norm",
+    r"self_attn\.q_b_proj": "attention.wq_b",
+    r"self_attn\.kv_a_proj_with_mqa": "attention.wkv_a_with_mqa",
+    r"self_attn\.kv_a_layernorm": "attention.kv_a_norm",
+    r"self_attn\.kv_b_proj": "attention.wkv_b",
+    r"self_attn\.o_proj": "attention.wo",
+    r"mlp\.gate\.weight": "gate.weight",
+    r"mlp\.((?:shared_)?experts)": r"\1",
+    r"mlp\.(gate|down|up)_proj": r"feed_forward.\1_proj",
+    r"gate_proj": "w1",
+    r"down_proj": "w2",
+    r"up_proj": "w3",
+}
+"""Names of DeepSeek-V3's tensors, and what Mistral's own format calls them; one after the other. The bias that experts are
+chosen with has no name there, so that it keeps DeepSeek's."""
+
+
+def _mistral(tensors: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        renamed = name
+        if not name.endswith("e_score_correction_bias"):
+            for pattern, replacement in _MISTRAL.items():
+                renamed = re.sub(pattern, replacement, renamed)
+        found[renamed] = tensor
+    return found
+
 
 FAMILIES: dict[str, Family] = {
     "deepseek_v2": Family(
@@ -75,7 +113,7 @@ FAMILIES: dict[str, Family] = {
         architectures=("DeepseekV3ForCausalLM",),
         config="DeepseekV3Config",
         values=_V3,
-        edits={"topk_method": "noaux_tc"},
+        edits=_AS_PUBLISHED,
         feature="DeepSeek-V3, R1, Kimi-K2: latent attention, sigmoid scores with a bias in groups, yarn",
         layouts=("1 NPU", "TP 2 + EP", "DP 2 + EP"),
     ),
@@ -83,7 +121,7 @@ FAMILIES: dict[str, Family] = {
         architectures=("DeepseekV3ForCausalLM",),
         config="DeepseekV3Config",
         values=_V3,
-        edits={"topk_method": "noaux_tc"},
+        edits=_AS_PUBLISHED,
         environment={"VLLM_MLA_DISABLE": "1"},
         feature="the same with plain attention (VLLM_MLA_DISABLE=1)",
         layouts=("1 NPU",),
@@ -161,8 +199,23 @@ FAMILIES: dict[str, Family] = {
     "axk1": Family(
         architectures=("AXK1ForCausalLM",),
         config="AXK1Config",
-        values={**_V3, "rope_parameters": None},
-        feature="latent attention",
+        values={key: value for key, value in _V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
+        dtype="bfloat16",
+        feature="latent attention, a norm after the experts",
+    ),
+    "axk1_float16": Family(
+        architectures=("AXK1ForCausalLM",),
+        config="AXK1Config",
+        values={key: value for key, value in _V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
+        feature="the same in float16",
         layouts=("1 NPU",),
+    ),
+    "mistral_large_3": Family(
+        architectures=("MistralLarge3ForCausalLM",),
+        config="DeepseekV3Config",
+        values=_V3,
+        edits=_AS_PUBLISHED,
+        rename=_mistral,
+        feature="Mistral Large 3: DeepSeek-V3's layers under names of its own",
     ),
 }

@@ -23,6 +23,43 @@ _VISION: dict[str, Any] = {
 }
 _TOKENS = {"image_token_id": 505, "video_token_id": 506, "vision_start_token_id": 507, "vision_end_token_id": 508}
 _TEXT_ONLY = {"limit_mm_per_prompt": {"image": 0, "video": 0}}
+_OMNI: dict[str, Any] = {
+    "text_config": {
+        **SIZES,
+        "head_dim": 32,
+        "intermediate_size": 64,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 4,
+        "mlp_only_layers": [],
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [6, 5, 5],
+            "mrope_interleaved": True,
+        },
+    },
+    "vision_config": {**_VISION, "deepstack_visual_indexes": [0]},
+    "audio_config": {
+        "num_mel_bins": 16,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "d_model": 32,
+        "output_dim": 64,
+        "downsample_hidden_size": 16,
+    },
+    "audio_token_id": 504,
+    "image_token_id": 505,
+    "video_token_id": 506,
+    "vision_start_token_id": 507,
+    "audio_start_token_id": 509,
+}
+
+
+def _thinker(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {f"thinker.{name}": tensor for name, tensor in tensors.items()}
+
 
 FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": Family(
@@ -37,6 +74,7 @@ FAMILIES: dict[str, Family] = {
                 "moe_intermediate_size": 32,
                 "num_experts": 8,
                 "num_experts_per_tok": 4,
+                "norm_topk_prob": True,  # as published; transformers renormalises always and writes nothing
                 "decoder_sparse_step": 1,
                 "mlp_only_layers": [],
                 "rope_parameters": {
@@ -51,6 +89,16 @@ FAMILIES: dict[str, Family] = {
         },
         arguments=_TEXT_ONLY,
         feature="text requests: rotary positions of three kinds, fused weights of experts",
+    ),
+    "qwen3_omni_moe": Family(
+        architectures=("Qwen3OmniMoeForConditionalGeneration",),
+        config="Qwen3OmniMoeThinkerConfig",
+        model="Qwen3OmniMoeThinkerForConditionalGeneration",
+        values=_OMNI,
+        edits={"model_type": "qwen3_omni_moe", "thinker_config": _OMNI, "talker_config": None, "code2wav_config": None},
+        rename=_thinker,
+        arguments={"limit_mm_per_prompt": {"image": 0, "video": 0, "audio": 0}},
+        feature="text requests: Qwen3-Omni's thinker",
     ),
     "qwen3_5_moe": Family(
         architectures=("Qwen3_5MoeForConditionalGeneration",),
@@ -75,6 +123,7 @@ FAMILIES: dict[str, Family] = {
                 "n_routed_experts": 8,
                 "n_group": 1,
                 "topk_group": 1,
+                "use_qk_norm": False,  # as published; transformers has no norms and writes nothing
                 "first_k_dense_replace": 1,
                 "rope_parameters": {
                     "rope_type": "default",
