@@ -218,7 +218,13 @@ def test_a_release_that_is_too_old_for_latent_attention_names_the_first_that_ser
     assert latent_release_problem(model, None) is None
 
 
-LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+LATENT_SERVED = (
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Glm4MoeLiteForCausalLM",
+    "MistralLarge3ForCausalLM",
+    "AXK1ForCausalLM",
+)
 
 
 @pytest.mark.parametrize("architecture", LATENT_SERVED)

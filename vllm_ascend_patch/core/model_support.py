@@ -43,7 +43,13 @@ _OWN_KERNELS = {
     ),
 }
 _OWN_EXPERTS = ("MiniCPMForCausalLM", "Moondream3ForCausalLM", "HfMoondream")
-_LATENT_SERVED = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+_LATENT_SERVED = (
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "Glm4MoeLiteForCausalLM",
+    "MistralLarge3ForCausalLM",
+    "AXK1ForCausalLM",
+)
 _GATED_DELTA = (
     "Qwen3NextForCausalLM",
     "Qwen3_5ForCausalLM",
