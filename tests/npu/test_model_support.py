@@ -132,6 +132,7 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
         ("LongcatFlashForCausalLM", {"zero_expert_num": 256}, "256 experts without weights (zero_expert_num"),
         ("GptOssForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 weights are not supported"),
         ("KimiK3ForCausalLM", {"hidden_act": "situ"}, "experts with the activation situ are not supported"),
+        ("DiffusionGemmaForBlockDiffusion", {}, "generating blocks of tokens by diffusion is not supported"),
         ("WhisperForConditionalGeneration", {"is_encoder_decoder": True}, "encoder-decoder models are not supported"),
         (
             "DeepseekV32ForCausalLM",

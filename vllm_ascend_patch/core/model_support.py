@@ -58,6 +58,7 @@ _GATED_DELTA = (
     "Qwen3_5MoeForConditionalGeneration",
 )
 """Models whose states are those of gated DeltaNet."""
+_BY_DIFFUSION = ("DiffusionGemmaForBlockDiffusion",)
 _OUTPUT_BIAS_DROPPED = ("PhiMoEForCausalLM", "PhimoeForCausalLM")
 _OTHER_ACTIVATIONS = ("relu", "situ")
 _WINDOW_IS_NEEDED = ("Cohere2MoeForCausalLM",)  # computes with it, so it cannot be taken away
@@ -78,6 +79,7 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
     checks: tuple[Callable[[ModelTraits], str | None], ...] = (
         _own_kernels,
         _encoder,
+        _diffusion,
         _state_layers,
         _upstreams_faults,
         _zero_experts,
@@ -183,6 +185,15 @@ def _encoder(model: ModelTraits) -> str | None:
     if not model.encoder_decoder:
         return None
     return f"{model.name}: encoder-decoder models are not supported {_HERE}: decoders are. Choose another model."
+
+
+def _diffusion(model: ModelTraits) -> str | None:
+    if model.architecture not in _BY_DIFFUSION:
+        return None
+    return (
+        f"{model.name}: generating blocks of tokens by diffusion is not supported {_HERE}: one token after another is. "
+        "Choose another model."
+    )
 
 
 def _state_layers(model: ModelTraits) -> str | None:

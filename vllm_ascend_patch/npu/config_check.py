@@ -18,7 +18,7 @@ from vllm_ascend_patch.core.model_traits import LATENT_ALWAYS, ModelTraits, atte
 
 from .attention_check import check_attention_forms
 from .compressed_check import check_compressed
-from .flag_check import check_connectors, check_flags
+from .flag_check import check_attention_backend, check_connectors, check_flags
 from .latent_check import check_latent
 from .operator_check import check_operators
 from .runner_check import check_runner
@@ -51,9 +51,11 @@ def check_config(vllm_config: VllmConfig) -> None:
     check_flags(vllm_config)
     _check_parallel(vllm_config)
     check_runner(vllm_config)
+    if vllm_config.model_config is not None:
+        _check_model(vllm_config)
+    check_attention_backend(vllm_config)
     if vllm_config.model_config is None:
         return
-    _check_model(vllm_config)
     check_compressed(vllm_config)
     _check_attention(vllm_config)
     _check_speculation(vllm_config)

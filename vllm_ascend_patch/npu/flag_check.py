@@ -56,7 +56,6 @@ def check_flags(vllm_config: VllmConfig) -> None:
             f"--enable-fault-tolerance {_HERE}: it needs the DeepEP or NIXL all2all backend. Start without it: a lost rank "
             "ends the deployment with an error that names it."
         )
-    _check_attention_backend(vllm_config)
 
 
 def _offload(vllm_config: VllmConfig) -> str | None:
@@ -70,7 +69,8 @@ def _offload(vllm_config: VllmConfig) -> str | None:
     return f"--offload-group-size {layers}" if layers > 0 else None
 
 
-def _check_attention_backend(vllm_config: VllmConfig) -> None:
+def check_attention_backend(vllm_config: VllmConfig) -> None:
+    """Raise ``ValueError`` for another backend than this port's; asked after the model, for which vLLM may have chosen it."""
     config = getattr(vllm_config, "attention_config", None)
     variable = os.environ.get("VLLM_ATTENTION_BACKEND")
     if variable and not hasattr(config, "backend"):  # how releases without the option are asked

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from . import bare, hybrids, latent, multimodal, plain, windows
+from . import bare, hybrids, latent, multimodal, plain, refused, windows
 from .family import SIZES, VOCABULARY, Family
 
 FAMILIES: dict[str, Family] = {
     name: family
-    for module in (plain, windows, latent, hybrids, multimodal, bare)
+    for module in (plain, windows, latent, hybrids, multimodal, bare, refused)
     for name, family in module.FAMILIES.items()
 }
 

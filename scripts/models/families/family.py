@@ -39,6 +39,7 @@ class Family:
         query_norm: what weights of query norms are around; small where scores are not divided by the head size's root, or
             attention is so sharp that rounding decides.
         edits: what the hub's configurations have and transformers does not write.
+        without: keys that transformers writes and the hub's configurations do not have.
         own_configuration: whether the hub's checkpoints bring the class of their configuration along.
         rename: the tensors as vLLM's class wants them, where transformers writes them otherwise.
         environment: variables of vLLM.
@@ -55,6 +56,7 @@ class Family:
     dtype: str = "float16"
     query_norm: float = 1.0
     edits: Mapping[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
     own_configuration: bool = False
     rename: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)

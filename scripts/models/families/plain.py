@@ -77,6 +77,13 @@ def _deepseek(tensors: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _zero_output_bias(tensors: dict[str, Any]) -> dict[str, Any]:
+    """With a bias of the output projection, which vLLM's class wants whatever the configuration says."""
+    import torch
+
+    return tensors | {"lm_head.bias": torch.zeros(SIZES["vocab_size"], dtype=tensors["lm_head.weight"].dtype)}
+
+
 # Ling's classes, under the names of Indian models that took them over.
 _LING: dict[str, Any] = {
     "embedding_dropout": 0.0,
@@ -417,7 +424,8 @@ FAMILIES: dict[str, Family] = {
             "lm_head_bias": False,
             "sliding_window": 1024,
         },
-        feature="SparseMixer routing, a window that never binds; without a bias of the output projection",
+        rename=_zero_output_bias,
+        feature="SparseMixer routing, a window that never binds; a bias of the output projection that is zero",
     ),
     "phimoe_bias": Family(
         architectures=("PhiMoEForCausalLM",),

@@ -33,6 +33,37 @@ GEMMA4: dict[str, Any] = {
     "vocab_size_per_layer_input": 512,
     "hidden_size_per_layer_input": 0,
 }
+# As the hub's configurations of Step-3.5 have it; transformers knows the model as the language model of Step-3.7.
+_STEP: dict[str, Any] = {
+    **_FOUR,
+    "head_dim": 32,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "share_expert_dim": 32,
+    "moe_layers_enum": "1,2,3",
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    "attention_other_setting": {
+        "attention_type": "sliding_attention",
+        "num_attention_heads": 8,
+        "num_attention_groups": 2,
+        "head_dim": 32,
+        "true_head_dim": 32,
+    },
+    "sliding_window": 64,
+    "rope_theta": [10000.0, 500000.0, 500000.0, 10000.0],
+    "partial_rotary_factors": [0.5, 1.0, 1.0, 0.5],
+    "moe_router_scaling_factor": 2.0,
+    "swiglu_limits": [0.0, 0.0, 7.0, 7.0],
+    "swiglu_limits_shared": [0.0, 0.0, 0.5, 0.5],
+}
+_STEP_NAMES = {"num_attention_groups": 2, "moe_num_experts": 8, "moe_top_k": 4}
+
+
+def _language_model(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Without what belongs to images."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "lm_head."))}
+
+
 TEMPERATURE = {"override_generation_config": {"attn_temperature_tuning": True}}
 
 FAMILIES: dict[str, Family] = {
@@ -139,6 +170,7 @@ FAMILIES: dict[str, Family] = {
         config="Cohere2MoeConfig",
         values={
             **_FOUR,
+            "tie_word_embeddings": True,  # as published; vLLM ties whatever the configuration says
             "head_dim": 32,
             "intermediate_size": 64,
             "moe_intermediate_size": 32,
@@ -162,6 +194,39 @@ FAMILIES: dict[str, Family] = {
         config="Gemma4TextConfig",
         values={**GEMMA4, "global_head_dim": 64},
         feature="the same with two head sizes, as published",
+    ),
+    "step3p5": Family(
+        architectures=("Step3p5ForCausalLM",),
+        config="Step3p7Config",
+        model="Step3p7ForConditionalGeneration",
+        values={
+            "text_config": {**_STEP, "n_routed_experts": 8, "num_experts_per_tok": 4},
+            "vision_config": {
+                "hidden_size": 32,
+                "mlp_ratio": 1.0,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 56,
+                "patch_size": 14,
+                "max_position_embeddings": 16,
+            },
+        },
+        without=("text_config", "vision_config"),
+        edits={
+            **_STEP,
+            **_STEP_NAMES,
+            "model_type": "step3p5",
+            "att_impl_type": "GQA",
+            "use_head_wise_attn_gate": True,
+            "yarn_only_types": ["full_attention"],
+            "norm_expert_weight": True,
+            "use_moe": True,
+            "moe_every_n_layer": 1,
+            "moe_router_activation": "sigmoid",
+            "max_seq_len": 1024,
+        },
+        rename=_language_model,
+        feature="Step-3.5: windows with more heads, gates per head, clamped SwiGLU (swiglustep)",
     ),
     "mellum": Family(
         architectures=("MellumForCausalLM",),
