@@ -70,7 +70,7 @@ def _offload(vllm_config: VllmConfig) -> str | None:
 
 
 def check_attention_backend(vllm_config: VllmConfig) -> None:
-    """Raise ``ValueError`` for another backend than this port's; asked after the model, for which vLLM may have chosen it."""
+    """Raise ``ValueError`` for another backend than this port's; asked after the model, for which vLLM may choose one."""
     config = getattr(vllm_config, "attention_config", None)
     variable = os.environ.get("VLLM_ATTENTION_BACKEND")
     if variable and not hasattr(config, "backend"):  # how releases without the option are asked
