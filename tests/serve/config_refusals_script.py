@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AriaConfig,
     DeepseekV3Config,
     Glm4MoeConfig,
     GptOssConfig,
@@ -101,6 +102,13 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
         "DeepseekV3ForCausalLM",
         DeepseekV3Config(**_SIZES, **_ROUTED, **_LATENT, quantization_config=_FP8),
     ),
+    "images": (
+        "AriaForConditionalGeneration",  # of the few whose classes do not import torchvision
+        AriaConfig(
+            text_config={**_SIZES, "hidden_size": 96, "model_type": "aria_text", "moe_num_experts": 8, "moe_topk": 2},
+            vision_config={"model_type": "idefics3_vision", "hidden_size": 32, "num_attention_heads": 2},
+        ),
+    ),
     "clip": ("OlmoeForCausalLM", OlmoeConfig(**_SIZES, clip_qkv=8.0)),
     "mxfp4": ("GptOssForCausalLM", GptOssConfig(**_SIZES, quantization_config={"quant_method": "mxfp4"})),
     "int8": (
@@ -162,6 +170,8 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {"model": "latent", "environment": {"VLLM_MLA_DISABLE": "1"}},
     "scaled in float16": {"model": "scaled"},
     "scaled in bfloat16": {"model": "scaled", "dtype": "bfloat16"},
+    "images": {"model": "images"},
+    "text beside images": {"model": "images", "limit_mm_per_prompt": {"image": 0}},
     "clip": {"model": "clip"},
     "mxfp4": {"model": "mxfp4", "dtype": "bfloat16"},
     **{name: {"model": name} for name in _FORMATS if name != "int4"},

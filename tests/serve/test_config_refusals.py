@@ -50,6 +50,7 @@ REFUSED = {
     "latent prefill": ("the MLA prefill backend FLASH_ATTN does not run on Ascend NPUs", "leave it out"),
     "latent drafts": ("with 16 speculative tokens is not supported", "Lower num_speculative_tokens to 15"),
     "scaled in float16": ("float16 gives wrong results with routed_scaling_factor 1.5", "start with --dtype bfloat16"),
+    "images": (f"images: requests with image are {HERE}", """Start with --limit-mm-per-prompt '{"image": 0}'"""),
     "clip": ("OlmoeForCausalLM gives wrong results: vLLM does not clamp queries, keys and", "Choose another model"),
     "mxfp4": (f"mxfp4 weights are {HERE}", "Take a bfloat16 checkpoint of this model"),
     "awq": (f"this checkpoint: weights in AWQ's layout (quantisation 'awq') are {HERE}", "Take such a checkpoint"),
@@ -91,6 +92,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "plain": OURS,
     "latent served": OURS,
     "scaled in bfloat16": OURS,
+    "text beside images": OURS,
     # 2048 is what a serve gets without the option; upstream cuts it to 256 for this backend.
     "deepep": OURS | {"tokens": 2048},
     "deepep with a budget": OURS | {"tokens": 256},

@@ -20,6 +20,7 @@ from .attention_check import check_attention_forms
 from .compressed_check import check_compressed
 from .flag_check import check_attention_backend, check_connectors, check_flags
 from .latent_check import check_latent
+from .media_check import check_media
 from .operator_check import check_operators
 from .runner_check import check_runner
 from .states import check_states, hybrid_caches
@@ -56,6 +57,7 @@ def check_config(vllm_config: VllmConfig) -> None:
     check_attention_backend(vllm_config)
     if vllm_config.model_config is None:
         return
+    check_media(vllm_config)
     check_compressed(vllm_config)
     _check_attention(vllm_config)
     _check_speculation(vllm_config)
