@@ -34,6 +34,8 @@ def make(family: Family, folder: Path) -> None:
         written = dict(family.values) | {"dtype": family.dtype}
     if family.rename is not None:
         _rename(family, unfinished)
+    if family.files is not None:
+        family.files(unfinished)
     written = {key: value for key, value in written.items() if key not in family.without}
     written |= {"architectures": [family.architectures[0]]} | dict(family.edits)
     if family.own_configuration:

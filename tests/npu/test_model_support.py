@@ -225,6 +225,7 @@ LATENT_SERVED = (
     "Glm4MoeLiteForCausalLM",
     "MistralLarge3ForCausalLM",
     "AXK1ForCausalLM",
+    "KimiK25ForConditionalGeneration",
 )
 
 

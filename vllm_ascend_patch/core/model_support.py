@@ -49,6 +49,7 @@ _LATENT_SERVED = (
     "Glm4MoeLiteForCausalLM",
     "MistralLarge3ForCausalLM",
     "AXK1ForCausalLM",
+    "KimiK25ForConditionalGeneration",
 )
 _GATED_DELTA = (
     "Qwen3NextForCausalLM",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 VOCABULARY = 512
@@ -42,6 +43,7 @@ class Family:
         without: keys that transformers writes and the hub's configurations do not have.
         own_configuration: whether the hub's checkpoints bring the class of their configuration along.
         rename: the tensors as vLLM's class wants them, where transformers writes them otherwise.
+        files: writes what vLLM's class reads of a checkpoint beside configuration and weights, into that folder.
         environment: variables of vLLM.
         arguments: more of the engine's.
         layouts: names of ``layouts.py``; all by default.
@@ -59,6 +61,7 @@ class Family:
     without: tuple[str, ...] = ()
     own_configuration: bool = False
     rename: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    files: Callable[[Path], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
     layouts: tuple[str, ...] = ("1 NPU", "TP 2 + EP")
@@ -67,7 +70,7 @@ class Family:
     @property
     def digest(self) -> str:
         """Of everything that a checkpoint is made of, so that one of an earlier definition is not taken for it."""
-        return hashlib.sha256(repr(replace(self, rename=None)).encode()).hexdigest()[:8]
+        return hashlib.sha256(repr(replace(self, rename=None, files=None)).encode()).hexdigest()[:8]
 
     @property
     def referenced(self) -> bool:

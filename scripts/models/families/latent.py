@@ -33,7 +33,7 @@ _YARN = {
     "original_max_position_embeddings": 256,
 }
 _V2: dict[str, Any] = {**SIZES, **_LATENT, **_ROUTED, "n_shared_experts": 2, "first_k_dense_replace": 1}
-_V3: dict[str, Any] = {
+V3: dict[str, Any] = {
     **SIZES,
     **_LATENT,
     **_ROUTED,
@@ -46,7 +46,7 @@ _V3: dict[str, Any] = {
     "num_mtp_layers": 0,
     "rope_parameters": _YARN,
 }
-_AS_PUBLISHED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+AS_PUBLISHED = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 """Of DeepSeek-V3's configurations: vLLM goes by it, transformers does not write it."""
 _FLASH: dict[str, Any] = {
     **SIZES,
@@ -112,16 +112,16 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": Family(
         architectures=("DeepseekV3ForCausalLM",),
         config="DeepseekV3Config",
-        values=_V3,
-        edits=_AS_PUBLISHED,
+        values=V3,
+        edits=AS_PUBLISHED,
         feature="DeepSeek-V3, R1, Kimi-K2: latent attention, sigmoid scores with a bias in groups, yarn",
         layouts=("1 NPU", "TP 2 + EP", "DP 2 + EP"),
     ),
     "deepseek_v3_plain": Family(
         architectures=("DeepseekV3ForCausalLM",),
         config="DeepseekV3Config",
-        values=_V3,
-        edits=_AS_PUBLISHED,
+        values=V3,
+        edits=AS_PUBLISHED,
         environment={"VLLM_MLA_DISABLE": "1"},
         feature="the same with plain attention (VLLM_MLA_DISABLE=1)",
         layouts=("1 NPU",),
@@ -137,14 +137,14 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(
         architectures=("DeepseekV32ForCausalLM",),
         config="DeepseekV32Config",
-        values={**_V3, **_SPARSE, "rope_parameters": None},
+        values={**V3, **_SPARSE, "rope_parameters": None},
         feature="sparse latent attention",
         layouts=("1 NPU",),
     ),
     "glm_moe_dsa": Family(
         architectures=("GlmMoeDsaForCausalLM",),
         config="GlmMoeDsaConfig",
-        values={**_V3, **_SPARSE, "rope_parameters": None},
+        values={**V3, **_SPARSE, "rope_parameters": None},
         feature="GLM-5: sparse latent attention",
         layouts=("1 NPU",),
     ),
@@ -199,22 +199,22 @@ FAMILIES: dict[str, Family] = {
     "axk1": Family(
         architectures=("AXK1ForCausalLM",),
         config="AXK1Config",
-        values={key: value for key, value in _V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
+        values={key: value for key, value in V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
         dtype="bfloat16",
         feature="latent attention, a norm after the experts",
     ),
     "axk1_float16": Family(
         architectures=("AXK1ForCausalLM",),
         config="AXK1Config",
-        values={key: value for key, value in _V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
+        values={key: value for key, value in V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
         feature="the same in float16",
         layouts=("1 NPU",),
     ),
     "mistral_large_3": Family(
         architectures=("MistralLarge3ForCausalLM",),
         config="DeepseekV3Config",
-        values=_V3,
-        edits=_AS_PUBLISHED,
+        values=V3,
+        edits=AS_PUBLISHED,
         rename=_mistral,
         feature="Mistral Large 3: DeepSeek-V3's layers under names of its own",
     ),

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from .family import SIZES, Family
+from .family import SIZES, VOCABULARY, Family
 from .hybrids import LINEAR
+from .latent import AS_PUBLISHED, V3
 from .windows import GEMMA4, LLAMA4, TEMPERATURE
 
 _VISION: dict[str, Any] = {
@@ -55,6 +58,29 @@ _OMNI: dict[str, Any] = {
     "vision_start_token_id": 507,
     "audio_start_token_id": 509,
 }
+
+
+def _kimi_files(folder: Path) -> None:
+    """A tokenizer, and how images are cut, which vLLM's class asks for before it knows that there will be none."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(VOCABULARY) if number != 505} | {"<|media_pad|>": 505}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w3")))
+    tokenizer.save_pretrained(folder)
+    cut = {
+        "patch_size": 14,
+        "merge_kernel_size": 2,
+        "temporal_merge_kernel_size": 4,
+        "in_patch_limit": 64,
+        "in_patch_limit_each_frame": None,
+        "in_patch_limit_video": None,
+        "patch_limit_on_one_side": 8,
+        "fixed_output_tokens": None,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps({"media_proc_cfg": cut}))
 
 
 def _thinker(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +179,32 @@ FAMILIES: dict[str, Family] = {
         },
         arguments=_TEXT_ONLY,
         feature="text requests: GLM-4.5V",
+    ),
+    "kimi_k25": Family(
+        architectures=("KimiK25ForConditionalGeneration",),
+        config="Kimi_K25Config",
+        model="Kimi_K25ForConditionalGeneration",
+        values={
+            "text_config": {**V3, **AS_PUBLISHED},
+            "vision_config": {
+                "patch_size": 14,
+                "pos_emb_height": 4,
+                "pos_emb_width": 4,
+                "num_attention_heads": 2,
+                "num_hidden_layers": 1,
+                "hidden_size": 32,
+                "intermediate_size": 32,
+            },
+            "projection_hidden_size": 32,
+            "image_token_id": 505,
+            "video_token_id": 506,
+            "vision_start_token_id": 507,
+            "vision_end_token_id": 508,
+            "tie_word_embeddings": False,
+        },
+        files=_kimi_files,
+        arguments={"limit_mm_per_prompt": {"vision_chunk": 0}, "skip_tokenizer_init": False},
+        feature="text requests: Kimi-K2.5, DeepSeek-V3's layers",
     ),
     "llama4_images": Family(
         architectures=("Llama4ForConditionalGeneration",),

@@ -59,7 +59,6 @@ FAMILIES: dict[str, Family] = {
     "inkling_text": _refused("InklingForCausalLM", "inkling_model", "attention with convolution states"),
     "inkling": _refused("InklingForConditionalGeneration", "inkling_mm_model", "the same with images"),
     "kimi_vl": _refused("KimiVLForConditionalGeneration", "kimi_vl", "latent attention, images"),
-    "kimi_k25": _refused("KimiK25ForConditionalGeneration", "kimi_k25", "latent attention, images"),
     "kimi_k3": _refused("KimiK3ForConditionalGeneration", "kimi_k3", "linear attention, images"),
     "bailing_v3_vl": _refused(
         "BailingMoeV3VLForConditionalGeneration", "bailing_moe_v3_vl", "linear attention, images"
