@@ -6,12 +6,16 @@ Judges nothing: whether an outcome is right is ``results.py``'s.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 import vllm_ascend_patch
 from tests.support.environment import ROOT, clean_environment
@@ -51,6 +55,7 @@ def outcomes(what: Run, paths: list[Path], environment: dict[str, str], log: Pat
             **what.environment,
             VLLM_ASCEND_PATCH="1",
             PYTHONSAFEPATH="1",  # this tree has a package of tests, too
+            PATH=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),  # servers start as "vllm"
             PYTHONPATH=":".join(map(str, [*paths, Path(vllm_ascend_patch.__file__).parents[1], ROOT])),
             **{recorder.VARIABLE: str(record)},
         )
@@ -65,8 +70,18 @@ def outcomes(what: Run, paths: list[Path], environment: dict[str, str], log: Pat
             run(npu_command(command, _DEVICES, memory=_MEMORY), seconds=what.seconds, environment=variables, log=log)
         except TimeoutError:
             end = f"not ended within {what.seconds:g} s, the limit of its file"
+        finally:
+            _end_servers(record)
         lines = record.read_text().splitlines() if record.is_file() else []
     return list(_read(lines, what, end))
+
+
+def _end_servers(record: Path) -> None:
+    """End what the run has left: upstream's servers have sessions of their own, but the environment of their run."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(recorder.VARIABLE) == str(record):
+                process.kill()
 
 
 def _torchrun(what: Run, file: str, variables: dict[str, str], log: Path) -> list[Outcome]:
