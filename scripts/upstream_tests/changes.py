@@ -45,6 +45,12 @@ CHANGES = (
         ("kernels/moe/test_grouped_topk.py",),
     ),
     Change(
+        "not current_platform.is_cuda()",
+        "not current_platform.is_out_of_tree()",
+        "skipped without CUDA; what it tests is served here, by V1",
+        ("v1/distributed/test_pp_dp_v2.py",),
+    ),
+    Change(
         "    fused_grouped_topk,\n)",
         "    grouped_topk as fused_grouped_topk,\n)",
         "the kernel is CUDA's; its place takes what routers call on other devices",

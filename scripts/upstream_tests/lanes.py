@@ -83,6 +83,10 @@ NO_LANE = {
     "which is what puts this port's MoE methods in place",
     "kernels/moe/test_zero_expert_moe.py": "experts without weights are refused",
     "v1/distributed/test_dbo.py": "micro-batching is refused",
-    "v1/distributed/test_eagle_dp.py": "of drafters, ngram and mtp are served",
+    "v1/distributed/test_eagle_dp.py": "its drafter is `eagle`, and its tokens those of a batch-invariant mode; of drafters "
+    "ngram, mtp and eagle3 are served, and that mode is refused",
+    "distributed/test_eplb_fused_moe_layer_dep_nvfp4.py": "FP4 checkpoints are refused",
+    "distributed/test_eplb_quant_scale_consistency.py": "FP4 checkpoints are refused",
+    "distributed/test_eplb_spec_decode.py": "asks how well real checkpoints of many billions of parameters answer",
 }
 """Files of the same subjects that are in no lane, and why."""

@@ -104,3 +104,17 @@ def test_the_run_fails_without_the_routers_clamp(tmp_path: Path) -> None:
     done = _run(tree, "short", "--only", "fused top-k", seconds=600)
     assert done.returncode == 1, done.stdout
     assert "passed before: test_fused_topk_nan_inf_clamp[" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.serve
+@pytest.mark.timeout(1100)
+def test_the_run_fails_when_idle_ranks_do_not_take_part(tmp_path: Path) -> None:
+    tree = _mutated(
+        tmp_path,
+        ("seams/step/dummy.py", "        return original(worker, *args, **kwargs)\n", "        return None\n"),
+        ("envs.py", 'default="60",', 'default="10",'),  # the rank that waits for them gives up sooner
+    )
+    done = _run(tree, "external", "--only", "external, api-1-ep-enabled", seconds=1000)
+    assert done.returncode == 1, done.stdout
+    assert "passed before: test_external_lb_single_completion" in done.stdout

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server with two data-parallel ranks and real clients: vLLM's benchmark in bursts, OpenAI's client with what it can ask
-for, and clients that leave."""
+for, clients that leave, and SIGTERM while requests are answered."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import contextlib
 import json
 import math
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ COIN = {str(ord("x")): 60, str(ord("y")): 60}
 """Makes each token an x or a y, by chance."""
 LONGEST = 512
 START_SECONDS = 500.0
+GRACE_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @contextlib.contextmanager
-def serve(model: str, folder: Path) -> Iterator[Server]:
+def serve(model: str, folder: Path, *more: str) -> Iterator[Server]:
     arguments = [
         "--served-model-name",
         NAME,
@@ -51,7 +53,7 @@ def serve(model: str, folder: Path) -> Iterator[Server]:
         "--enable-expert-parallel",
         "--enforce-eager",
     ]
-    arguments += ["--max-model-len", str(LONGEST), "--max-num-seqs", "16", "--max-num-batched-tokens", "128"]
+    arguments += ["--max-model-len", str(LONGEST), "--max-num-seqs", "16", "--max-num-batched-tokens", "128", *more]
     environment = {"VLLM_ASCEND_PATCH": "1", "HF_HUB_OFFLINE": "1"}
     with Server(model, arguments, environment, folder / "server.log", devices=2) as server:
         server.wait_until_ready(START_SECONDS)
@@ -201,3 +203,42 @@ def test_a_prompt_that_is_too_long_is_the_clients_error_alone(client: openai.Ope
     with pytest.raises(openai.BadRequestError, match=str(LONGEST)):
         complete(client, "x" * (LONGEST + 1))
     assert complete(client, "x" * (LONGEST - 8), max_tokens=8).choices[0].text == continuation("x", 8)
+
+
+@pytest.mark.parametrize("grace", [0, GRACE_SECONDS], ids=["at once", "drains"])
+def test_sigterm_under_load(grace: int, model: str, tmp_path: Path) -> None:
+    """Without grace the server ends at once; with it, what runs is answered first, and a rank that has answered all of its
+    requests takes part until the others have. Nothing is left of it."""
+    lengths = [LONGEST - 64 - 20 * number for number in range(6)]
+    with serve(model, tmp_path, "--shutdown-timeout", str(grace)) as server, client_of(server) as client:
+        with ThreadPoolExecutor(len(lengths)) as pool:
+            answers = [pool.submit(complete, client, max_tokens=length) for length in lengths]
+            deadline = time.monotonic() + 60
+            while running_requests(server) != len(lengths) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert running_requests(server) == len(lengths)
+            server.note_shared_memory()
+            start = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            code = server.process.wait(2 * GRACE_SECONDS)
+            took = time.monotonic() - start
+            texts = [_text(answer) for answer in answers]
+        assert code == 0, server.log_tail(80)
+        assert took < GRACE_SECONDS, server.log_tail(80)
+        whole = [continuation(PROMPT, length) for length in lengths]
+        if grace:
+            assert texts == whole, server.log_tail(80)
+        else:
+            assert not set(texts) & set(whole), "a request was answered whole: there was no load"
+        deadline = time.monotonic() + 20
+        while server.family() and time.monotonic() < deadline:
+            time.sleep(0.2)  # Python's resource tracker ends after everybody else
+        assert not server.leftovers()
+
+
+def _text(answer: Future[Any]) -> str:
+    """The text of an answer; nothing for one that broke off."""
+    try:
+        return str(answer.result().choices[0].text)
+    except openai.APIError:
+        return ""
