@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from scripts.upstream_tests import changes, page, results
-from scripts.upstream_tests.lanes import LANES
+from scripts.upstream_tests import changes, page, results, runner
+from scripts.upstream_tests.lanes import LANES, Run
 from scripts.upstream_tests.reasons import UNEXPLAINED
 from scripts.upstream_tests.run import NOT_TO_BE_HAD
 from scripts.upstream_tests.runner import Outcome
@@ -71,6 +72,29 @@ def test_what_is_kept_is_explained_and_is_what_the_page_says() -> None:
             assert record["file"] == {what.name: what.file for what in LANES[lane]}[name]
             assert not results.unexplained(record), f"{lane}, {name}: {UNEXPLAINED}"
     assert page.PAGE.read_text() == page.text(kept), "scripts/upstream_tests.sh --record writes the page"
+
+
+@pytest.mark.slow
+@pytest.mark.serve
+@pytest.mark.timeout(200)
+def test_a_server_of_a_file_that_takes_too_long_ends_with_it(tmp_path: Path) -> None:
+    """Upstream starts servers in sessions of their own, which outlive the one that is killed."""
+    (tmp_path / "pyproject.toml").touch()
+    file = tmp_path / "tests" / FILE
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import pathlib, subprocess, time\n"
+        "def test_a():\n"
+        "    server = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        f"    pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(server.pid))\n"
+        "    time.sleep(600)\n"
+    )
+    what = Run("slow", FILE, seconds=60)
+    (outcome,) = runner.outcomes(what, [tmp_path], {}, tmp_path / "log")
+    assert (outcome.test, outcome.state) == ("test_a", "failed")
+    assert "not ended within 60 s" in outcome.words
+    server = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE
 
 
 def _mutated(folder: Path, *changed: tuple[str, str, str]) -> Path:
