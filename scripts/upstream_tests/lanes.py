@@ -40,6 +40,7 @@ LANES: dict[str, tuple[Run, ...]] = {
     "kernels": (
         Run("routing", "kernels/moe/test_routing.py", 600),
         Run("grouped top-k", "kernels/moe/test_grouped_topk.py", 600, select="single_group or kimi"),
+        Run("weight loading", "kernels/moe/test_moe_weight_loading_padded.py"),
         Run("sampler", "v1/sample/test_sampler.py"),
     ),
     "eplb": (
