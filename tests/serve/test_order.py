@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.support import draft_models, tiny_models
+from tests.support import tiny_models
 from tests.support.installed import needs_kernel_registry
 
 from .scripts import chosen, job_for
 from .test_eplb import EPLB
-from .test_speculative import METHODS
+from .test_speculative import METHODS, drafting
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1200)]
 
@@ -78,5 +78,5 @@ def test_expert_load_balancing(method: str, checkpoints: Checkpoints, run_engine
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_speculative_decoding(method: str, run_engine: Engine, tmp_path: Path) -> None:
-    arguments = {"speculative_config": METHODS[method]}
-    serve(run_engine, draft_models.make(tmp_path), arguments, VLLM_ASCEND_PATCH_DP_SYNC="device")
+    checkpoint, settings = drafting(method, tmp_path)
+    serve(run_engine, checkpoint, {"speculative_config": settings}, VLLM_ASCEND_PATCH_DP_SYNC="device")

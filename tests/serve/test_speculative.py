@@ -55,6 +55,14 @@ COMBINATIONS = [
 ]
 
 
+def drafting(method: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint that lets drafts of ``method`` come out both ways, and vLLM's configuration of them."""
+    if method == "eagle3":
+        checkpoint, drafter = draft_models.make_for_eagle3(folder)
+        return checkpoint, METHODS[method] | {"model": str(drafter)}
+    return draft_models.make(folder), METHODS[method]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drafters")
@@ -72,12 +80,7 @@ def test_greedy_tokens_with_drafts_equal_transformers(
     tmp_path: Path,
 ) -> None:
     """Where all requests have as many drafts, the step that verifies them is one graph."""
-    settings = METHODS[method]
-    if method == "eagle3":
-        checkpoint, drafter = draft_models.make_for_eagle3(folder)
-        settings = settings | {"model": str(drafter)}
-    else:
-        checkpoint = draft_models.make(folder)
+    checkpoint, settings = drafting(method, folder)
     cases = tiny_models.cases(checkpoint)
     job = {
         "model": str(checkpoint),
