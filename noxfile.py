@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a developer runs, one session each; ``nox -l`` lists them. ``scripts/test.sh`` and CI run them, too.
 
-Nothing is installed here: sessions use the environment of ``scripts/setup_env.sh``, which makes it where it is missing.
+Sessions use the environment of ``scripts/setup_env.sh``, which makes it where it is missing, and install nothing into it.
 Start nox from it (``.venv/bin/nox``), or from anywhere else.
 """
 
@@ -66,6 +66,20 @@ def test(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """The tests that take minutes each; with further arguments for pytest."""
     _tests(session, _python(session), ["-m", "slow", *session.posargs])
+
+
+@nox.session
+def ray(session: nox.Session) -> None:
+    """Engines over Ray on two hosts. Ray goes into a folder of its own: with it importable, vLLM behaves otherwise."""
+    python = _python(session)
+    folder = ROOT / ".ray"
+    if not (folder / "ray").exists():
+        pins = ROOT / "scripts" / "requirements" / "ray.txt"
+        _run(session, python, "pip", "install", "-q", "--no-deps", "--target", str(folder), "-r", str(pins))
+    environment = {"PYTHONPATH": str(folder), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    session.run(
+        python, "-m", "pytest", "tests/dp/test_ray_on_hosts.py", *session.posargs, env=environment, external=True
+    )
 
 
 @nox.session

@@ -180,6 +180,7 @@ class NPUPlatform(Platform):
         from .config_defaults import apply_defaults, take_back_backend
         from .modelslim.recognition import recognise
         from .profiler import check_profiler
+        from .ray_actors import show_npus
         from .size_check import check_sizes
 
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -192,6 +193,7 @@ class NPUPlatform(Platform):
             check_sizes(vllm_config)
             check_profiler(vllm_config)
             check_moe(vllm_config)  # last: whether graphs are captured is one of the defaults
+            show_npus(vllm_config, cls.ray_noset_device_env_vars)
         except ValueError as error:
             raise NotServable(str(error)) from None
 
