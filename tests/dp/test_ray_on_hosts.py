@@ -146,8 +146,10 @@ def test_ray_places_tensor_parallel_workers_on_both_hosts(
 def test_ray_places_data_parallel_ranks_on_both_hosts(
     cluster: Cluster, checkpoint: dict[str, Any], tmp_path: Path
 ) -> None:
-    more = ("--data-parallel-backend", "ray", "--data-parallel-size-local", "1")
-    more += ("--data-parallel-address", cluster.hosts[0].address)
+    more = (
+        *("--data-parallel-backend", "ray", "--data-parallel-size-local", "1"),
+        *("--data-parallel-address", cluster.hosts[0].address),
+    )
     with served(cluster, checkpoint, tmp_path, 2, *more) as server:
         server.wait_until_ready(START_SECONDS)
         conversation(server, checkpoint, 2, idle=1)
