@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -50,6 +51,19 @@ SPECULATIVE: dict[str, Callable[..., None]] = {
 }
 
 _V2 = "vllm.v1.worker.gpu"
+_GUMBEL = f"{_V2}.sample.gumbel"
+
+
+@cache
+def step_in_seed() -> bool:
+    """Whether drafters of this vLLM draw other noise for a position in each of their steps."""
+    return hasattr(import_module(_GUMBEL), "spec_step_seed")
+
+
+def _gumbel_sample(**arguments: Any) -> None:
+    sampling.gumbel_sample(STEP_IN_SEED=step_in_seed(), **arguments)
+
+
 RUNNER_V2: dict[str, Callable[..., None]] = {
     f"{_V2}.buffer_utils._apply_write_kernel": request_tables.apply_write,
     f"{_V2}.block_table._gather_block_tables_kernel": request_tables.gather_block_tables,
@@ -59,8 +73,8 @@ RUNNER_V2: dict[str, Callable[..., None]] = {
     f"{_V2}.input_batch._combine_sampled_and_draft_tokens_kernel": step_inputs.combine_sampled_and_draft_tokens,
     f"{_V2}.input_batch._get_num_sampled_and_rejected_kernel": step_inputs.get_num_sampled_and_rejected,
     f"{_V2}.input_batch._post_update_kernel": step_inputs.post_update,
-    f"{_V2}.sample.gumbel._gumbel_sample_kernel": sampling.gumbel_sample,
-    f"{_V2}.sample.gumbel._temperature_kernel": sampling.temperature,
+    f"{_GUMBEL}._gumbel_sample_kernel": _gumbel_sample,
+    f"{_GUMBEL}._temperature_kernel": sampling.temperature,
     f"{_V2}.sample.min_p._min_p_kernel": sampling.min_p,
     f"{_V2}.sample.penalties._penalties_kernel": sampling.penalties,
     f"{_V2}.sample.penalties._bincount_kernel": sampling.bincount,

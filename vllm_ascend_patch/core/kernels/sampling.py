@@ -37,26 +37,31 @@ def gumbel_sample(
     IS_DRAFTING: bool,
     APPLY_TEMPERATURE: bool,
     USE_FP64: bool,
+    STEP_IN_SEED: bool = False,
     **_: Any,
 ) -> None:
     """The largest of each row's logits, with noise where the temperature is not 0, and its token.
 
     A drafter's logits are kept in ``logits_cache_ptr`` ``[R, K, vocabulary]`` at the step ``logits_cache_col_ptr``, as they
-    were; a batch is a dummy, all of whose ``expanded_idx_mapping_ptr`` are -1, or has none. Upstream reduces blocks of a row
-    and then their results ``[n, blocks]``; here the first column has the row's, and the others can never win. Raises
+    were; a batch is a dummy, all of whose ``expanded_idx_mapping_ptr`` are -1, or has none. With ``STEP_IN_SEED``, which
+    upstream's kernels do not have, its noise depends on that step, too. Upstream reduces blocks of a row and then their
+    results ``[n, blocks]``; here the first column has the row's, and the others can never win. Raises
     ``NotImplementedError`` for 64-bit noise.
     """
     if USE_FP64:
         raise NotImplementedError("sampling with 64-bit noise is not supported on Ascend NPUs")
+    seeds = seeds_ptr[expanded_idx_mapping_ptr]
     if logits_cache_ptr is not None and logits_cache_col_ptr is not None and logits_cache_source_ptr is not None:
         _keep(logits_cache_ptr, expanded_idx_mapping_ptr, logits_cache_col_ptr, logits_cache_source_ptr)
+        if STEP_IN_SEED:
+            seeds = seeds ^ (logits_cache_col_ptr.long() << 32)
     logits = logits_ptr.float()
     temperature = temp_ptr[expanded_idx_mapping_ptr].unsqueeze(1)
     random = temperature != 0
     if APPLY_TEMPERATURE:
         logits = logits / torch.where(random, temperature, 1.0)
     position = pos_ptr + _DRAFTING if IS_DRAFTING else pos_ptr
-    noise = gumbel_noise(seeds_ptr[expanded_idx_mapping_ptr], position, logits.shape[1])
+    noise = gumbel_noise(seeds, position, logits.shape[1])
     largest, token = torch.where(random, logits + noise, logits).max(dim=1)
     local_max_ptr.fill_(-_INFINITY)
     local_max_ptr[:, 0] = largest
