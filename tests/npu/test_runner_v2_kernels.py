@@ -316,6 +316,32 @@ def test_the_noise_is_gumbels() -> None:
     assert noise.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_random_tokens_follow_the_softmax(temperature: float) -> None:
+    """Pearson's statistic of 20000 requests' tokens is below chi-square's 99.9th percentile, 7 degrees of freedom."""
+    requests, vocabulary = 20000, 8
+    logits = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5])
+    tokens, largest = torch.zeros(requests, 1, dtype=torch.int64), torch.zeros(requests, 1)
+    sampling.gumbel_sample(
+        local_argmax_ptr=tokens,
+        local_max_ptr=largest,
+        logits_cache_ptr=None,
+        logits_cache_col_ptr=None,
+        logits_cache_source_ptr=None,
+        logits_ptr=logits.repeat(requests, 1),
+        expanded_idx_mapping_ptr=torch.arange(requests),
+        seeds_ptr=torch.arange(requests) * 7919,
+        pos_ptr=torch.arange(requests) % 500,
+        temp_ptr=torch.full((requests,), temperature),
+        IS_DRAFTING=False,
+        APPLY_TEMPERATURE=True,
+        USE_FP64=False,
+    )
+    expected = (logits / temperature).softmax(dim=0) * requests
+    found = torch.bincount(tokens[:, 0], minlength=vocabulary)
+    assert ((found - expected) ** 2 / expected).sum().item() < 24.32
+
+
 def test_temperature_and_min_p() -> None:
     for seed in SEEDS:
         b = Batch(seed)
