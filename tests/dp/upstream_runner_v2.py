@@ -32,14 +32,14 @@ SIZES = [1, 2, 4, 8, 16, 32]
 ORIGINAL = vllm_ascend_patch.get_original("vllm.v1.worker.gpu.dp_utils:dispatch_cg_and_sync_dp")
 
 
-def graph_manager() -> Any:
-    """Piecewise graphs of ``SIZES``, which count as captured."""
+def graph_manager(mode: CUDAGraphMode) -> Any:
+    """Graphs of ``SIZES``, which count as captured: of pieces, of whole decode steps, or of both."""
     manager = CudaGraphManager.__new__(CudaGraphManager)
     manager.compilation_config = SimpleNamespace(cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=SIZES[-1])
     manager.vllm_config = SimpleNamespace(
         speculative_config=None, cache_config=SimpleNamespace(use_kda_recoverssm=False)
     )
-    manager.cudagraph_mode, manager.max_num_reqs, manager.decode_query_len = CUDAGraphMode.PIECEWISE, 32, 1
+    manager.cudagraph_mode, manager.max_num_reqs, manager.decode_query_len = mode, 32, 1
     manager.lora_capture_cases, manager._lora_dispatch_map, manager._max_lora_case = [0], {}, 0
     manager.varlen_decode, manager.ubatch_runner = False, None
     manager._candidates, manager._capture_descs = {}, {}
@@ -115,9 +115,10 @@ def outcome(decided: Any) -> tuple[Any, ...]:
 
 
 def main(count: int) -> None:
-    manager, seen = graph_manager(), Counter[str]()
+    modes = (CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL_DECODE_ONLY, CUDAGraphMode.FULL_AND_PIECEWISE)
+    managers, seen = [graph_manager(mode) for mode in modes], Counter[str]()
     for seed in range(count):
-        rng = random.Random(seed)
+        rng, manager = random.Random(seed), managers[seed % len(managers)]
         batches = [random_batch(rng) for _ in range(rng.randint(2, 4))]
         size = len(batches)
         arguments = [
@@ -143,8 +144,8 @@ def main(count: int) -> None:
             found = outcome(dp_utils.dispatch_cg_and_sync_dp(**given))
             assert found == expected, (seed, rank, found, expected)
             assert expected[1] == list(agreement.padded_tokens), (seed, expected, agreement)
-        seen["eager" if agreement.graph_mode == 0 else "graph"] += 1
-        seen["a graph given up"] += agreement.graph_mode == 0 and any(vote.graph_mode for vote in votes)
+        seen[CUDAGraphMode(agreement.graph_mode).name] += 1
+        seen["a graph given up"] += any(vote.graph_mode > agreement.graph_mode for vote in votes)
     serving.current().session = None
     assert min(seen.values()) > count / 20, seen
     print(f"{count} worlds of model runner V2: {dict(seen)}")
