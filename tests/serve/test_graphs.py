@@ -130,8 +130,6 @@ def test_tokens_equal_transformers_with_graphs_of_whole_decode_steps(
     tmp_path: Path,
 ) -> None:
     """Decoding is one graph per step, on all ranks or on none; an idle rank replays it with rows that are no request's."""
-    if runner == "V2" and tp * dp > 1:
-        pytest.skip("model runner V2 captures pieces over several ranks")
     checkpoint = checkpoints(family)
     job = graph_job(checkpoint, tp, dp, WHOLE_STEPS)
     traces = tmp_path / "traces"

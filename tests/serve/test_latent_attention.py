@@ -109,8 +109,7 @@ def test_greedy_tokens_equal_transformers(
     if arguments is GRAPHS:
         workers = traced_workers(tmp_path)
         assert len(workers) == tp * dp
-        whole = HAS_GRAPHS_OF_WHOLE_STEPS and (runner == "V1" or tp * dp == 1)
-        replayed = "FULL" if whole else "PIECEWISE"
+        replayed = "FULL" if HAS_GRAPHS_OF_WHOLE_STEPS else "PIECEWISE"
         assert all(worker.modes[replayed] > worker.modes["NONE"] > 0 for worker in workers)
 
 

@@ -126,8 +126,6 @@ def _full_graph_obstacle(vllm_config: VllmConfig) -> str | None:
 
     if uses_runner_v2(vllm_config) and vllm_config.speculative_config is not None:
         return "graphs were not tried with drafts on model runner V2"
-    if uses_runner_v2(vllm_config) and vllm_config.parallel_config.world_size_across_dp > 1:
-        return "graphs of whole steps were not tried over several ranks with model runner V2"
     model = vllm_config.model_config
     return graphs.full_graph_obstacle(guard.installed_release() or "", model is not None and model.use_mla)
 
