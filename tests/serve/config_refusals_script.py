@@ -217,7 +217,6 @@ ON_RUNNER_V2: dict[str, dict[str, Any]] = {
         }
     },
     "v2 fault tolerance": {**DP, "enable_fault_tolerance": True, "data_parallel_rank": 0},
-    "v2 load balancing": {**DP, "additional_config": {"eplb_config": {"num_redundant_experts": 2}}},
     "v2 stages": {"pipeline_parallel_size": 2},
     "v2 launcher": {"distributed_executor_backend": "external_launcher"},
     "v2 sharded sampling": {"tensor_parallel_size": 2, "enable_batch_sharded_sampling": True},

@@ -146,7 +146,6 @@ NOT_ON_RUNNER_V2 = {
     "v2 blocks of drafts": (
         "another way of rejecting drafts than the standard one (rejection_sample_method in --speculative-config)"
     ),
-    "v2 load balancing": "expert load balancing (eplb_config in --additional-config)",
     "v2 stages": "pipeline parallelism (--pipeline-parallel-size)",
     "v2 launcher": "an external launcher (--distributed-executor-backend external_launcher)",
     "v2 sharded sampling": "batch-sharded sampling (--enable-batch-sharded-sampling)",

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.support import tiny_models
+from tests.support.installed import needs_runner_v2
 
-from .scripts import chosen, job_for, refused
+from .scripts import RUNNERS, chosen, job_for, refused, runs
 from .traces import traced_workers
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
@@ -23,17 +24,24 @@ AT_START = [*range(8), *range(4)]  # logical experts, then replicas of the first
 
 
 @pytest.mark.parametrize(
-    ("method", "graphs"),
+    ("method", "graphs", "runner"),
     [
-        pytest.param("mc2", True, id="mc2 in graphs"),
-        pytest.param("mc2", False, marks=pytest.mark.slow, id="mc2"),
-        pytest.param("alltoall", False, marks=pytest.mark.slow, id="alltoall"),
-        pytest.param("allgather", False, marks=pytest.mark.slow, id="allgather"),
-        pytest.param("allgather", True, marks=pytest.mark.slow, id="allgather in graphs"),
+        pytest.param("mc2", True, "V1", id="mc2 in graphs"),
+        pytest.param("mc2", False, "V1", marks=pytest.mark.slow, id="mc2"),
+        pytest.param("alltoall", False, "V1", marks=pytest.mark.slow, id="alltoall"),
+        pytest.param("allgather", False, "V1", marks=pytest.mark.slow, id="allgather"),
+        pytest.param("allgather", True, "V1", marks=pytest.mark.slow, id="allgather in graphs"),
+        pytest.param("mc2", True, "V2", marks=[needs_runner_v2, pytest.mark.slow], id="mc2 in graphs, V2"),
+        pytest.param("alltoall", False, "V2", marks=[needs_runner_v2, pytest.mark.slow], id="alltoall, V2"),
     ],
 )
 def test_tokens_are_the_oracles_before_and_after_experts_move(
-    method: str, graphs: bool, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any], tmp_path: Path
+    method: str,
+    graphs: bool,
+    runner: str,
+    checkpoints: Callable[[str], Path],
+    run_engine: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     """Graphs are captured before the first expert moves: the map of experts is data to them, weights change in place."""
     checkpoint = checkpoints("qwen3_moe")
@@ -46,7 +54,9 @@ def test_tokens_are_the_oracles_before_and_after_experts_move(
     }
     job["ask"] = "physical_to_logical"
     traces = str(tmp_path / "{rank}-{pid}.json")
-    result = run_engine(job, devices=2, VLLM_ASCEND_PATCH_MOE_COMM=method, VLLM_ASCEND_PATCH_TRACE=traces)
+    environment = {"VLLM_ASCEND_PATCH_MOE_COMM": method, "VLLM_ASCEND_PATCH_TRACE": traces, **RUNNERS[runner]}
+    result = run_engine(job, devices=2, **environment)
+    assert runs(runner, result["log"])
     answers = [case.answer for case in cases]
     assert result["alone"] == answers[:2]
     assert result["together"] == answers

@@ -34,9 +34,6 @@ def _not_served(vllm_config: VllmConfig) -> dict[str, Any]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     return {
         **_not_served_of_drafts(vllm_config.speculative_config),
-        "expert load balancing (eplb_config in --additional-config)": (
-            isinstance(vllm_config.additional_config, dict) and "eplb_config" in vllm_config.additional_config
-        ),
         "pipeline parallelism (--pipeline-parallel-size)": parallel.pipeline_parallel_size > 1,
         "an external launcher (--distributed-executor-backend external_launcher)": (
             parallel.distributed_executor_backend == "external_launcher"
