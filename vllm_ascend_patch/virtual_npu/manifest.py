@@ -252,17 +252,18 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("npu::npu_grouped_matmul_swiglu_quant",),
-        "FRACTAL_NZ weights, cast or raw 5-D",
+        "FRACTAL_NZ weights",
         "-",
-        "weight must be in FRACTAL_NZ; prefix sums only; bias and offset None. Rows past the groups stay unwritten",
-        "W",
+        "weight must be in FRACTAL_NZ, with its storage; K <= 65535, N <= 10240; prefix sums only; bias and offset None. "
+        "Rows past the groups stay unwritten",
+        "W, C",
     ),
     Row(
         ("npu::npu_grouped_matmul_swiglu_quant_v2",),
         "W8A8; prefix sums or counts",
         "int4 weights, mx types",
-        "one weight, in FRACTAL_NZ; float32 scales; default quantisation arguments",
-        "W, D",
+        "one weight, in FRACTAL_NZ; K <= 65535, N <= 10240; float32 scales; default quantisation arguments",
+        "W, D, C",
     ),
     Row(
         ("npu::npu_swiglu",),

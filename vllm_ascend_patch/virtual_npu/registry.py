@@ -85,7 +85,7 @@ class _Crossing:
             )
         if rules.nd_only and not is_base(value):
             raise RuntimeError(f"{rules.shown}: {argument} must be in a plain storage format, got FRACTAL_NZ")
-        if argument in rules.nz and value.dim() == 3 and not is_nz(value):
+        if argument in rules.nz and not is_nz(value):
             raise RuntimeError(f"{rules.shown}: {argument} must be in FRACTAL_NZ (npu_format_cast(..., 29)), got ND")
         self.devices.add(value.device)
         alias = alias_cpu(value)

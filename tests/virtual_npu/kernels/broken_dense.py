@@ -323,6 +323,8 @@ def tables() -> Iterator[Table]:
             ({"x": i8(32)}, "x must have 2 dimension"),
             ({"x": i8(3, 31)}, "weight must have K = 31 rows"),
             ({"weight": i8(2, 32, 63)}, "N must be even"),
+            ({"weight": i8(2, 32, 10242)}, "K must be at most 65535 and N at most 10240"),
+            ({"weight": i8(2, 65536, 2), "x": i8(3, 65536)}, "K must be at most 65535 and N at most 10240"),
             ({"x_scale": half(3)}, "x_scale must be float32"),
             ({"weight_scale": i32(2, 64)}, "weight_scale must be float16"),
             ({"group_list": i64(3)}, "one entry per expert"),

@@ -512,8 +512,9 @@ def test_fractal_nz_is_a_format_of_the_descriptor() -> None:
     assert torch.equal(cast.cpu(), weight.cpu())
     assert int(torch_npu.get_npu_format(torch_npu.npu_format_cast(cast, 2))) == 2
     arguments = (torch.tensor([1, 3]).npu(), torch.ones(2, 64).npu(), torch.ones(3).npu())
-    with pytest.raises(RuntimeError, match="weight must be in FRACTAL_NZ"):
-        torch_npu.npu_grouped_matmul_swiglu_quant(int8(3, 32).npu(), weight, *arguments)
+    for plain in (weight, int8(2, 2, 2, 16, 32).npu()):  # the second has the dimensions of the format's tiles
+        with pytest.raises(RuntimeError, match="weight must be in FRACTAL_NZ"):
+            torch_npu.npu_grouped_matmul_swiglu_quant(int8(3, 32).npu(), plain, *arguments)
     assert torch_npu.npu_grouped_matmul_swiglu_quant(int8(3, 32).npu(), cast, *arguments)[0].shape == (3, 32)
 
 

@@ -218,6 +218,7 @@ def _grouped(
     experts, depth, last = weight.shape
     require(op, depth == inner, f"weight must have K = {inner} rows", depth)
     require(op, last % 2 == 0, "N must be even", last)
+    require(op, inner <= 65535 and last <= 10240, "K must be at most 65535 and N at most 10240", [inner, last])
     require_shape(op, "weight_scale", weight_scale, (experts, last))
     require_dtype(op, "x_scale", x_scale, (torch.float32,))
     require_shape(op, "x_scale", x_scale, (rows,))

@@ -92,7 +92,8 @@ DEVICE_KERNELS: Mapping[str, Kernel] = {
     "npu::npu_format_cast.Tensor": storage_format.format_cast_like,
 }
 
-#: 3-D tensor arguments that must be in FRACTAL_NZ.
+#: Tensor arguments that must be in FRACTAL_NZ. A plain tensor with the five dimensions of the format's tiles is what the
+#: page says, but CANN's host code asks for five dimensions of storage, of which torch_npu gives a plain tensor one.
 NZ_ARGUMENTS: Mapping[str, frozenset[str]] = {
     "npu::npu_grouped_matmul_swiglu_quant": frozenset({"weight"}),
     "npu::npu_grouped_matmul_swiglu_quant_v2": frozenset({"weight"}),
