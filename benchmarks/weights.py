@@ -108,15 +108,19 @@ def measure(checkpoint: Path) -> Weights:
 
 
 def launches_of(weights: ExpertWeights) -> int:
-    """Of the second run of the experts' MLP with a row for each: the first makes what is kept."""
+    """Of the second run of the experts' MLP with a row for each: the first makes what is kept.
+
+    Fused experts are given prefix sums, as MC2 has them; after the other methods one launch more makes them of counts.
+    """
     rows = torch.randn(weights.num_local, weights.hidden_size).to("npu", torch.float16)
-    counts = torch.ones(weights.num_local, dtype=torch.int64).to("npu")
+    counts = torch.ones(weights.num_local, dtype=torch.int64)
+    counts = (counts.cumsum(0) if weights.fused else counts).to("npu")
     watch = Launches()
     for _ in range(2):
         watch.count = 0
         with watch:
             given, scales = quantize_rows(rows) if weights.quantized else (rows, None)
-            expert_mlp(given, counts, weights, scales)
+            expert_mlp(given, counts, weights, scales, weights.fused)
     return watch.count
 
 

@@ -50,6 +50,7 @@ class Case:
     routing: str = "random"
     dtype: str = "bfloat16"
     quantized: bool = False
+    fused: bool = False  # int8 weights of the first product in FRACTAL_NZ
     int4: bool = False  # weights in int4; rows in int8 where quantized, too
     group_size: int = 0  # inputs that share a scale of int4 weights beside float rows; 0: all
     intermediate: int = 64
@@ -127,6 +128,7 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
         captured = replace(base, name="captured-with-mask", captured=True, tokens=(8,), active=(5, 0))
         yield captured
         yield replace(captured, name="captured-w8a8", quantized=True)
+        yield replace(captured, name="captured-w8a8-fused", quantized=True, fused=True, intermediate=32 * grid.world)
     if method in ("alltoall", "hierarchical"):
         older = replace(base, name="older-operators", operator_version=1, tokens=(7, 2, 11, 1), active=(5, 2, 0, 1))
         yield older
@@ -143,6 +145,9 @@ def conditions(grid: Grid, method: str) -> Iterator[Case]:
         )
     yield replace(base, name="w8a8-fp16", quantized=True, dtype="float16", tokens=(6, 3))
     yield replace(base, name="w8a8-padded-idle", quantized=True, tokens=(8, 1), active=(5, 0))
+    fused = replace(base, name="w8a8-fused", quantized=True, fused=True, intermediate=32 * grid.world, tokens=(6, 0))
+    yield fused
+    yield replace(fused, name="w8a8-fused-fp16-padded-idle", dtype="float16", tokens=(8, 1), active=(5, 0))
     yield replace(base, name="w8a8-redundant-shared", quantized=True, shared=True, logical_experts=12, redundant=4)
     yield replace(base, name="w8a8-odd-intermediate", quantized=True, intermediate=grid.world * 20, tokens=(6, 3))
 
@@ -250,6 +255,7 @@ _SHORT = (
     "redundant-experts",
     "shared-padded-idle",
     "w8a8-padded-idle",
+    "w8a8-fused",
 )
 
 

@@ -204,7 +204,7 @@ def _own_weights(case: Case, topology: Topology, placement: ExpertPlacement, lay
         assert w13_scale is not None
         assert w2_scale is not None
         return _int4_weights(w13, w2, w13_scale, w2_scale, getattr(torch, case.dtype))
-    return ExpertWeights.from_loaded(
+    weights = ExpertWeights.from_loaded(
         w13.to(DEVICE),
         w2.to(DEVICE),
         activation=activation,
@@ -214,6 +214,7 @@ def _own_weights(case: Case, topology: Topology, placement: ExpertPlacement, lay
         w13_bias=None if w13_bias is None else w13_bias.to(DEVICE),
         w2_bias=None if w2_bias is None else w2_bias.to(DEVICE),
     )
+    return weights.in_fractal_nz() if case.fused else weights
 
 
 def _int4_weights(

@@ -281,7 +281,7 @@ class LoopMethod(MoECommMethod[MoEInput, LoopDispatch]):
 def test_a_fourth_method_is_one_class_and_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm_ascend_patch.core.moe import driver
 
-    def mlp(rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, scales: Any) -> torch.Tensor:
+    def mlp(rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, scales: Any, sums: bool) -> torch.Tensor:
         expert_of_row = torch.repeat_interleave(torch.arange(len(counts)), counts)
         gate, up = torch.einsum("ah,ahi->ai", rows, weights.w13[expert_of_row]).chunk(2, dim=1)
         return torch.einsum("ai,aih->ah", torch.nn.functional.silu(gate) * up, weights.w2[expert_of_row])

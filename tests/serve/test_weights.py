@@ -143,6 +143,15 @@ def test_parameters_hold_what_was_loaded_last_and_stay_where_they_are(kind: str,
 
 
 @pytest.mark.parametrize("kind", LACKING)
+def test_int8_weights_of_the_first_product_are_in_fractal_nz_through_all_of_it(
+    kind: str, found: dict[str, Any]
+) -> None:
+    layers = range(2) if kind in ("int8", "modelslim") else ()
+    named = {f"{EXPERTS[kind].replace('.1.', f'.{layer}.')}.w13_weight" for layer in layers}
+    assert {name.replace(".routed_experts", "") for name in found[kind]["nz"]} == named
+
+
+@pytest.mark.parametrize("kind", LACKING)
 def test_a_reload_that_lacks_a_tensor_fails_by_its_name_and_the_next_complete_one_mends_it(
     kind: str, found: dict[str, Any]
 ) -> None:

@@ -2,7 +2,8 @@
 """One worker without an engine: loads a checkpoint, then others, complete and incomplete ones. Run as a subprocess.
 
 Reads a job as JSON from standard input: for each kind of model two checkpoints, incomplete ones to start with, what to load
-again. Reports for each the error and which parameters then hold something else than a start with that checkpoint gives.
+again. Reports for each the error and which parameters then hold something else than a start with that checkpoint gives; and
+which parameters are in FRACTAL_NZ.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class Loaded:
 
     def held(self) -> dict[str, torch.Tensor]:
         return {name: parameter.detach().cpu().clone() for name, parameter in self.model.named_parameters()}
+
+    def in_nz(self) -> list[str]:
+        formats = ((name, torch_npu.get_npu_format(parameter)) for name, parameter in self.model.named_parameters())
+        return [name for name, found in formats if int(found) == 29]
 
     def addresses(self) -> dict[str, int]:
         return {name: parameter.data_ptr() for name, parameter in self.model.named_parameters()}
@@ -96,7 +101,7 @@ def run(first: str, second: str, start: list[str], rounds: list[tuple[str, str]]
         moved = model.addresses() != addresses
         found.append({"error": error, "wrong": wrong, "moved": moved, "more": allocated() - bytes_before})
     differ = sum(not torch.equal(value, wanted[second][name]) for name, value in wanted[first].items())
-    return {"refused": refused, "rounds": found, "differ": differ}
+    return {"refused": refused, "rounds": found, "differ": differ, "nz": model.in_nz()}
 
 
 if __name__ == "__main__":

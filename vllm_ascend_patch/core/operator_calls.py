@@ -93,6 +93,8 @@ CALLS: Mapping[str, tuple[Call, ...]] = {
     INT8: (
         _call("npu_dynamic_quant", 1),
         _call("npu_dequant_swiglu_quant", 1, "weight_scale activation_scale group_index activate_left quant_mode"),
+        _call("npu_format_cast", 2),
+        _call("npu_grouped_matmul_swiglu_quant", 5),
         _call("npu_quantize", 6),
         _call("npu_quant_matmul", 3, "bias pertoken_scale output_dtype"),
     ),

@@ -55,6 +55,11 @@ UNPERMUTE_MAX_TOP_K = 512
 # npu_dequant_swiglu_quant with group_index: intermediate size at most this and a multiple of 64 (op-plugin reference).
 FUSED_QUANT_MAX_INTERMEDIATE = 10496
 FUSED_QUANT_ALIGNMENT = 64
+# npu_grouped_matmul_swiglu_quant: K and N (CANN: aclnnGroupedMatmulSwigluQuantWeightNZ). No page speaks of sizes that leave
+# tiles of FRACTAL_NZ partly empty: here gates, and up, are whole tiles, so rows of the result are whole blocks of 32 bytes.
+FUSED_MATMUL_MAX_INNER = 65535
+FUSED_MATMUL_MAX_OUTER = 10240
+FUSED_MATMUL_ALIGNMENT = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,6 +442,15 @@ ROWS: tuple[Row, ...] = (
         "W, D",
         "core/moe/experts.py dequantises others in the grouped matmul",
     ),
+    Row(
+        "npu_grouped_matmul_swiglu_quant",
+        "hidden size, width of an expert",
+        "hidden size; twice the experts' intermediate size, / TP without EP",
+        f"{FUSED_MATMUL_MAX_INNER}, {FUSED_MATMUL_MAX_OUTER}; here whole tiles of {FUSED_MATMUL_ALIGNMENT}",
+        "C",
+        "core/moe/fused_choice.py: two operators otherwise",
+    ),
+    Row("npu_format_cast", "elements", "the experts' first int8 weights on a rank", _UNLIMITED, "W", ""),
     Row("npu_clipped_swiglu", "last dimension", "intermediate size", "even", "W, D", "gate and up have one size"),
     Row("npu_swiglu", "last dimension", "intermediate size", "even", "W", "gate and up have one size"),
     Row("npu_dynamic_quant", "rows, width", "tokens of a step, hidden size", _UNLIMITED, "W", ""),

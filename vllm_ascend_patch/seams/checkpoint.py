@@ -24,6 +24,7 @@ from vllm_ascend_patch.core import weights
 _NOT_A_CHECKPOINT = ("dummy", "sharded_state", "runai_streamer_sharded")
 _MARKED = "_ascend_marked"
 _AWAITED = "_ascend_awaited"
+_SEEN = "_ascend_seen"
 _NAMED = 8  # tensors in a message
 
 
@@ -57,6 +58,7 @@ def marking(load_format: str) -> Iterator[None]:
 def refuse_unwritten(layer: Any, owner: Owner) -> None:
     """Raise ``ValueError`` if a tensor of ``layer`` was not in the checkpoint; called when its weights are processed."""
     layer.__dict__.pop(_AWAITED, None)
+    layer.__dict__[_SEEN] = True  # parameters that are made from now on hold what was loaded
     missing = []
     for name in sorted(layer.__dict__.pop(_MARKED, ())):
         parameter = getattr(layer, name)
@@ -111,7 +113,7 @@ def owner_of(layer: Any) -> Owner | None:
 
 def _mark(layer: Any, name: str, parameter: torch.Tensor | None) -> None:
     owner = owner_of(layer)
-    if owner is None or parameter is None or parameter.is_meta:
+    if owner is None or parameter is None or parameter.is_meta or _SEEN in layer.__dict__:
         return
     rows = owner.first_rows(layer, name, parameter)
     if rows:

@@ -47,6 +47,7 @@ class MoELayers:
         selectors: one for each kind of layer, so that a choice is logged and counted once.
         methods: one object per name, topology and placement.
         mask: the active rows that captured graphs read, once a graph was to be captured.
+        said: lines of the log that are for all layers alike.
     """
 
     topologies: dict[tuple[bool, bool], Topology] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class MoELayers:
     selectors: dict[tuple[MoEFacts, SchedulerFacts, str], MethodSelector] = field(default_factory=dict)
     methods: dict[tuple[str, Topology, ExpertPlacement], MoECommMethod[Any, Any]] = field(default_factory=dict)
     mask: ActiveMask | None = None
+    said: set[str] = field(default_factory=set)
 
 
 @dataclass(eq=False, slots=True)

@@ -22,6 +22,14 @@ from .values import worst_of
 COMMUNICATING = ("npu_moe_distribute_dispatch", "npu_moe_distribute_combine")
 
 
+def _same_elements(self: torch.Tensor, acl_format: int, *_: Any, **__: Any) -> torch.Tensor:
+    """``npu_format_cast`` on the CPU, whose tensors have one format: elements and shape stay."""
+    return self
+
+
+_REFERENCES = {**KERNELS, "npu::npu_format_cast": _same_elements}
+
+
 class Comparison(TorchDispatchMode):
     """While active, ``errors[operator]`` is its largest error, as a multiple of what is allowed; ``calls`` counts."""
 
@@ -33,7 +41,7 @@ class Comparison(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        kernel = KERNELS.get(func.name()) if func.namespace == "npu" else None
+        kernel = _REFERENCES.get(func.name()) if func.namespace == "npu" else None
         if kernel is None or func.overloadpacket.__name__.startswith(COMMUNICATING):
             return func(*args, **kwargs)
         given = _by_name(func._schema, args, kwargs)

@@ -33,10 +33,12 @@ CALLED = (
     "npu_clipped_swiglu",
     "npu_dequant_swiglu_quant",
     "npu_dynamic_quant",
+    "npu_format_cast",
     "npu_fused_infer_attention_score",
     "npu_fused_infer_attention_score_v2",
     "npu_gather_pa_kv_cache",
     "npu_grouped_matmul",
+    "npu_grouped_matmul_swiglu_quant",
     "npu_moe_finalize_routing",
     "npu_moe_gating_top_k",
     "npu_moe_gating_top_k_softmax",
@@ -128,7 +130,7 @@ def float_experts(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def int8_experts(device: torch.device, dtype: torch.dtype) -> None:
-    """The fused way, and the way for intermediate sizes that it does not take."""
+    """SwiGLU and quantisation with the dequantisation, apart for sizes that this does not take, and with the product."""
     for intermediate in (INTERMEDIATE, ODD_INTERMEDIATE):
         w13 = torch.randint(-127, 128, (EXPERTS, 2 * intermediate, HIDDEN), dtype=torch.int8).to(device)
         w2 = torch.randint(-127, 128, (EXPERTS, HIDDEN, intermediate), dtype=torch.int8).to(device)
@@ -136,9 +138,11 @@ def int8_experts(device: torch.device, dtype: torch.dtype) -> None:
         weights = ExpertWeights.from_loaded(
             w13, w2, activation="silu", w13_scale=scales[0], w2_scale=scales[1], output_dtype=dtype
         )
+        ways = [weights, weights.in_fractal_nz()] if intermediate == INTERMEDIATE else [weights]
         for tokens in TOKENS:
             rows, row_scales = quantize_rows(_randn(tokens, HIDDEN, dtype=dtype, device=device))
-            expert_mlp(rows, _counts(tokens, device), weights, row_scales)
+            for way in ways:
+                expert_mlp(rows, _counts(tokens, device), way, row_scales)
 
 
 def int8_linear(device: torch.device, dtype: torch.dtype) -> None:

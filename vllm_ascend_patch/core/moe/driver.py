@@ -53,10 +53,10 @@ def fused_moe(
             )
         hidden_states = hidden_states * topk_weights.to(hidden_states.dtype)
         topk_weights = torch.ones_like(topk_weights)
-    inputs = MoEInput(hidden_states, topk_weights, topk_ids.to(torch.int32), weights.quantized)
+    inputs = MoEInput(hidden_states, topk_weights, topk_ids.to(torch.int32), weights.quantized, weights.fused)
     prepared = method.prepare(inputs, step)
     dispatched = method.dispatch(prepared)
-    expert_output = expert_mlp(dispatched.rows, dispatched.counts, weights, dispatched.row_scales)
+    expert_output = expert_mlp(dispatched.rows, dispatched.counts, weights, dispatched.row_scales, dispatched.sums)
     combined = method.combine(dispatched, expert_output)
     return method.finalize(prepared, combined)
 

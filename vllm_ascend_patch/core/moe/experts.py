@@ -10,7 +10,7 @@ rows and int4 weights (``core/packed_int4.py``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -25,6 +25,7 @@ from vllm_ascend_patch.core.packed_int4 import PER_WORD
 from .activations import SWIGLU, Activation
 from .constants import zero_rows
 from .errors import MoEConfigError
+from .fractal_nz import to_nz
 
 FLOAT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -53,6 +54,8 @@ class ExpertWeights:
         w13_group_scale: W4A16 only, of ``output_dtype``: ``[E, G, 2I]``, a scale for each of G groups of inputs, or per
             channel ``[E, 2I]``; then ``w13`` is int32 ``[E, H / 8, 2I]``.
         w2_group_scale: W4A16 only, ``[E, G, H]`` or ``[E, H]``; ``w2`` likewise.
+        fused: W8A8 only, whether ``w13`` is in FRACTAL_NZ, for the operator that goes on to SwiGLU and int8. It is then no
+            view of what a checkpoint is loaded into.
     """
 
     w13: torch.Tensor
@@ -67,6 +70,7 @@ class ExpertWeights:
     w2_scale_bias: torch.Tensor | None = None
     w13_group_scale: torch.Tensor | None = None
     w2_group_scale: torch.Tensor | None = None
+    fused: bool = False
 
     @classmethod
     def from_loaded(
@@ -112,8 +116,8 @@ class ExpertWeights:
                         f"{name} has shape {tuple(bias.shape)}, expected {tuple(weight.shape[:2])}: one per row"
                     )
             dtype = bias_dtype(w13.dtype)
-            cast = {name: None if bias is None else bias.to(dtype) for name, bias in biases.items()}
-            return cls.of(w13, w2, w13.dtype, activation=activation, **cast)
+            w13_bias, w2_bias = (None if bias is None else bias.to(dtype) for bias in biases.values())
+            return cls.of(w13, w2, w13.dtype, activation=activation, w13_bias=w13_bias, w2_bias=w2_bias)
         if w13_bias is not None or w2_bias is not None:
             raise MoEConfigError(
                 f"experts of {w13.dtype} with biases are not supported; biases are for bf16, fp16 and fp32 experts"
@@ -143,12 +147,23 @@ class ExpertWeights:
         activation: Activation = SWIGLU,
         w13_bias: torch.Tensor | None = None,
         w2_bias: torch.Tensor | None = None,
+        *,
+        fused: bool = False,
     ) -> ExpertWeights:
-        """The views alone, of tensors that ``from_loaded`` accepts; scales and biases have the operators' dtypes already."""
+        """The views alone, of tensors that ``from_loaded`` accepts; scales and biases have the operators' dtypes already.
+
+        ``fused``: int8 ``w13`` is ``[E, H, 2I]`` in FRACTAL_NZ already.
+        """
+        w13, w2 = w13 if fused else w13.transpose(1, 2), w2.transpose(1, 2)
         if w13_scale is not None and w2_scale is not None:
-            w13_scale, w2_scale = w13_scale.view(w13.shape[:2]), w2_scale.view(w2.shape[:2])
-        views = w13.transpose(1, 2), w2.transpose(1, 2)
-        return cls(*views, output_dtype, w13_scale, w2_scale, activation, w13_bias, w2_bias)
+            w13_scale, w2_scale = (
+                scale.view(weight.shape[0], weight.shape[2]) for scale, weight in ((w13_scale, w13), (w2_scale, w2))
+            )
+        return cls(w13, w2, output_dtype, w13_scale, w2_scale, activation, w13_bias, w2_bias, fused=fused)
+
+    def in_fractal_nz(self) -> ExpertWeights:
+        """The same W8A8 experts with a copy of ``w13`` for the fused operator, if ``fused_choice.py`` says that it fits."""
+        return replace(self, w13=to_nz(self.w13), fused=True)
 
     @classmethod
     def of_int4(
@@ -229,7 +244,11 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def expert_mlp(
-    rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, row_scales: torch.Tensor | None = None
+    rows: torch.Tensor,
+    counts: torch.Tensor,
+    weights: ExpertWeights,
+    row_scales: torch.Tensor | None = None,
+    sums: bool = False,
 ) -> torch.Tensor:
     """``down(activation(up(x)))`` of every row with its expert, with the experts' biases. Router weights are not applied.
 
@@ -239,6 +258,7 @@ def expert_mlp(
         counts: int64 ``[E]`` on the device, rows per local expert.
         weights: this rank's experts.
         row_scales: fp32 ``[A]``, the scales of int8 rows; None for float rows.
+        sums: whether ``counts`` are prefix sums; for fused weights only.
 
     Returns:
         ``[A, H]`` of ``weights.output_dtype``. Rows past ``counts.sum()`` hold whatever was in memory, NaN included.
@@ -248,6 +268,8 @@ def expert_mlp(
     if weights.quantized:
         if row_scales is None or rows.dtype != torch.int8:
             raise MoEConfigError(f"quantised experts need int8 rows with scales, found {rows.dtype} rows")
+        if weights.fused:
+            return _mlp_fused(rows, counts, weights, row_scales, sums)
         if weights.w13_scale_bias is not None:
             return _mlp_w4a8(rows, counts, weights, row_scales)
         return _mlp_w8a8(rows, counts, weights, row_scales)
@@ -265,6 +287,27 @@ def _mlp_float(rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights)
         counts,
         bias=weights.w2_bias,
         group_scale=weights.w2_group_scale,
+    )
+
+
+def _mlp_fused(
+    rows: torch.Tensor, counts: torch.Tensor, weights: ExpertWeights, row_scales: torch.Tensor, sums: bool
+) -> torch.Tensor:
+    import torch_npu
+
+    assert weights.w13_scale is not None
+    ends = counts if sums else counts.cumsum(0)
+    middle, middle_scale, _ = torch_npu.npu_grouped_matmul_swiglu_quant(
+        rows, weights.w13, ends, weights.w13_scale, row_scales
+    )
+    return _grouped_matmul(
+        middle,
+        weights.w2,
+        ends,
+        scale=weights.w2_scale,
+        row_scales=middle_scale,
+        output_dtype=weights.output_dtype,
+        sums=True,
     )
 
 
@@ -332,8 +375,12 @@ def _grouped_matmul(
     bias: torch.Tensor | None = None,
     group_scale: torch.Tensor | None = None,
     output_dtype: torch.dtype | None = None,
+    sums: bool = False,
 ) -> torch.Tensor:
-    """``[A, K] x [E, K, N] (+ [E, N]) -> [A, N]``, the rows of expert e being those after ``counts[:e].sum()``."""
+    """``[A, K] x [E, K, N] (+ [E, N]) -> [A, N]``, the rows of expert e being those after ``counts[:e].sum()``.
+
+    ``sums``: ``counts`` are prefix sums.
+    """
     import torch_npu
 
     # The operator wants an offset beside the scales; one zero buffer serves all layers.
@@ -350,7 +397,7 @@ def _grouped_matmul(
         group_list=counts,
         split_item=2,
         group_type=0,
-        group_list_type=1,
+        group_list_type=0 if sums else 1,
         output_dtype=output_dtype,
     )[0]
 

@@ -29,6 +29,11 @@ def slot_loader(layer: Any, num_slots: int, num_experts: int) -> MethodType:
     return MethodType(_load, layer)
 
 
+def is_balanced(layer: Any) -> bool:
+    """Whether load balancing moves the layer's experts."""
+    return hasattr(layer, _SLOTS)
+
+
 def slots_of(layer: Any, expert: int) -> list[int]:
     """The slots that a tensor for ``expert`` of upstream's list of names goes to: the list has one for each slot at the
     start, of which the first ones stand for the logical experts and the others repeat them.

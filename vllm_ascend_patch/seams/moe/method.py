@@ -24,6 +24,7 @@ from vllm_ascend_patch.seams import checkpoint, serving
 from . import forward
 from .expert_slots import expert_in, slot_loader, slots_of
 from .facts import config_of_layers, redundant_experts, selector_of
+from .fused_weights import is_fused, keep_fused
 from .names import UnquantizedFusedMoEMethod
 from .reduction import share, upstream_adds_up
 from .routing import route
@@ -122,9 +123,12 @@ class NPUExperts:
                 retype(layer, name, bias_dtype(bias.dtype))
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Check what was loaded. The parameters stay: what a reload or load balancing writes there is what is served."""
+        """Check what was loaded. The parameters stay: what a reload or load balancing writes there is what is served. Only
+        the first int8 weights are laid out anew, where their operator wants it."""
         check_supported(self.moe)
         checkpoint.refuse_unwritten(layer, self)
+        if is_fused(layer.w13_weight):
+            return
         ExpertWeights.from_loaded(
             layer.w13_weight.data,
             layer.w2_weight.data,
@@ -136,6 +140,8 @@ class NPUExperts:
             w2_bias=_data(layer, "w2_bias"),
         )
         keep_runtime(layer, self.quantized)
+        if self.quantized:
+            keep_fused(layer, activation_of(layer))
 
     def weights_of(self, layer: Any) -> ExpertWeights:
         """The layer's parameters as the operators take them; asked for in every forward."""
@@ -143,7 +149,9 @@ class NPUExperts:
         w13 = layer.w13_weight
         if self.quantized:
             scales = layer.w13_weight_scale, layer.w2_weight_scale
-            return ExpertWeights.of(w13, layer.w2_weight, self.moe.in_dtype, *scales, runtime.activation)
+            return ExpertWeights.of(
+                w13, layer.w2_weight, self.moe.in_dtype, *scales, runtime.activation, fused=is_fused(w13)
+            )
         w13_bias = getattr(layer, "w13_bias", None)
         w2_bias = getattr(layer, "w2_bias", None) if runtime.adds_bias else None
         return ExpertWeights.of(

@@ -87,6 +87,7 @@ class AllToAllMethod(MoECommMethod[Share, ExchangedRows]):
                 share.inputs.topk_weights[:n],
                 share.inputs.topk_ids[:n],
                 inputs.quantize,
+                inputs.sums,
             ),
             share,
         )

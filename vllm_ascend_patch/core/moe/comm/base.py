@@ -20,7 +20,7 @@ Rules that hold for every method:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -38,12 +38,14 @@ class MoEInput:
         topk_weights: ``[T, K]`` fp32, applied when results are combined.
         topk_ids: ``[T, K]`` int32 physical expert ids, no duplicates within a row.
         quantize: True when the experts want int8 rows with a scale each.
+        sums: True when the experts want prefix sums of their rows' counts, from whoever can give them without more work.
     """
 
     hidden_states: torch.Tensor
     topk_weights: torch.Tensor
     topk_ids: torch.Tensor
     quantize: bool = False
+    sums: bool = False
 
     @property
     def top_k(self) -> int:
@@ -59,11 +61,13 @@ class DispatchedRows:
         rows: ``[A, H]`` sorted by local expert; int8 when quantised. Rows past ``counts.sum()`` are undefined.
         counts: int64 ``[L]`` on the device, rows per local expert.
         row_scales: fp32 ``[A]`` for int8 rows, else None.
+        sums: whether ``counts`` are prefix sums.
     """
 
     rows: torch.Tensor
     counts: torch.Tensor
     row_scales: torch.Tensor | None
+    sums: bool = field(default=False, kw_only=True)
 
 
 PreparedT = TypeVar("PreparedT")

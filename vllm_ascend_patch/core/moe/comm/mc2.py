@@ -122,7 +122,7 @@ class Mc2Method(MoECommMethod[Mc2Tokens, Mc2Dispatch]):
             **self._group,
             "quant_mode": 2 if inputs.quantize else 0,
             "global_bs": 0,
-            "expert_token_nums_type": 1,
+            "expert_token_nums_type": 0 if inputs.sums else 1,
         }
         if self.operators.soc is Soc.A2:
             arguments["expert_scales"] = inputs.topk_weights
@@ -140,6 +140,7 @@ class Mc2Method(MoECommMethod[Mc2Tokens, Mc2Dispatch]):
             assist_info,
             recv_counts,
             expand_scales if self.operators.soc is Soc.A2 else None,
+            sums=inputs.sums,
         )
 
     def combine(self, dispatched: Mc2Dispatch, expert_output: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,7 @@ def clean_rows(
         _followed_by(zero_rows(empty, weights), weights, active),
         _followed_by(spread, ids, active),
         inputs.quantize,
+        inputs.sums,
     )
 
 
@@ -58,5 +59,6 @@ def _clean_by_mask(inputs: MoEInput, num_experts: int, rows: int, mask: torch.Te
         inputs.topk_weights.masked_fill(inactive, 0),
         torch.where(inactive, spread, inputs.topk_ids),
         inputs.quantize,
+        inputs.sums,
     )
     return cleaned if rows == total else clean_rows(cleaned, num_experts, rows, total)

@@ -55,6 +55,7 @@ def take_share(inputs: MoEInput, step: MoEStep, topology: Topology, tokens: int)
         inputs.topk_weights.narrow(0, first, rows),
         inputs.topk_ids.narrow(0, first, rows),
         inputs.quantize,
+        inputs.sums,
     )
     active = min(max(active - first, 0), rows)
     return TokenShare(share, active, None if mask is None else mask.narrow(0, first, rows), chunk, total)
