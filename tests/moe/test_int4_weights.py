@@ -7,8 +7,16 @@ import pytest
 import torch
 
 from tests.support.modelslim_models import of_int4, quantised_to_int4
+from vllm_ascend_patch.core.int8_scales import as_bits
 from vllm_ascend_patch.core.moe.errors import MoEConfigError
-from vllm_ascend_patch.core.moe.int4_weights import check_int4_sizes, empty_int4, int4_weights, scale_bias_of_rank
+from vllm_ascend_patch.core.moe.int4_weights import (
+    check_int4_sizes,
+    empty_int4,
+    int4_weights,
+    pack_outputs,
+    scale_bias,
+    scale_bias_of_rank,
+)
 from vllm_ascend_patch.virtual_npu.kernels.grouped_int4 import unpacked
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -45,6 +53,17 @@ def test_a_ranks_bias_is_eight_times_the_sum_of_its_weights(ranks: int) -> None:
     for rank, own in enumerate(exact.chunk(ranks, dim=1)):
         found = scale_bias_of_rank("down_proj.scale_bias", tensors["scale_bias"], ranks, rank)
         torch.testing.assert_close(found.double(), 8 * own.sum(dim=1, keepdim=True), rtol=1e-5, atol=1e-5)
+
+
+def test_integers_are_packed_as_modelslim_has_them_and_their_bias_is_computed() -> None:
+    """For checkpoints that have a byte per integer and no bias: every integer in either half, beside every other."""
+    integers = torch.cartesian_prod(torch.arange(-8, 8), torch.arange(-8, 8)).t().to(torch.int8).repeat_interleave(2, 0)
+    integers = torch.cat([integers, torch.randint(-8, 8, integers.shape, generator=GENERATOR, dtype=torch.int8)])
+    packed, scale = pack_outputs(integers), torch.rand(len(integers), 1, generator=GENERATOR)
+    assert packed.dtype == torch.int8
+    assert torch.equal(of_int4(packed), integers)
+    exact = 8 * (integers.double() * scale.double()).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(scale_bias(packed, as_bits(scale)).double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_what_the_operator_does_not_take_is_refused() -> None:

@@ -33,6 +33,7 @@ INT8_TENSOR = {**INT8_CHANNEL, "strategy": "tensor"}
 INT8_TOKEN = {**_INT, "num_bits": 8, "strategy": "token", "dynamic": True, "observer": None}
 INT8_STATIC = {**INT8_TOKEN, "strategy": "tensor", "dynamic": False}
 INT4_GROUP = {**INT8_CHANNEL, "num_bits": 4, "strategy": "group", "group_size": 128}
+INT4_CHANNEL = {**INT8_CHANNEL, "num_bits": 4}
 FP8_CHANNEL = {**INT8_CHANNEL, "type": "float"}
 FP8_TOKEN = {**INT8_TOKEN, "type": "float"}
 FP8_BLOCK = {**FP8_CHANNEL, "strategy": "block", "block_structure": [128, 128]}
@@ -69,6 +70,14 @@ SERVED: dict[str, Any] = {
     "W4A16": compressed(INT4_GROUP, None, "pack-quantized"),
     "W4A16, weights ordered": compressed({**INT4_GROUP, "actorder": "weight"}, None, "pack-quantized"),
     "W4A16 per channel": compressed({**INT4_GROUP, "strategy": "channel", "group_size": -1}, None, "pack-quantized"),
+    "W4A8 experts": compressed(INT4_CHANNEL, INT8_TOKEN, "int-quantized", ignore=["lm_head", ATTENTION, SHARED]),
+    "W4A8 experts beside W8A8": compressed(INT8_CHANNEL, INT8_TOKEN, "int-quantized")
+    | {
+        "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": INT8_CHANNEL, "input_activations": INT8_STATIC},
+            "group_1": {"targets": [EXPERTS], "weights": INT4_CHANNEL, "input_activations": INT8_TOKEN},
+        }
+    },
     "W8A8 dynamic": compressed(INT8_CHANNEL, INT8_TOKEN, "int-quantized"),
     "W8A8 without a status": compressed(INT8_CHANNEL, INT8_TOKEN, "naive-quantized"),
     "W8A8 static, experts left out": compressed(
@@ -141,7 +150,19 @@ REFUSED: dict[str, tuple[Any, str]] = {
         compressed({**INT4_GROUP, "symmetric": False}, None, "pack-quantized"),
         "weights (int4, groups of 128, asymmetric; pack-quantized)",
     ),
-    "W4A8": (
+    "W4A8 of all linear layers": (
+        compressed(INT4_CHANNEL, INT8_TOKEN, "int-quantized"),
+        "linear layers with weights (int4, per channel; int-quantized) and dynamic activations (int8, per token) (group_0",
+    ),
+    "W4A8, asymmetric activations": (
+        compressed(INT4_CHANNEL, {**INT8_TOKEN, "symmetric": False}, "int-quantized", ignore=["lm_head", ATTENTION]),
+        "dynamic activations (int8, per token, asymmetric), not supported",
+    ),
+    "W4A8, packed": (
+        compressed(INT4_CHANNEL, INT8_TOKEN, "pack-quantized", ignore=["lm_head", ATTENTION]),
+        "weights (int4, per channel; pack-quantized) and dynamic activations (int8, per token), not supported",
+    ),
+    "W4A8 in groups": (
         compressed(INT4_GROUP, INT8_TOKEN, "int-quantized"),
         "weights (int4, groups of 128; int-quantized) and dynamic activations (int8, per token), not supported",
     ),

@@ -13,4 +13,4 @@ from vllm_ascend_patch.releases import packed_int4
 )
 def test_the_releases_are_those_of_the_patch(release: str | None, served: bool) -> None:
     """vLLM 0.17 to 0.19 have the module of such kernels and no way to register one: a worker that tried could not start."""
-    assert packed_int4.served(release) is served
+    assert packed_int4.served("W4A16", release) is served

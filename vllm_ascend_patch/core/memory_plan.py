@@ -80,7 +80,10 @@ def memory_plan(
 
 def _bytes_of_a_weight(traits: ModelTraits, facts: ModelFacts) -> float:
     """Of linear layers, with the scales of groups."""
-    attention = None if traits.weights is None else traits.weights.attention
+    weights = traits.weights
+    attention = None if weights is None else weights.attention
+    if attention is None and weights is not None and weights.experts is not None and weights.experts.w4a8:
+        return ELEMENT  # experts alone are in that format
     if attention is None or not attention.w4a16:
         return 1 if facts.quantized else ELEMENT
     size = attention.weights.group_size

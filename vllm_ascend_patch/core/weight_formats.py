@@ -137,6 +137,16 @@ class Group:
         groups = weights.per == "group" and weights.group_size % WEIGHT_QUANT_GROUP_MULTIPLE == 0
         return plain and int4 and (weights.per == "channel" or groups) and weights.order not in _ORDERED
 
+    @property
+    def w4a8(self) -> bool:
+        """int4 weights per channel, a byte each, and int8 activations per token, as experts alone take them."""
+        weights, inputs = self.weights, self.inputs
+        if inputs is None or self.outputs or self.stored not in ("int-quantized", "naive-quantized"):
+            return False
+        integers = weights.kind == inputs.kind == "int" and (weights.bits, inputs.bits) == (4, 8)
+        scales = weights.per == "channel" and not weights.dynamic and inputs.per == "token" and inputs.dynamic
+        return integers and scales and weights.symmetric and inputs.symmetric and weights.order not in _ORDERED
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFormat:
@@ -214,11 +224,18 @@ def problem(name: str, found: WeightFormat | None) -> str | None:
             f"{_SUPPORTED}. {_REMEDY}"
         )
     for group in found.groups:
-        if not (group.w8a8 or group.w4a16):
+        if not (group.w8a8 or group.w4a16 or group.w4a8):
             return f"{name}: {group.name} of compressed-tensors has {group}, not supported {_HERE}: {_SUPPORTED}. {_REMEDY}"
-    if found.experts is not None and not (found.experts.w8a8_experts or found.experts.w4a16):
+    if found.attention is not None and found.attention.w4a8:
         return (
-            f"{name}: experts with {found.experts} ({found.experts.name} of compressed-tensors) are not supported {_HERE}: "
+            f"{name}: linear layers with {found.attention} ({found.attention.name} of compressed-tensors) are not supported "
+            f"{_HERE}: experts alone are, of int4 weights beside int8 activations. Take a checkpoint whose attention is "
+            "W8A8 or unquantised, or write one with a group of their own for the experts."
+        )
+    experts = found.experts
+    if experts is not None and not (experts.w8a8_experts or experts.w4a16 or experts.w4a8):
+        return (
+            f"{name}: experts with {experts} ({experts.name} of compressed-tensors) are not supported {_HERE}: "
             "experts in W8A8 have weights per channel and dynamic activations per token. Leave the experts out of that "
             "group, or give them a group of their own, and quantise the model anew."
         )
@@ -226,9 +243,9 @@ def problem(name: str, found: WeightFormat | None) -> str | None:
 
 
 _SUPPORTED = (
-    "bfloat16 and float16 are, compressed-tensors in W8A8 (int8 weights per channel, int8 activations, symmetric) and W4A16 "
-    f"(packed symmetric int4 weights, per channel or in groups of a multiple of {WEIGHT_QUANT_GROUP_MULTIPLE}), and "
-    "ModelSlim's W8A8 and W4A8"
+    "bfloat16 and float16 are, compressed-tensors in W8A8 (int8 weights per channel, int8 activations, symmetric), W4A16 "
+    f"(packed symmetric int4 weights, per channel or in groups of a multiple of {WEIGHT_QUANT_GROUP_MULTIPLE}) and, of "
+    "experts, W4A8 (symmetric int4 weights per channel, int8 activations per token), and ModelSlim's W8A8 and W4A8"
 )
 _REMEDY = (
     "Take such a checkpoint of this model, or write one from the unquantised one with llm-compressor (INT8_W8A8, W4A16) or "

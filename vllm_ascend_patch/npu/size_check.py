@@ -83,7 +83,8 @@ def _expert_sizes(vllm_config: VllmConfig) -> dict[str, Any]:
         "hidden_size": facts.hidden_size,
         "intermediate_size": facts.intermediate_size // (1 if distributed else tp),
         "top_k": facts.top_k,
-        "int4_experts": bool(getattr(vllm_config.quant_config, "int4_experts", False)),
+        "int4_experts": bool(getattr(vllm_config.quant_config, "int4_experts", False))
+        or (facts.quantized and facts.int4),
     }
     if facts.quantized:
         sizes["int8_widths"] = _linear_widths(model, parallel, config)

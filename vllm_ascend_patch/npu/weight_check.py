@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refuses, before a process is started, int4 weights (W4A16) that the installed vLLM or an option keeps from being served.
+"""Refuses, before a process is started, int4 weights that the installed vLLM or an option keeps from being served.
 
 Which formats are served at all is ``core/weight_formats.py``'s.
 """
@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
 def check_weights(vllm_config: VllmConfig, model: ModelTraits) -> None:
     """Raise ``ValueError`` where ``model`` has int4 weights that are not served so."""
-    if model.weights is None or not any(group.w4a16 for group in model.weights.groups):
+    groups = () if model.weights is None else model.weights.groups
+    used = {"W4A16": any(group.w4a16 for group in groups), "W4A8": any(group.w4a8 for group in groups)}
+    formats = [name for name, is_used in used.items() if is_used]
+    if not formats:
         return
     release = guard.installed_release()
-    if release is not None and not packed_int4.served(release):
-        raise ValueError(
-            f"{model.name}: int4 weights (compressed-tensors W4A16) are not supported on Ascend NPUs with vLLM {release}: "
-            f"that needs vLLM {packed_int4.releases()}. Install such a release, or use the unquantised checkpoint."
-        )
+    for name in formats:
+        if release is not None and not packed_int4.served(name, release):
+            raise ValueError(
+                f"{model.name}: int4 weights (compressed-tensors {name}) are not supported on Ascend NPUs with vLLM "
+                f"{release}: that needs vLLM {packed_int4.releases(name)}. Install such a release, or use the unquantised "
+                "checkpoint."
+            )
     options = vllm_config.additional_config
     if isinstance(options, dict) and options.get("eplb_config") is not None:
         raise ValueError(
             f"{model.name}: expert load balancing (eplb_config) of int4 experts is not supported on Ascend NPUs by this "
-            "port: their scales do not lie in one piece per expert. Leave eplb_config out, or serve a checkpoint with int8 "
+            "port: they do not lie in one piece per expert. Leave eplb_config out, or serve a checkpoint with int8 "
             "or unquantised experts."
         )

@@ -56,7 +56,7 @@ class NPUWorker(Worker):
         register_methods()
         int8_linear.register()
         register_modelslim()
-        if packed_int4.served(installed_release()):  # elsewhere weight_check.py refuses them
+        if packed_int4.served("W4A16", installed_release()):  # elsewhere weight_check.py refuses them
             from . import int4_linear
 
             int4_linear.register()

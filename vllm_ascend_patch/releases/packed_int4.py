@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On which releases of vLLM packed int4 weights (compressed-tensors W4A16) are served: those that the patch of their experts
-is declared for.
+"""On which releases of vLLM int4 weights of compressed-tensors are served: those that the patch of their experts is declared
+for.
 
 Imports neither torch nor vLLM.
 """
@@ -12,11 +12,12 @@ from packaging.specifiers import SpecifierSet
 from . import declarations
 
 
-def releases() -> SpecifierSet:
-    """The releases, as the patch says."""
-    return SpecifierSet(next(patch.releases for patch in declarations.patches() if patch.id == "moe-w4a16"))
+def releases(name: str) -> SpecifierSet:
+    """The releases that serve a format, ``W4A16`` or ``W4A8``, as its patch says."""
+    wanted = f"moe-{name.lower()}"
+    return SpecifierSet(next(patch.releases for patch in declarations.patches() if patch.id == wanted))
 
 
-def served(release: str | None) -> bool:
+def served(name: str, release: str | None) -> bool:
     """Whether ``release`` serves such weights."""
-    return release is not None and releases().contains(release, prereleases=True)
+    return release is not None and releases(name).contains(release, prereleases=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from vllm_ascend_patch.core.int8_scales import of_bits
 from vllm_ascend_patch.core.operator_limits import int4_sizes_problem
 
 from .errors import MoEConfigError
@@ -18,6 +19,26 @@ from .experts import ExpertWeights
 def empty_int4(experts: int, outputs: int, inputs: int) -> torch.Tensor:
     """int8 ``[E, N / 2, K]`` for a checkpoint's bytes, a view of ``[E, K, N / 2]`` in memory."""
     return torch.empty(experts, inputs, outputs // 2, dtype=torch.int8).transpose(1, 2)
+
+
+def pack_outputs(integers: torch.Tensor) -> torch.Tensor:
+    """int8 ``[N / 2, K]`` of integers ``[N, K]`` from -8 to 7: of two neighbouring outputs the first in the lower half."""
+    return (integers[0::2] & 15) | (integers[1::2] * 16)
+
+
+def scale_bias(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """float32 ``[N, 1]``: 8 times the sum over the inputs of weight times scale, of one expert's part on this rank.
+
+    Args:
+        packed: int8 ``[N / 2, K]`` of ``pack_outputs``.
+        scale: int64 ``[N, 1]``, the bits of float32s.
+    """
+    low = packed & 15
+    # A byte is 16 times its upper half and its lower half as it stands, without a sign.
+    upper = (packed.sum(-1, dtype=torch.int32) - low.sum(-1, dtype=torch.int32)) // 16
+    lower = ((low ^ 8) - 8).sum(-1, dtype=torch.int32)
+    sums = torch.stack([lower, upper], dim=1).view(-1, 1)
+    return 8 * sums.float() * of_bits(scale)
 
 
 def int4_weights(

@@ -157,6 +157,8 @@ def _quantization(found: WeightFormat | None) -> tuple[bool, bool, int, str]:
         return False, False, 0, ""
     if found.experts is not None and found.experts.w8a8_experts:
         return True, False, 0, ""
+    if found.experts is not None and found.experts.w4a8:
+        return True, True, 0, ""
     if found.experts is not None and found.experts.w4a16:
         return False, True, found.experts.weights.group_size, ""
     return (

@@ -178,6 +178,18 @@ PATCHES: tuple[Patch, ...] = (
         remove_when="vLLM lets a platform register quantised MoE methods",
     ),
     Patch(
+        id="moe-w4a8",
+        target="vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe."
+        "compressed_tensors_moe_w4a8_int8:CompressedTensorsW4A8Int8MoEMethod",
+        kind=Kind.REPLACE,
+        implementation="vllm_ascend_patch.seams.moe.w4a8:NPUW4A8Int8MoEMethod",
+        releases=">=0.32",
+        why="The int4 experts with int8 activations of compressed-tensors checkpoints run on Arm CPUs only.",
+        how="A subclass that packs two weights into a byte and runs them on grouped matmuls.",
+        upstream="none: quantised MoE methods have no registration for out-of-tree devices",
+        remove_when="vLLM lets a platform register quantised MoE methods",
+    ),
+    Patch(
         id="moe-w8a8-one-module",
         target=f"{_W8A8}:CompressedTensorsW8A8Int8MoEMethod",
         kind=Kind.REPLACE,
