@@ -54,6 +54,8 @@ def _write_reference(family: Family, folder: Path) -> None:
     model = reference_class(family)(config) if family.model else AutoModelForCausalLM.from_config(config)
     model = model.float()
     _randomise(model, family.query_norm)
+    if family.prepare is not None:
+        family.prepare(model)
     model.to(getattr(torch, family.dtype)).save_pretrained(folder)
 
 

@@ -171,7 +171,7 @@ SERVED_NOT = {
         "multi-head latent attention (MLA) with a latent (kv_lora_rank) of 256",
     ),
     "mxfp4": (
-        {**QWEN3_30B, "architectures": ["GptOssForCausalLM"], "quantization_config": {"quant_method": "mxfp4"}},
+        {**QWEN3_30B, "quantization_config": {"quant_method": "mxfp4"}},
         "mxfp4 weights are not supported",
     ),
     "states": (

@@ -17,11 +17,13 @@ from vllm_ascend_patch.core.model_support import (
     heads_problem,
     latent_attention,
     latent_release_problem,
+    mxfp4_release_problem,
     problems,
     state_release_problem,
 )
 from vllm_ascend_patch.core.model_traits import ModelTraits, attends_throughout, traits_of
 from vllm_ascend_patch.releases.latent import first_release, latent_obstacle
+from vllm_ascend_patch.releases.mxfp4 import mxfp4_obstacle
 from vllm_ascend_patch.releases.states import states_obstacle
 
 DENSE: dict[str, Any] = {
@@ -71,6 +73,8 @@ def read(architecture: str, config: dict[str, Any], **changes: Any) -> ModelTrai
         ("Cohere2MoeForCausalLM", {"sliding_window": 65536}),
         ("GraniteMoeSWAForCausalLM", {"sliding_window": 128}),
         ("GptOssForCausalLM", {"sliding_window": 128, "head_dim": 64}),
+        ("GptOssForCausalLM", {"head_dim": 64, "quantization_config": {"quant_method": "mxfp4"}}),
+        ("GptOssForCausalLM", {"head_dim": 64, "quantization_config": {"quant_method": "gpt_oss_mxfp4"}}),
         ("BaichuanForCausalLM", {"hidden_size": 4096}),
         ("FalconForCausalLM", {"alibi": False}),
         ("Glm4MoeForCausalLM", FACTOR),
@@ -130,7 +134,7 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
         ("DbrxForCausalLM", {}, "DbrxForCausalLM cannot be loaded: vLLM looks for the parameters of its experts where"),
         ("JetMoeForCausalLM", {}, "gives other tokens than transformers"),
         ("LongcatFlashForCausalLM", {"zero_expert_num": 256}, "256 experts without weights (zero_expert_num"),
-        ("GptOssForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 weights are not supported"),
+        ("MixtralForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4 weights are not supported"),
         ("KimiK3ForCausalLM", {"hidden_act": "situ"}, "experts with the activation situ are not supported"),
         ("DiffusionGemmaForBlockDiffusion", {}, "generating blocks of tokens by diffusion is not supported"),
         ("WhisperForConditionalGeneration", {"is_encoder_decoder": True}, "encoder-decoder models are not supported"),
@@ -303,6 +307,20 @@ def test_latent_attention_of_other_models_is_refused(architecture: str) -> None:
 def test_latent_attention_that_is_switched_off_is_plain_attention(architecture: str) -> None:
     plain = traits_of("m", {**LATENT, "architectures": [architecture]}, mla_disabled=True)
     assert (plain.head_size, plain.num_kv_heads, problems(plain, Parallelism(tp_size=4))) == (192, 32, [])
+
+
+def test_mxfp4_weights_are_sliced_in_whole_groups_and_served_on_the_releases_that_they_were_run_on() -> None:
+    config = {**DENSE, "head_dim": 64, "moe_intermediate_size": None, "intermediate_size": 2880}
+    model = read("GptOssForCausalLM", config, quantization_config={"quant_method": "mxfp4"})
+    assert problems(model, Parallelism(tp_size=2)) == []
+    (problem,) = problems(model, Parallelism(tp_size=4))
+    assert "give each 720 of the experts' intermediate size of 2880 of m" in problem
+    assert "Add --enable-expert-parallel" in problem
+    assert problems(model, Parallelism(tp_size=4, expert_parallel=True)) == []
+    assert mxfp4_release_problem(model, mxfp4_obstacle("0.32.0")) is None
+    too_old = mxfp4_release_problem(model, mxfp4_obstacle("0.31.0")) or ""
+    assert "m: vLLM 0.31.0 is not supported for mxfp4 weights" in too_old
+    assert "take a bfloat16 checkpoint" in too_old
 
 
 @pytest.mark.parametrize(("heads", "padded"), [(1, 1), (3, 4), (16, 16), (20, 32), (128, 128)])

@@ -110,7 +110,11 @@ MODELS: dict[str, tuple[str, PretrainedConfig]] = {
         ),
     ),
     "clip": ("OlmoeForCausalLM", OlmoeConfig(**_SIZES, clip_qkv=8.0)),
-    "mxfp4": ("GptOssForCausalLM", GptOssConfig(**_SIZES, quantization_config={"quant_method": "mxfp4"})),
+    "mxfp4": ("GptOssForCausalLM", GptOssConfig(**_SIZES, **_EXPERTS, quantization_config={"quant_method": "mxfp4"})),
+    "mxfp4 of another model": (
+        "MixtralForCausalLM",
+        MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, quantization_config={"quant_method": "mxfp4"}),
+    ),
     "int8": (
         "MixtralForCausalLM",
         MixtralConfig(**_SIZES, **_EXPERTS, head_dim=32, quantization_config=_W8A8),
@@ -174,6 +178,13 @@ CASES: dict[str, dict[str, Any]] = {
     "text beside images": {"model": "images", "limit_mm_per_prompt": {"image": 0}},
     "clip": {"model": "clip"},
     "mxfp4": {"model": "mxfp4", "dtype": "bfloat16"},
+    "mxfp4 with load balancing": {
+        "model": "mxfp4",
+        "dtype": "bfloat16",
+        **DP,
+        "additional_config": {"eplb_config": {}},
+    },
+    "mxfp4 of another model": {"model": "mxfp4 of another model", "dtype": "bfloat16"},
     **{name: {"model": name} for name in _FORMATS if name != "int4"},
     "fp8 by option": {"quantization": "fp8"},
     "int4": {"model": "int4"},

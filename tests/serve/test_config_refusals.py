@@ -16,6 +16,7 @@ from tests.support import tiny_models
 from tests.support.installed import HAS_INT8_EXPERTS, HAS_LATENT_ATTENTION, HAS_MODELSLIM, vllm_file
 from tests.support.processes import result_of
 from vllm_ascend_patch.releases import guard, runner
+from vllm_ascend_patch.releases.mxfp4 import mxfp4_obstacle
 
 from .scripts import job_for, run_script
 
@@ -52,7 +53,7 @@ REFUSED = {
     "scaled in float16": ("float16 gives wrong results with routed_scaling_factor 1.5", "start with --dtype bfloat16"),
     "images": (f"images: requests with image are {HERE}", """Start with --limit-mm-per-prompt '{"image": 0}'"""),
     "clip": ("OlmoeForCausalLM gives wrong results: vLLM does not clamp queries, keys and", "Choose another model"),
-    "mxfp4": (f"mxfp4 weights are {HERE}", "Take a bfloat16 checkpoint of this model"),
+    "mxfp4 of another model": (f"mxfp4 weights are {HERE}", "Take a bfloat16 checkpoint of this model"),
     "awq": (f"this checkpoint: weights in AWQ's layout (quantisation 'awq') are {HERE}", "Take such a checkpoint"),
     "gptq": (f"this checkpoint: weights in GPTQ's layout (quantisation 'gptq') are {HERE}", "Take such a checkpoint"),
     "bitsandbytes": (f"weights in bitsandbytes' format (quantisation 'bitsandbytes') are {HERE}", "Take such a"),
@@ -133,6 +134,15 @@ else:
     REFUSED |= {
         case: ("is not supported for ModelSlim checkpoints", "Install such a release") for case in ("modelslim",)
     }
+if mxfp4_obstacle(guard.installed_release() or "0") is None:
+    SERVED["mxfp4"] = OURS | {"quantization": "gpt_oss_mxfp4", "window": 128}
+    REFUSED["mxfp4 with load balancing"] = (
+        "expert load balancing (eplb_config) of mxfp4 experts is not supported on Ascend NPUs",
+        "Leave eplb_config out",
+    )
+else:
+    too_old_for_mxfp4 = ("mxfp4 weights", "ake a bfloat16 checkpoint of this model")
+    REFUSED |= dict.fromkeys(("mxfp4", "mxfp4 with load balancing"), too_old_for_mxfp4)
 if HAS_INT8_EXPERTS:
     SERVED["int8"] = OURS | {"quantization": "compressed-tensors"}
     REFUSED["int8 without a scale"] = (

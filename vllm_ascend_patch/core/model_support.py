@@ -86,7 +86,7 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
         _zero_experts,
         _sparse_attention,
         latent_attention,
-        lambda model: weight_formats.problem(model.name, model.weights),
+        lambda model: weight_formats.problem(model.name, model.architecture, model.weights),
         _sinks,
         _soft_cap,
         _alibi,
@@ -99,7 +99,8 @@ def problems(model: ModelTraits, parallel: Parallelism | None = None) -> list[st
     found = [check(model) for check in checks]
     if parallel is not None:
         found += [
-            check(model, parallel) for check in (_division, _expert_slices, _int4_experts, _int4_attention, _heads)
+            check(model, parallel)
+            for check in (_division, _expert_slices, _int4_experts, _mxfp4_experts, _int4_attention, _heads)
         ]
     return [problem for problem in found if problem is not None]
 
@@ -400,6 +401,26 @@ def _int4_experts(model: ModelTraits, parallel: Parallelism) -> str | None:
         f"of the experts' down projection of {model.name}, whose int4 weights have a scale for {size} inputs each: only "
         "whole groups are supported. Add --enable-expert-parallel, or take fewer ranks."
     )
+
+
+def _mxfp4_experts(model: ModelTraits, parallel: Parallelism) -> str | None:
+    if model.weights is None or not model.weights.mxfp4 or parallel.expert_parallel:
+        return None
+    ranks, size, group = parallel.tp_size * parallel.dp_size, model.expert_size, weight_formats.MXFP4_GROUP
+    if size // ranks % group == 0:
+        return None
+    return (
+        f"{ranks} ranks (tensor x data parallel) give each {size // ranks} of the experts' intermediate size of {size} of "
+        f"{model.name}, whose mxfp4 weights have a scale for {group} of it each: only whole groups are supported. Add "
+        "--enable-expert-parallel, or take fewer ranks."
+    )
+
+
+def mxfp4_release_problem(model: ModelTraits, obstacle: str | None) -> str | None:
+    """mxfp4 weights with a release that does not serve them; ``obstacle`` says why, and which does."""
+    if model.weights is None or not model.weights.mxfp4 or obstacle is None:
+        return None
+    return f"{model.name}: {obstacle}. Install such a release, or take a bfloat16 checkpoint of this model."
 
 
 def _int4_attention(model: ModelTraits, parallel: Parallelism) -> str | None:

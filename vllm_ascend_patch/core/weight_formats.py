@@ -32,7 +32,12 @@ _KNOWN_AS = {
 }
 _ORDERED = ("group", "dynamic")  # inputs are not in their own order then, while serving
 _FP8 = ("fp8", "deepseek_v4_fp8")
-_MXFP4 = ("mxfp4", "gpt_oss_mxfp4")
+_MXFP4 = "mxfp4"
+GPT_OSS_MXFP4 = "gpt_oss_mxfp4"
+"""What vLLM calls mxfp4 in a checkpoint of gpt-oss, the one model that is served from it."""
+MXFP4_GROUP = 32
+"""Numbers of mxfp4 that share a scale."""
+_FROM_MXFP4 = ("GptOssForCausalLM",)
 # Where a checkpoint's experts and attention are, by the names that families give them; for patterns in lists of targets.
 _LAYERS = ("model.layers", "model.language_model.layers", "language_model.model.layers")
 _EXPERTS = tuple(
@@ -166,6 +171,11 @@ class WeightFormat:
     attention: Group | None = None
     extras: tuple[str, ...] = ()
 
+    @property
+    def mxfp4(self) -> bool:
+        """Experts in mxfp4, the rest unquantised."""
+        return self.method in (_MXFP4, GPT_OSS_MXFP4)
+
     @classmethod
     def of(cls, config: Mapping[str, Any], layers: int, has_experts: bool) -> WeightFormat | None:
         """Read a parsed ``config.json``; None for a checkpoint that says nothing of it.
@@ -194,26 +204,26 @@ class WeightFormat:
 
 def method_problem(name: str, method: str) -> str | None:
     """Why no checkpoint in the format of ``method`` is served; None where some are."""
-    if method in ("", COMPRESSED_TENSORS, "ascend"):
+    if method in ("", COMPRESSED_TENSORS, "ascend", GPT_OSS_MXFP4):
         return None
     if method in _FP8:
         return (
             f"{name}: fp8 weights, in blocks with a scale each or not, are not supported {_HERE}: bfloat16 weights are, and "
             "W8A8 (int8) ones. Take a bfloat16 or W8A8 checkpoint of this model, or convert this one."
         )
-    if method in _MXFP4:
+    if method == _MXFP4:
         return (
-            f"{name}: mxfp4 weights are not supported {_HERE}: bfloat16 weights are, about four times as large. Take a "
-            "bfloat16 checkpoint of this model, or write one with transformers (Mxfp4Config with dequantize=True)."
+            f"{name}: mxfp4 weights are not supported {_HERE}: bfloat16 weights are, about four times as large, and mxfp4 "
+            "of gpt-oss. Take a bfloat16 checkpoint of this model."
         )
     known = _KNOWN_AS.get(method)
     what = f"weights in {known} (quantisation {method!r})" if known else f"weights quantised by {method!r}"
     return f"{name}: {what} are not supported {_HERE}: {_SUPPORTED}. {_REMEDY}"
 
 
-def problem(name: str, found: WeightFormat | None) -> str | None:
+def problem(name: str, architecture: str, found: WeightFormat | None) -> str | None:
     """Why a checkpoint in the format that was ``found`` is not served; None where it is."""
-    if found is None:
+    if found is None or (found.mxfp4 and architecture in _FROM_MXFP4):
         return None
     refused = method_problem(name, found.method)
     if refused is not None or found.method != COMPRESSED_TENSORS:

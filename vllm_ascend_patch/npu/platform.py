@@ -34,7 +34,7 @@ class NPUPlatform(Platform):
     ray_noset_device_env_vars = ["RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES"]  # noqa: RUF012 (upstream's type)
     # Inductor has no NPU backend in stock torch: functions that vLLM compiles at import stay eager.
     simple_compile_backend: str = "eager"
-    supported_quantization = ["compressed-tensors", "ascend"]  # noqa: RUF012
+    supported_quantization = ["compressed-tensors", "ascend", "gpt_oss_mxfp4"]  # noqa: RUF012
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -179,6 +179,7 @@ class NPUPlatform(Platform):
         from .config_check import NotServable, check_config
         from .config_defaults import apply_defaults, take_back_backend
         from .modelslim.recognition import recognise
+        from .mxfp4 import take_over_mxfp4
         from .profiler import check_profiler
         from .ray_actors import show_npus
         from .size_check import check_sizes
@@ -188,6 +189,7 @@ class NPUPlatform(Platform):
             recognise(vllm_config)
             take_back_backend(vllm_config)
             check_config(vllm_config)
+            take_over_mxfp4(vllm_config)
             apply_defaults(vllm_config)
             apply_eplb_option(vllm_config)
             check_sizes(vllm_config)

@@ -42,6 +42,7 @@ class Family:
         edits: what the hub's configurations have and transformers does not write.
         without: keys that transformers writes and the hub's configurations do not have.
         own_configuration: whether the hub's checkpoints bring the class of their configuration along.
+        prepare: what is done to the drawn weights of transformers' model, such as rounding them to what ``rename`` packs.
         rename: the tensors as vLLM's class wants them, where transformers writes them otherwise.
         files: writes what vLLM's class reads of a checkpoint beside configuration and weights, into that folder.
         environment: variables of vLLM.
@@ -60,6 +61,7 @@ class Family:
     edits: Mapping[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     own_configuration: bool = False
+    prepare: Callable[[Any], None] | None = None
     rename: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     files: Callable[[Path], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Family:
     @property
     def digest(self) -> str:
         """Of everything that a checkpoint is made of, so that one of an earlier definition is not taken for it."""
-        return hashlib.sha256(repr(replace(self, rename=None, files=None)).encode()).hexdigest()[:8]
+        return hashlib.sha256(repr(replace(self, prepare=None, rename=None, files=None)).encode()).hexdigest()[:8]
 
     @property
     def referenced(self) -> bool:

@@ -66,6 +66,66 @@ def _language_model(tensors: dict[str, Any]) -> dict[str, Any]:
 
 TEMPERATURE = {"override_generation_config": {"attn_temperature_tuning": True}}
 
+_GPT_OSS: dict[str, Any] = {
+    **SIZES,
+    "head_dim": 64,
+    "intermediate_size": 64,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 4,
+    "sliding_window": 64,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 150000.0,
+        "factor": 4.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 256,
+    },
+}
+_MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router"]}
+_FOUR_BITS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def _round_to_mxfp4(model: Any) -> None:
+    """Every weight of an expert to the nearest of what four bits and a scale of 2^-4 to 2^-3 say."""
+    import torch
+
+    numbers = torch.tensor(sorted({sign * number for number in _FOUR_BITS for sign in (1, -1)}))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+                scales = _mxfp4_scales(weight)
+                nearest = ((weight / scales).unsqueeze(-1) - numbers).abs().argmin(-1)
+                weight.copy_(numbers[nearest] * scales)
+
+
+def _mxfp4_scales(weight: Any) -> Any:
+    """Of weights ``[E, K, N]``: another for every 32 inputs, of which no output has its own."""
+    import torch
+
+    groups = torch.arange(weight.shape[1]) // 32 % 2
+    return torch.where(groups == 0, 2.0**-4, 2.0**-3)[:, None]
+
+
+def _packed_mxfp4(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Of experts ``[E, K, N]``: bits ``[E, N, K / 32, 16]``, two numbers in a byte, and the scales' exponents."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            found[name] = tensor
+            continue
+        scales = _mxfp4_scales(tensor).expand_as(tensor).mT[..., ::32]
+        numbers = (tensor.float() / _mxfp4_scales(tensor)).mT
+        bits = (numbers.abs().unsqueeze(-1) == torch.tensor(_FOUR_BITS)).int().argmax(-1) + 8 * (numbers < 0)
+        pairs = (bits[..., 0::2] + 16 * bits[..., 1::2]).to(torch.uint8)
+        found[f"{name}_blocks"] = pairs.unflatten(-1, (-1, 16)).contiguous()
+        found[f"{name}_scales"] = (scales.log2() + 127).to(torch.uint8).contiguous()
+    return found
+
+
 FAMILIES: dict[str, Family] = {
     "mixtral_window": Family(
         architectures=("MixtralForCausalLM",),
@@ -76,25 +136,19 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family(
         architectures=("GptOssForCausalLM",),
         config="GptOssConfig",
-        values={
-            **SIZES,
-            "head_dim": 64,
-            "intermediate_size": 64,
-            "num_local_experts": 8,
-            "num_experts_per_tok": 4,
-            "sliding_window": 64,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 150000.0,
-                "factor": 4.0,
-                "beta_fast": 32.0,
-                "beta_slow": 1.0,
-                "truncate": False,
-                "original_max_position_embeddings": 256,
-            },
-        },
+        values=_GPT_OSS,
         dtype="bfloat16",
         feature="sinks, windows in every other layer, biases of experts, clamped SwiGLU",
+    ),
+    "gpt_oss_mxfp4": Family(
+        architectures=("GptOssForCausalLM",),
+        config="GptOssConfig",
+        values=_GPT_OSS,
+        dtype="bfloat16",
+        edits={"quantization_config": _MXFP4},
+        prepare=_round_to_mxfp4,
+        rename=_packed_mxfp4,
+        feature="the same from mxfp4 weights, as published",
     ),
     "granitemoe_swa": Family(
         architectures=("GraniteMoeSWAForCausalLM",),

@@ -153,7 +153,7 @@ def _moe_layers(name: str, config: Mapping[str, Any]) -> int:
 def _quantization(found: WeightFormat | None) -> tuple[bool, bool, int, str]:
     """Whether experts take int8 rows, whether their weights are int4, inputs per scale, and a note when they are something
     else."""
-    if found is None or (found.groups and found.experts is None):
+    if found is None or (found.groups and found.experts is None) or found.mxfp4:  # bfloat16 once it is loaded
         return False, False, 0, ""
     if found.experts is not None and found.experts.w8a8_experts:
         return True, False, 0, ""
