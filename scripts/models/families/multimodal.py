@@ -60,6 +60,12 @@ _OMNI: dict[str, Any] = {
 }
 
 
+def _inputs_first(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Fused weights of experts as the hub has them, ``[E, K, N]``; transformers writes its own ``[E, N, K]``."""
+    fused = ("experts.gate_up_proj", "experts.down_proj")
+    return {name: tensor.mT.contiguous() if name.endswith(fused) else tensor for name, tensor in tensors.items()}
+
+
 def _kimi_files(folder: Path) -> None:
     """A tokenizer, and how images are cut, which vLLM's class asks for before it knows that there will be none."""
     from tokenizers import Tokenizer, models
@@ -97,7 +103,7 @@ FAMILIES: dict[str, Family] = {
                 **SIZES,
                 "head_dim": 32,
                 "intermediate_size": 64,
-                "moe_intermediate_size": 32,
+                "moe_intermediate_size": 48,
                 "num_experts": 8,
                 "num_experts_per_tok": 4,
                 "norm_topk_prob": True,  # as published; transformers renormalises always and writes nothing
@@ -113,6 +119,7 @@ FAMILIES: dict[str, Family] = {
             "vision_config": {**_VISION, "deepstack_visual_indexes": [0]},
             **_TOKENS,
         },
+        rename=_inputs_first,
         arguments=_TEXT_ONLY,
         feature="text requests: rotary positions of three kinds, fused weights of experts",
     ),
