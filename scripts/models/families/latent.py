@@ -95,6 +95,14 @@ def _mistral(tensors: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _norm_of_dense_layers(tensors: dict[str, Any]) -> dict[str, Any]:
+    """With the norm after the MLP that vLLM's class of A.X-K1 loads for dense layers, too, and uses with experts alone."""
+    import torch
+
+    like = tensors["model.layers.1.post_mlp_layernorm.weight"]
+    return tensors | {"model.layers.0.post_mlp_layernorm.weight": torch.ones_like(like)}
+
+
 FAMILIES: dict[str, Family] = {
     "deepseek_v2": Family(
         architectures=("DeepseekV2ForCausalLM",),
@@ -201,12 +209,14 @@ FAMILIES: dict[str, Family] = {
         config="AXK1Config",
         values={key: value for key, value in V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
         dtype="bfloat16",
+        rename=_norm_of_dense_layers,
         feature="latent attention, a norm after the experts",
     ),
     "axk1_float16": Family(
         architectures=("AXK1ForCausalLM",),
         config="AXK1Config",
         values={key: value for key, value in V3.items() if key not in ("num_mtp_layers", "rope_parameters")},
+        rename=_norm_of_dense_layers,
         feature="the same in float16",
         layouts=("1 NPU",),
     ),

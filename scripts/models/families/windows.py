@@ -230,10 +230,11 @@ FAMILIES: dict[str, Family] = {
             "moe_intermediate_size": 32,
             "num_experts": 8,
             "num_experts_per_tok": 4,
-            "sliding_window": 64,
+            "sliding_window": 65,
             "logit_scale": 1.0,
         },
-        feature="windows in three of four layers, attention and MLP side by side",
+        edits={"sliding_window": 64},  # vLLM looks at one token more, as the model was trained; transformers does not
+        feature="windows in three of four layers, of a token more than transformers takes; attention and MLP side by side",
     ),
     "gemma4_one_size": Family(
         architectures=("Gemma4ForCausalLM",),
