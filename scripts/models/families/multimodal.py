@@ -42,7 +42,7 @@ _OMNI: dict[str, Any] = {
             "mrope_interleaved": True,
         },
     },
-    "vision_config": {**_VISION, "deepstack_visual_indexes": [0]},
+    "vision_config": {**_VISION, "deepstack_visual_indexes": [0], "image_size": 128},
     "audio_config": {
         "num_mel_bins": 16,
         "encoder_layers": 1,
