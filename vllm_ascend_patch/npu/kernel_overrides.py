@@ -9,7 +9,9 @@ of the upstream kernels', so that they are bound by name.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -141,7 +143,31 @@ def register() -> None:
             "Ascend NPU: this vLLM has no kernel %s; speculative decoding will fail where it needs what replaced it.",
             ", ".join(missing),
         )
-    register_kernels(overrides)
+    with _without_modules_that_cannot_be_searched():
+        register_kernels(overrides)
+
+
+@contextmanager
+def _without_modules_that_cannot_be_searched() -> Iterator[None]:
+    """vLLM looks for copies of its kernels in whatever any module holds, and ends where something has no namespace behind
+    ``__dict__``, as the library object of llvmlite, which numba imports. Such a module holds none of them."""
+    hidden = {
+        name: module for name, module in list(sys.modules.items()) if not all(map(_can_be_searched, _values(module)))
+    }
+    for name in hidden:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        sys.modules.update(hidden)
+
+
+def _values(module: Any) -> list[Any]:
+    return list((getattr(module, "__dict__", None) or {}).values())
+
+
+def _can_be_searched(value: Any) -> bool:
+    return not hasattr(value, "__dict__") or isinstance(vars(value), Mapping)
 
 
 def _find(name: str) -> Any:
