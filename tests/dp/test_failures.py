@@ -13,6 +13,7 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from tests.support.ranks import Outcome, run_ranks, values_of
@@ -75,6 +76,31 @@ def test_survivors_of_a_killed_rank_name_it_and_exit_non_zero(size: int, transpo
     for error in _survivors(outcomes, lost=1):
         assert "rank 1 (pid" in error
         assert "phase 'forward' of step 5" in error
+
+
+def _killed_elsewhere(rank: int, size: int) -> list[str]:
+    lines = _log_lines("session")
+    session = host_session(rank, size, TIMEOUT)
+    _watchdog(session).board._host = f"host-{rank}"  # no rank sees another's process
+    _steps(session, 5)
+    session.channel.progress.enter("forward", blocking=True)
+    if rank == 1:
+        _stay_until("seen")
+        os.kill(os.getpid(), signal.SIGKILL)
+    while _watchdog(session).board.peer(1).phase != "forward":
+        time.sleep(0.01)
+    _say("seen")
+    with pytest.raises(RuntimeError) as broken:
+        dist.all_reduce(torch.ones(1))
+    session.abandon(broken.value)
+    return lines
+
+
+def test_a_collective_of_the_forward_that_breaks_names_the_rank_and_its_host() -> None:
+    survivor, _ = run_ranks(_killed_elsewhere, 2, timeout=60)
+    (line,) = survivor.value
+    assert line.startswith("rank 0 cannot go on: data-parallel step 5: a collective broke (")
+    assert re.search(r"Behind it: rank 1 \(pid \d+ on host-1\), last seen in phase 'forward' of step 5", line)
 
 
 def _hanging(rank: int, size: int, transport: str) -> None:

@@ -12,9 +12,12 @@ translate their framework's calls into these:
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
+
+from torch.distributed import DistError
 
 from .agreement import StepAgreement
 from .channel import DPChannel, Posted
@@ -22,6 +25,8 @@ from .errors import DPSyncError, VoteChangedError
 from .vector import DraftPlan, DraftVote, GraphMode, StepKind, StepVector
 
 logger = logging.getLogger(__name__)
+
+_LIBRARIES = re.compile(r"\bgloo\b|\bHCCL\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,13 @@ class Vote:
             requests=self.requests,
             skip_drafts=self.skip_drafts,
         )
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    """Whether torch's collectives raised it: their own kind, or a plain error that names the library."""
+    return isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and not isinstance(error, DPSyncError) and bool(_LIBRARIES.search(str(error)))
+    )
 
 
 @dataclass(slots=True)
@@ -177,7 +189,10 @@ class DPSession:
         """The step failed on this rank between its announcement and its end: tell the others, let go of the collective."""
         watchdog = self.channel.watchdog
         if watchdog is not None:
-            if not isinstance(error, DPSyncError):  # those name their cause themselves
+            if _is_of_a_collective(error):  # which names no host; once it is raised, the server may end this process
+                error = watchdog.explain(error, "a collective")
+                logger.critical("rank %d cannot go on: %s", self.rank, error)
+            elif not isinstance(error, DPSyncError):  # those name their cause themselves
                 for peer in watchdog.ended_peers():
                     logger.critical("rank %d failed in step %d; %s", self.rank, self.channel.posted, peer.describe())
             watchdog.report_failure(f"{type(error).__name__}: {error}")

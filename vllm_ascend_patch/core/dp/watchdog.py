@@ -185,8 +185,8 @@ class Watchdog:
             )
         return "It is alive, so this rank goes on waiting"
 
-    def explain(self, error: Exception) -> DPSyncError:
-        """Turn a broken transport (a closed socket) into an error that names the rank behind it.
+    def explain(self, error: BaseException, what: str = "the transport") -> DPSyncError:
+        """Turn a broken transport (a closed socket), or another collective, into an error that names the rank behind it.
 
         A dead process on this host is seen at once, one on another host by its missing heartbeat, a few intervals later.
         """
@@ -207,7 +207,7 @@ class Watchdog:
             "no rank is silent: " + "; ".join(p.describe() for p in self.board.peers())
         )
         kind = RankFailedError if any(p.status == STATUS_FAILED for p in suspects) else RankMissingError
-        return kind(f"data-parallel step {self.progress.posted}: the transport broke ({cause}). Behind it: {named}")
+        return kind(f"data-parallel step {self.progress.posted}: {what} broke ({cause}). Behind it: {named}")
 
     def ended_peers(self) -> list[PeerView]:
         """Ranks that are known to have failed, left or died. For naming a cause next to another error."""
