@@ -94,7 +94,8 @@ def burst(server: Server, checkpoint: dict[str, Any], count: int) -> None:
 def conversation(server: Server, checkpoint: dict[str, Any], size: int, idle: float) -> None:
     ask(server, checkpoint, 0)
     burst(server, checkpoint, 4 * size)
-    burst(server, checkpoint, size - 1)
+    if size > 1:
+        burst(server, checkpoint, size - 1)
     ask(server, checkpoint, 3)
     time.sleep(idle)
     ask(server, checkpoint, 1)
