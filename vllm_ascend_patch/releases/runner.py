@@ -49,7 +49,7 @@ def choose(release: str | None, v1: bool) -> Choice:
         advice = f"unset {VARIABLE} or set it to 0" if v1 else "install such a vLLM"
         return Choice("V2", "", f"{VARIABLE}={said} asks for model runner V2, but {obstacle}", advice)
     if v1:
-        return Choice("V1", f"the default; {VARIABLE}=1 asks for V2")
+        return Choice("V1", f"the default, since it serves more than V2; {VARIABLE}=1 asks for V2")
     if said is not None:
         return Choice(
             "V1", "", f"{VARIABLE}={said} asks for model runner V1, which this vLLM does not have", f"unset {VARIABLE}"
