@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3MoeConfig
 
 from tests.serve.weights_script import Loaded
-from tests.support import int4_models, modelslim_models, static_w8a8_models, tiny_models
+from tests.support import int4_models, modelslim_models, static_w8a8_models, tiny_models, w4a8_models
 from vllm_ascend_patch.core.moe.experts import ExpertWeights, expert_mlp, quantize_rows
 from vllm_ascend_patch.core.stored_tensors import stored_tensors
 from vllm_ascend_patch.seams.moe.method import NPUExperts
@@ -138,6 +138,7 @@ def main() -> int:
         makers: dict[str, Callable[[Path], Path]] = {
             "compressed W4A16": lambda to: int4_models.make(dense, to)[0],
             "compressed W8A8": lambda to: static_w8a8_models.make(dense, to),
+            "compressed W4A8": lambda to: w4a8_models.make(dense, to),
         }
         for name, export in exports.items():
             makers[f"ModelSlim, {name}"] = partial(modelslim_models.make, dense, export=export)

@@ -98,12 +98,20 @@ def refusal(without: str) -> str:
     return "served"
 
 
-def asymmetric() -> str:
+def refusal_of(config: CompressedTensorsConfig) -> str:
     try:
-        layer_of("o_proj", torch.float16, config_of(32, symmetric=False))
+        layer_of("o_proj", torch.float16, config)
     except ValueError as found:
         return str(found)
     return "served"
+
+
+def w4a8() -> CompressedTensorsConfig:
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel"}
+    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    own = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
+    return CompressedTensorsConfig.from_config(own)
 
 
 if __name__ == "__main__":
@@ -120,6 +128,7 @@ if __name__ == "__main__":
                     for size in (0, 32)
                 },
                 "refused": {without: refusal(without) for without in ("k.weight_packed", "v.weight_scale")},
-                "asymmetric": asymmetric(),
+                "asymmetric": refusal_of(config_of(32, symmetric=False)),
+                "w4a8": refusal_of(w4a8()),
             }
         )

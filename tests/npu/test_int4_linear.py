@@ -53,3 +53,4 @@ def test_what_was_not_loaded_names_itself(found: dict[str, Any]) -> None:
     assert f"the checkpoint lacks {LAYER}.k_proj.weight_packed: " in found["refused"]["k.weight_packed"]
     assert f"the checkpoint lacks {LAYER}.v_proj.weight_scale: " in found["refused"]["v.weight_scale"]
     assert "only symmetric int4 weights are supported on Ascend NPUs by this port" in found["asymmetric"]
+    assert "of int4 weights beside int8 activations (W4A8) experts alone are supported on Ascend NPUs" in found["w4a8"]

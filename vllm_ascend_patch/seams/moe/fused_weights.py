@@ -34,7 +34,7 @@ def is_fused(parameter: torch.Tensor) -> bool:
 def keep_fused(layer: Any, activation: Activation) -> None:
     """Lay ``w13_weight``, int8 ``[E, 2I, H]``, out for the fused operator if it takes the layer; the log has the reason.
 
-    Takes the weight's size twice for as long as it runs.
+    Takes twice the weight's size besides for as long as it runs.
     """
     found = layer.w13_weight
     facts = FusedFacts(
@@ -66,7 +66,8 @@ def _load(
     expert_id: int,
     return_success: bool = False,
 ) -> bool | None:
-    """As upstream's ``weight_loader``; costs a copy of the whole parameter there and back, for experts of this rank."""
+    """As upstream's ``weight_loader``; for an expert of this rank it copies the whole parameter there and back, and takes up to
+    three times its size meanwhile."""
     all_experts = loaded_weight.dim() == 3
     if not all_experts and int(layer._map_global_expert_id_to_local_expert_id(expert_id)) < 0:
         return False if return_success else None

@@ -121,6 +121,9 @@ def _load(
     return_success: bool = False,
 ) -> bool | None:
     """As upstream's ``weight_loader``, whose parameters these are. ``ValueError`` for what does not fit, by its name."""
+    expert = local_expert(layer, expert_id)
+    if expert < 0:
+        return False if return_success else None  # not packed in vain
     part, _, kind = weight_name.rpartition(".")[2].partition("_")
     size, hidden = layer.intermediate_size_per_partition * layer.moe_config.tp_size, layer.hidden_size
     outputs, inputs = (hidden, size) if shard_id == "w2" else (size, hidden)
@@ -137,13 +140,13 @@ def _load(
     done = getattr(layer, modelslim.UPSTREAM)(
         param, loaded_weight, weight_name, shard_id, expert_id, return_success=return_success
     )
-    _follow(layer, part, local_expert(layer, expert_id))
+    _follow(layer, part, expert)
     return done
 
 
 def _follow(layer: Any, part: str, expert: int) -> None:
     """The bias of what was pushed into the running model; before weights are processed there is none."""
     bias = getattr(layer, f"{part}_{_BIAS}", None)
-    if bias is not None and expert >= 0:
+    if bias is not None:
         weight, scale = (getattr(layer, f"{part}_{name}").data for name in _LOADED)
         bias.data[expert].copy_(scale_bias(weight[expert], scale[expert]))
