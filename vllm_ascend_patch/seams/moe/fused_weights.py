@@ -66,8 +66,8 @@ def _load(
     expert_id: int,
     return_success: bool = False,
 ) -> bool | None:
-    """As upstream's ``weight_loader``; for an expert of this rank it copies the whole parameter there and back, and takes up to
-    three times its size meanwhile."""
+    """As upstream's ``weight_loader``; for an expert of this rank it copies the whole parameter there and back, and takes up
+    to three times its size meanwhile."""
     all_experts = loaded_weight.dim() == 3
     if not all_experts and int(layer._map_global_expert_id_to_local_expert_id(expert_id)) < 0:
         return False if return_success else None
