@@ -475,6 +475,14 @@ def test_configurations_are_read_as_their_families_write_them() -> None:
     packed = ModelFacts.from_config("w4a16", {**QWEN3_30B, "quantization_config": int4})
     assert (packed.numbers, packed.quantized, packed.int4) == ("W4A16", False, True)
     assert packed.expert_bytes == 3 * 2048 * 768 // 32 * (16 + 2)  # 32 weights of half a byte, and their scale
+    weights, inputs = (
+        {"num_bits": bits, "type": "int", "strategy": per} for bits, per in ((4, "channel"), (8, "token"))
+    )
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": {**inputs, "dynamic": True}}
+    int4 = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group}}
+    both = ModelFacts.from_config("w4a8", {**QWEN3_30B, "quantization_config": int4})
+    assert (both.numbers, both.quantized, both.int4) == ("W4A8", True, True)
+    assert both.expert_bytes == 3 * 2048 * 768 // 2
     with pytest.raises(MoEConfigError, match="dtype 'float8' is not supported"):
         ModelFacts.from_config("d", {**QWEN3_30B, "torch_dtype": "float8"})
 

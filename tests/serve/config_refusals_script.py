@@ -73,6 +73,18 @@ _FORMATS: dict[str, dict[str, Any]] = {
     "modelopt": {"quant_method": "modelopt", "quant_algo": "FP8"},
     "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "unknown to vLLM": {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}},
+    "w4a8": {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "ignore": ["lm_head", "re:.*self_attn.*"],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
+                "input_activations": {**_INT8, "strategy": "token", "dynamic": True},
+            }
+        },
+    },
     "asymmetric int4": {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
@@ -188,6 +200,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{name: {"model": name} for name in _FORMATS if name != "int4"},
     "fp8 by option": {"quantization": "fp8"},
     "int4": {"model": "int4"},
+    "w4a8 with load balancing": {"model": "w4a8", **DP, "additional_config": {"eplb_config": {}}},
     "int4 with load balancing": {"model": "int4", **DP, "additional_config": {"eplb_config": {}}},
     "connector": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "lora": {"enable_lora": True},

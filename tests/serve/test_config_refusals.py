@@ -124,13 +124,19 @@ if HAS_MODELSLIM:
         "no modelslim": ("--quantization ascend needs a ModelSlim checkpoint, and ", "leave the option out"),
     }
     SERVED["int4"] = OURS | {"quantization": "compressed-tensors"}
-    REFUSED["int4 with load balancing"] = (
-        "expert load balancing (eplb_config) of int4 experts",
-        "Leave eplb_config out",
-    )
+    REFUSED |= {
+        f"{name} with load balancing": (
+            "expert load balancing (eplb_config) of int4 experts",
+            "Leave eplb_config out",
+        )
+        for name in ("int4", "w4a8")
+    }
+    REFUSED["w4a8"] = ("int4 experts of hidden size ", "both have to be multiples of 256")
 else:
     too_old_for_int4 = ("int4 weights (compressed-tensors W4A16) are not supported on", "Install such a release")
     REFUSED |= dict.fromkeys(("int4", "int4 with load balancing"), too_old_for_int4)
+    too_old_for_w4a8 = ("int4 weights (compressed-tensors W4A8) are not supported on", "Install such a release")
+    REFUSED |= dict.fromkeys(("w4a8", "w4a8 with load balancing"), too_old_for_w4a8)
     REFUSED |= {
         case: ("is not supported for ModelSlim checkpoints", "Install such a release") for case in ("modelslim",)
     }
