@@ -42,7 +42,7 @@ _OMNI: dict[str, Any] = {
             "mrope_interleaved": True,
         },
     },
-    "vision_config": {**_VISION, "deepstack_visual_indexes": [0], "image_size": 128},
+    "vision_config": {**_VISION, "deepstack_visual_indexes": [0], "image_size": 128, "apply_vit_abs_pos_embed": True},
     "audio_config": {
         "num_mel_bins": 16,
         "encoder_layers": 1,
@@ -64,6 +64,12 @@ def _inputs_first(tensors: dict[str, Any]) -> dict[str, Any]:
     """Fused weights of experts as the hub has them, ``[E, K, N]``; transformers writes its own ``[E, N, K]``."""
     fused = ("experts.gate_up_proj", "experts.down_proj")
     return {name: tensor.mT.contiguous() if name.endswith(fused) else tensor for name, tensor in tensors.items()}
+
+
+def _kimi(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The language model's, under the hub's names: transformers writes them as if they belonged to the encoder."""
+    language = {name: tensor for name, tensor in tensors.items() if name.startswith("language_model.")}
+    return {name.replace("model.blocks.", "model.layers."): tensor for name, tensor in language.items()}
 
 
 def _kimi_files(folder: Path) -> None:
@@ -209,6 +215,7 @@ FAMILIES: dict[str, Family] = {
             "vision_end_token_id": 508,
             "tie_word_embeddings": False,
         },
+        rename=_kimi,
         files=_kimi_files,
         arguments={"limit_mm_per_prompt": {"vision_chunk": 0}, "skip_tokenizer_init": False},
         feature="text requests: Kimi-K2.5, DeepSeek-V3's layers",
