@@ -228,8 +228,6 @@ LATENT_SERVED = (
     "DeepseekV3ForCausalLM",
     "Glm4MoeLiteForCausalLM",
     "MistralLarge3ForCausalLM",
-    "AXK1ForCausalLM",
-    "KimiK25ForConditionalGeneration",
 )
 
 

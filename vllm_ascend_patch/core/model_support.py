@@ -48,8 +48,6 @@ _LATENT_SERVED = (
     "DeepseekV3ForCausalLM",
     "Glm4MoeLiteForCausalLM",
     "MistralLarge3ForCausalLM",
-    "AXK1ForCausalLM",
-    "KimiK25ForConditionalGeneration",
 )
 _GATED_DELTA = (
     "Qwen3NextForCausalLM",
