@@ -205,12 +205,18 @@ def test_a_prompt_that_is_too_long_is_the_clients_error_alone(client: openai.Ope
     assert complete(client, "x" * (LONGEST - 8), max_tokens=8).choices[0].text == continuation("x", 8)
 
 
-@pytest.mark.parametrize("grace", [0, GRACE_SECONDS], ids=["at once", "drains"])
-def test_sigterm_under_load(grace: int, model: str, tmp_path: Path) -> None:
+ONE_API_SERVER = ("--api-server-count", "1")
+"""Several, vLLM's default with data parallelism, leave their engines at once, whatever the grace."""
+
+
+@pytest.mark.parametrize(
+    ("grace", "more"), [(0, ()), (GRACE_SECONDS, ONE_API_SERVER)], ids=["at once, two API servers", "drains"]
+)
+def test_sigterm_under_load(grace: int, more: tuple[str, ...], model: str, tmp_path: Path) -> None:
     """Without grace the server ends at once; with it, what runs is answered first, and a rank that has answered all of its
     requests takes part until the others have. Nothing is left of it."""
     lengths = [LONGEST - 64 - 20 * number for number in range(6)]
-    with serve(model, tmp_path, "--shutdown-timeout", str(grace)) as server, client_of(server) as client:
+    with serve(model, tmp_path, "--shutdown-timeout", str(grace), *more) as server, client_of(server) as client:
         with ThreadPoolExecutor(len(lengths)) as pool:
             answers = [pool.submit(complete, client, max_tokens=length) for length in lengths]
             deadline = time.monotonic() + 60
