@@ -142,3 +142,4 @@ def test_the_run_fails_when_idle_ranks_do_not_take_part(tmp_path: Path) -> None:
     done = _run(tree, "external", "--only", "external, api-1-ep-enabled", seconds=1000)
     assert done.returncode == 1, done.stdout
     assert "passed before: test_external_lb_single_completion" in done.stdout
+    assert "passed before: test_external_lb_server_info" not in done.stdout, "what needs no step passes"
