@@ -35,9 +35,17 @@ def exported(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize(
-    ("dp", "method", "graphs"), [(1, None, False), (1, None, True), (2, "mc2", True), (2, "alltoall", False)]
+    ("tp", "dp", "method", "graphs"),
+    [
+        (1, 1, None, False),
+        (1, 1, None, True),
+        (2, 1, None, False),
+        (1, 2, "mc2", True),
+        (1, 2, "alltoall", False),
+    ],
 )
 def test_tokens_equal_transformers_with_the_checkpoints_integers(
+    tp: int,
     dp: int,
     method: str | None,
     graphs: bool,
@@ -47,9 +55,9 @@ def test_tokens_equal_transformers_with_the_checkpoints_integers(
     checkpoint, cases = exported
     answers = [case.answer for case in cases]
     options = {"enforce_eager": not graphs}
-    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, dp=dp, arguments=options)
+    job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, tp=tp, dp=dp, arguments=options)
     if method is None:
-        result = run_engine(job | {"ep": False}, devices=1)
+        result = run_engine(job | {"ep": False}, devices=tp)
         assert result["tokens"] == answers
     else:
         result = run_engine(job, devices=dp, VLLM_ASCEND_PATCH_MOE_COMM=method)
