@@ -340,14 +340,14 @@ def test_a_cache_of_latents_is_capped_by_them_and_one_of_keys_and_values_by_both
 
 def test_layers_with_states_share_their_blocks_with_layers_that_attend() -> None:
     """As in Qwen3-Next, three with states to one that attends: a block is one layer's page, whichever kind holds it."""
-    from vllm.config import VllmConfig
+    from vllm.config import DeviceConfig, VllmConfig
 
     attends = FullAttentionSpec(block_size=128, num_kv_heads=2, head_size=64, dtype=torch.bfloat16)
     page = 2 * 128 * 2 * 64 * 2
     assert attends.page_size_bytes == page
     keeps = MambaSpec(shapes=((64,),), dtypes=(torch.float32,), block_size=1024, page_size_padded=page)
     specs = {"0": keeps, "1": keeps, "2": keeps, "3": attends}
-    config = VllmConfig()
+    config = VllmConfig(device_config=DeviceConfig(device="cpu"))
     config.cache_config.kv_cache_layout = "LBHNC"  # which the engine decides before workers look at memory
     assert block_bytes(config, specs) == page
     assert block_bytes(config, {"0": attends, "1": attends}) == 2 * page

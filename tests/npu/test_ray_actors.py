@@ -9,7 +9,7 @@ import os
 
 import pytest
 from vllm import envs
-from vllm.config import ParallelConfig, VllmConfig
+from vllm.config import DeviceConfig, ParallelConfig, VllmConfig
 from vllm.ray.ray_env import get_env_vars_to_copy
 
 from vllm_ascend_patch.npu.platform import NPUPlatform
@@ -28,7 +28,8 @@ def test_only_engines_of_ray_are_handed_the_variable_and_a_users_value_stays(
     monkeypatch.setenv(VARIABLE, user or "")
     if user is None:
         monkeypatch.delenv(VARIABLE)
-    config = VllmConfig(parallel_config=ParallelConfig(data_parallel_backend=backend))
+    parallel = ParallelConfig(data_parallel_backend=backend)
+    config = VllmConfig(device_config=DeviceConfig(device="cpu"), parallel_config=parallel)
     show_npus(config, NPUPlatform.ray_noset_device_env_vars)
     found = {name: os.environ.get(name) for name in get_env_vars_to_copy()}
     assert found.get(VARIABLE) == handed
