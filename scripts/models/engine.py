@@ -14,6 +14,7 @@ from tests.support.engine import engine_arguments, sampling
 from .checkpoints import MODEL
 from .families import Family
 from .layouts import Layout
+from .pictures import request
 
 NEW_TOKENS = 16
 
@@ -42,7 +43,8 @@ def serve(
         llm = LLM(**_arguments(family, folder, layout))
         stage = "serving"
         mine = prompts[rank % layout.dp_size :: layout.dp_size] if layout.dp_size > 1 else prompts
-        rounds = [_ask(llm, mine), _ask(llm, mine)]
+        requests = [request(family, prompt) for prompt in mine]
+        rounds = [_ask(llm, requests), _ask(llm, requests)]
         return {"answers": [list(pair) for pair in zip(*rounds, strict=True)]}
     except NotServable as error:
         return {"refused": str(error).replace(str(folder / MODEL), "MODEL")}
@@ -71,10 +73,9 @@ def _arguments(family: Family, folder: Path, layout: Layout) -> dict[str, Any]:
     return engine_arguments(str(folder / MODEL), **changes)
 
 
-def _ask(llm: Any, prompts: Sequence[list[int]]) -> list[dict[str, Any]]:
+def _ask(llm: Any, requests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     parameters = sampling(NEW_TOKENS)
     parameters.logprobs = 0
-    requests = [{"prompt_token_ids": prompt} for prompt in prompts]
     found = []
     for output in llm.generate(requests, parameters, use_tqdm=False):
         answer = output.outputs[0]

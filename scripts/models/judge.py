@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from . import checkpoints
+from . import checkpoints, pictures
 from .families import Family
 
 
@@ -90,7 +90,7 @@ def verdict(
     for number, prompt in enumerate(prompts):
         for answer in answers[number]:
             chosen = answer["tokens"]
-            logits, routing = _after(model, prompt, chosen)
+            logits, routing = _after(model, pictures.reference_inputs(family, folder, prompt, chosen), len(chosen))
             best = logits.topk(2)
             sure = (best.values[:, 0] - best.values[:, 1] >= bounds.logits) & (routing >= bounds.routing)
             same = best.indices[:, 0] == torch.tensor(chosen)
@@ -108,9 +108,8 @@ def verdict(
     return found | {"outcome": "right"}
 
 
-def _after(model: Callable[..., Any], prompt: list[int], chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ``[n, V]`` before each chosen token, and how clear the routers were there, ``[n]``."""
-    before = [*prompt, *chosen[:-1]]
-    with RouterMargins(len(before)) as routers:
-        logits = model(torch.tensor([before]), use_cache=False).logits[0, len(prompt) - 1 :].float()
-    return logits, routers.smallest[len(prompt) - 1 :]
+def _after(model: Callable[..., Any], inputs: dict[str, Any], count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits ``[n, V]`` before each of the last ``count`` tokens, and how clear the routers were there, ``[n]``."""
+    with RouterMargins(inputs["input_ids"].shape[1]) as routers:
+        logits = model(**inputs, use_cache=False).logits[0, -count:].float()
+    return logits, routers.smallest[-count:]

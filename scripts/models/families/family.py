@@ -47,6 +47,8 @@ class Family:
         files: writes what vLLM's class reads of a checkpoint beside configuration and weights, into that folder.
         environment: variables of vLLM.
         arguments: more of the engine's.
+        picture: the token that stands for a picture where prompts have one, None for text.
+        around_picture: the tokens before and after it.
         layouts: names of ``layouts.py``; all by default.
         prompts: their lengths in tokens.
     """
@@ -66,6 +68,8 @@ class Family:
     files: Callable[[Path], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    picture: int | None = None
+    around_picture: tuple[int, int] = (0, 0)
     layouts: tuple[str, ...] = ("1 NPU", "TP 2 + EP")
     prompts: tuple[int, ...] = (1, 7, 40, 150, 200)
 

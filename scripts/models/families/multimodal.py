@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,27 @@ _OMNI: dict[str, Any] = {
     "vision_start_token_id": 507,
     "audio_start_token_id": 509,
 }
+
+
+def _qwen_files(folder: Path) -> None:
+    """A tokenizer, and how pictures are cut."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    special = {505: "<|image_pad|>", 506: "<|video_pad|>", 507: "<|vision_start|>", 508: "<|vision_end|>"}
+    words = {special.get(number, f"w{number}"): number for number in range(VOCABULARY)}
+    parts = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    parts.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    cut = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
+    size = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**cut, size=size),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=parts, pad_token="w0", additional_special_tokens=list(special.values())
+        ),
+        video_processor=Qwen3VLVideoProcessor(**cut),
+        chat_template="{{ messages }}",
+    ).save_pretrained(folder)
 
 
 def _inputs_first(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -300,3 +322,12 @@ FAMILIES: dict[str, Family] = {
         layouts=("1 NPU",),
     ),
 }
+
+_PICTURES: dict[str, Any] = {
+    "feature": "the same with a picture in each request",
+    "files": _qwen_files,
+    "picture": 505,
+    "around_picture": (507, 508),
+    "arguments": {"limit_mm_per_prompt": {"image": 1, "video": 0}, "skip_tokenizer_init": False},
+}
+FAMILIES |= {f"{name}_pictures": replace(FAMILIES[name], **_PICTURES) for name in ("qwen3_vl_moe", "qwen3_5_moe")}
