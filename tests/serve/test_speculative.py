@@ -104,6 +104,9 @@ def test_greedy_tokens_with_drafts_equal_transformers(
     assert 0 < drafts["accepted"] < drafts["draft"], f"drafts must come out both ways: {drafts}"
     workers = traced_workers(tmp_path)
     assert len(workers) == tp * dp
+    wanted = {"FULL", "PIECEWISE"} if arguments is GRAPHS else set()
+    # Two ranks hardly ever find as many drafts for all of their requests.
+    rare = {"FULL"} if method == "ngram" and dp > 1 else set()
     for worker in workers:
         replayed = {mode for mode in ("FULL", "PIECEWISE") if worker.modes[mode]}
-        assert replayed == ({"FULL", "PIECEWISE"} if arguments is GRAPHS else set()), worker.modes
+        assert replayed - rare == wanted - rare, worker.modes
