@@ -68,7 +68,10 @@ LANES: dict[str, tuple[Run, ...]] = {
         Run(f"external, {case}", "v1/distributed/test_external_lb_dp.py", 900, select=case, environment=_SERVER)
         for case in ("api-1-standard", "api-4-standard", "api-1-ep-enabled")
     ),
-    "hybrid": (Run("hybrid", "v1/distributed/test_hybrid_lb_dp.py", 900, environment=_SERVER),),
+    "hybrid": tuple(
+        Run(f"hybrid, API servers: {count}", "v1/distributed/test_hybrid_lb_dp.py", 900, f"[{count}", _SERVER)
+        for count in (1, 4)
+    ),
     "internal": tuple(
         Run(name, "v1/distributed/test_internal_lb_dp.py", 900, select=select, environment=_SERVER)
         for name, select in (
