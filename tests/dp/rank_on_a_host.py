@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Script: one rank of a world over several hosts, without a device; steps until something breaks, or STEPS of them.
 
-python -m tests.dp.rank_on_a_host RANK SIZE ADDRESS PORT TIMEOUT STEPS      (exit code 1 when something broke)
+python -m tests.dp.rank_on_a_host RANK SIZE ADDRESS PORT TIMEOUT STEPS [AWAITED]      (exit code 1 when something broke)
+
+With AWAITED, the last step's forward has no end on that rank; the others wait for it in a collective.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from tests.dp.sessions import host_session
@@ -30,7 +34,7 @@ class Lines(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def main(rank: int, size: int, address: str, port: int, timeout: float, steps: int) -> int:
+def main(rank: int, size: int, address: str, port: int, timeout: float, steps: int, awaited: int | None = None) -> int:
     logged = Lines()
     logging.getLogger("vllm_ascend_patch").addHandler(logged)
     logging.getLogger("vllm_ascend_patch").setLevel(logging.INFO)
@@ -43,6 +47,12 @@ def main(rank: int, size: int, address: str, port: int, timeout: float, steps: i
         try:
             session.announce(Vote(number, number), with_prefill=False)
             session.resolve(Vote(number, number))
+            session.channel.progress.enter("forward", blocking=True)
+            if number == steps and awaited is not None:
+                if rank == awaited:
+                    threading.Event().wait()
+                print("waiting", flush=True)
+                dist.all_reduce(torch.ones(1))
         except RuntimeError as broken:
             error = f"{type(broken).__name__}: {broken}"
             session.abandon(broken)
@@ -50,7 +60,6 @@ def main(rank: int, size: int, address: str, port: int, timeout: float, steps: i
         if not told and all(peer.pid for peer in board.peers()):
             told = True
             print("serving", flush=True)
-        session.channel.progress.enter("forward", blocking=True)
         time.sleep(0.005)
     report({"transport": session.channel.transport.name, "error": error, "log": logged.lines})
     if not error:
@@ -59,6 +68,7 @@ def main(rank: int, size: int, address: str, port: int, timeout: float, steps: i
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), float(sys.argv[5]), int(sys.argv[6]))
+    rank, size, address, port, timeout, steps, *awaited = sys.argv[1:]
+    code = main(int(rank), int(size), address, int(port), float(timeout), int(steps), *map(int, awaited))
     sys.stdout.flush()
     os._exit(code)  # interpreter shutdown would wait for connections that a cable has left open

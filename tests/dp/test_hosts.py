@@ -32,12 +32,16 @@ def hosts(tmp_path: Path) -> Iterator[tuple[Host, Host]]:
         yield made
 
 
-def world(where: list[Host], steps: int) -> list[subprocess.Popen[str]]:
-    """A rank on each host that is listed; returns when all have stepped and know of each other."""
+def world(where: list[Host], steps: int, *awaited: str) -> list[subprocess.Popen[str]]:
+    """A rank on each host that is listed; returns when all have stepped and know of each other.
+
+    Args:
+        awaited: the rank for which the others wait in a collective of the last step's forward.
+    """
     port = free_port()
     ranks = []
     for number, host in enumerate(where):
-        arguments = [str(number), str(len(where)), where[0].address, str(port), str(TIMEOUT), str(steps)]
+        arguments = [str(number), str(len(where)), where[0].address, str(port), str(TIMEOUT), str(steps), *awaited]
         command = host.command([sys.executable, "-m", "tests.dp.rank_on_a_host", *arguments])
         ranks.append(start(command, without_devices()))
     for rank in ranks:
@@ -126,3 +130,23 @@ def test_a_host_that_is_paused_or_killed_is_named_with_its_rank(
     assert code == 1
     assert f"rank {lost} (pid" in found["error"]
     assert f" on {hosts[lost].name})" in found["error"]
+
+
+@pytest.mark.slow
+def test_a_host_that_is_killed_while_the_other_is_in_a_collective_of_the_forward_is_named(
+    hosts: tuple[Host, Host],
+) -> None:
+    survivor, lost = world(list(hosts), 100, "1")
+    assert survivor.stdout is not None
+    assert "waiting\n" in survivor.stdout, "it came to the last step"
+    time.sleep(0.5)
+    hosts[1].send(signal.SIGKILL)
+    try:
+        ((code, found),) = ends([survivor], seconds=10 * TIMEOUT)
+    finally:
+        kill_session(lost)
+        lost.wait()
+    assert code == 1
+    assert "gloo" in found["error"], "the collective's own error, which names no host"
+    named = rf"rank 0 cannot go on: data-parallel step \d+: a collective broke .*rank 1 \(pid \d+ on {hosts[1].name}\)"
+    assert any(re.search(named, line) for line in found["log"]), found["log"]
