@@ -3,16 +3,17 @@
 """What a step waits for data-parallel metadata: the step vector against upstream's untouched code, in one run, in real
 engine steps.
 
-    python benchmarks/dp_sync.py --ranks 2 4 8
+    python benchmarks/dp_sync.py --ranks 2 4 8 [--runner v2]
 
 An engine per number of ranks; blocks of requests alternate between the two variants. "balanced": the same work on every
 rank; "unbalanced": requests of very different lengths, fewer than ranks at the end. The transport is the one that start-up
 finds the fastest, unless VLLM_ASCEND_PATCH_DP_SYNC says another. Times are host times in microseconds of steps with real
 work. "exposed" is everything that the step pays: for upstream the call of its all-reduce, for the step vector computing and
-posting the vote plus what is left to wait. On simulated devices this says what the host pays, nothing about a device. On
-fewer cores than ranks, waits measure the operating system's scheduler: whoever runs last waits for nobody. The last line is
-JSON: the rows, and the ratio of the exposed medians (ours to upstream's) of the balanced scenario at the largest number of
-ranks that has a core each, against the goal of a tenth.
+posting the vote plus what is left to wait. On model runner V2 it is the function that chooses the step's graph and agrees on
+it, for the step vector with what an eager step waits for later. On simulated devices this says what the host pays, nothing
+about a device. On fewer cores than ranks, waits measure the operating system's scheduler: who runs last waits for nobody.
+The last line is JSON: the rows, and the ratio of the exposed medians (ours to upstream's) of the balanced scenario at the
+largest number of ranks that has a core each, against the goal of a tenth.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.engine import Engine, engine_arguments, settled
+from vllm_ascend_patch.releases.runner import VARIABLE
 
 LISTS = ("waits", "votes", "posts", "preparations")
 """What a rank keeps of each step, in microseconds."""
@@ -215,11 +217,13 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[2], help="data-parallel sizes")
+    parser.add_argument("--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner, for both variants")
     parser.add_argument("--blocks", type=int, default=2, help="blocks per scenario and variant")
     parser.add_argument(
         "--tokens", type=int, default=40, help="tokens that a request of the balanced scenario generates"
     )
     arguments = parser.parse_args()
+    os.environ[VARIABLE] = str(int(arguments.runner == "v2"))
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         model = tiny_model(Path(temporary, "model"))
@@ -231,7 +235,8 @@ def main() -> None:
     show(rows)
     balanced = [row for row in rows if row["scenario"] == "balanced"]
     judged = [row for row in balanced if row["ranks"] <= (os.cpu_count() or 1)] or balanced
-    print(json.dumps({"name": "dp_sync", "figures": rows, "ratio": judged[-1]["exposed_ratio"], "goal": GOAL}))
+    ratio = judged[-1]["exposed_ratio"]
+    print(json.dumps({"name": "dp_sync", "runner": arguments.runner, "figures": rows, "ratio": ratio, "goal": GOAL}))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vllm.v1.worker import dp_utils
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
 from benchmarks.dp_sync import LISTS
+from vllm_ascend_patch.releases.runner import v2_asked_for
 from vllm_ascend_patch.seams import serving
-from vllm_ascend_patch.seams.step import prepare as step_prepare
+from vllm_ascend_patch.seams.by_name import parameters_of
 
 
 class _Clock:
@@ -30,51 +28,20 @@ class _Clock:
         self.posts: list[float] = []
         self.preparations: list[float] = []
         self.calls = self.total = 0
-        self._real = False
+        self.real = False
 
-    def install(self) -> None:
-        prepare, all_reduce, own_vote = GPUModelRunner._prepare_inputs, dp_utils._run_ar, step_prepare.own_vote
+    def synchronised(self, seconds: float) -> None:
+        """A step has its agreement, which took the host so long."""
+        self.calls += 1
+        self.total += 1
+        if self.real:
+            self.waits.append(seconds * 1e6)
+        self.real = False
 
-        def timed_prepare(runner: Any, *args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = prepare(runner, *args, **kwargs)
-            self.preparations.append((time.perf_counter() - start) * 1e6)
-            self._real = True
-            return result
-
-        def timed_all_reduce(*args: Any, **kwargs: Any) -> Any:
-            if serving.current().step.capturing:
-                return all_reduce(*args, **kwargs)
-            self.calls += 1
-            self.total += 1
-            start = time.perf_counter()
-            result = all_reduce(*args, **kwargs)
-            if self._real:
-                self.waits.append((time.perf_counter() - start) * 1e6)
-            self._real = False
-            return result
-
-        def timed_vote(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            vote = own_vote(*args, **kwargs)
-            voted = time.perf_counter()
-            session = serving.current().session
-            if session is None or vote is None:
-                return vote
-            announce = session.announce
-
-            def timed_announce(*inner: Any, **inner_kwargs: Any) -> None:
-                session.announce = announce  # type: ignore[method-assign]
-                announce(*inner, **inner_kwargs)
-                self.votes.append((voted - start) * 1e6)
-                self.posts.append((time.perf_counter() - voted) * 1e6)
-
-            session.announce = timed_announce  # type: ignore[method-assign]
-            return vote
-
-        GPUModelRunner._prepare_inputs = timed_prepare
-        dp_utils._run_ar = timed_all_reduce
-        step_prepare.own_vote = timed_vote
+    def announced(self, begin: float, voted: float) -> None:
+        """A vote was computed from ``begin`` on, and has been posted since ``voted``."""
+        self.votes.append((voted - begin) * 1e6)
+        self.posts.append((time.perf_counter() - voted) * 1e6)
 
     def take(self) -> dict[str, Any]:
         """What was measured since the last call."""
@@ -85,9 +52,128 @@ class _Clock:
         return taken
 
 
+def _install_v1(clock: _Clock) -> None:
+    from vllm.v1.worker import dp_utils
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from vllm_ascend_patch.seams.step import prepare as step_prepare
+
+    prepare, all_reduce, own_vote = GPUModelRunner._prepare_inputs, dp_utils._run_ar, step_prepare.own_vote
+
+    def timed_prepare(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = prepare(runner, *args, **kwargs)
+        clock.preparations.append((time.perf_counter() - start) * 1e6)
+        clock.real = True
+        return result
+
+    def timed_all_reduce(*args: Any, **kwargs: Any) -> Any:
+        if serving.current().step.capturing:
+            return all_reduce(*args, **kwargs)
+        start = time.perf_counter()
+        result = all_reduce(*args, **kwargs)
+        clock.synchronised(time.perf_counter() - start)
+        return result
+
+    def timed_vote(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        vote = own_vote(*args, **kwargs)
+        voted = time.perf_counter()
+        session = serving.current().session
+        if session is None or vote is None:
+            return vote
+        announce = session.announce
+
+        def timed_announce(*inner: Any, **inner_kwargs: Any) -> None:
+            session.announce = announce  # type: ignore[method-assign]
+            announce(*inner, **inner_kwargs)
+            clock.announced(start, voted)
+
+        session.announce = timed_announce  # type: ignore[method-assign]
+        return vote
+
+    GPUModelRunner._prepare_inputs = timed_prepare
+    dp_utils._run_ar = timed_all_reduce
+    step_prepare.own_vote = timed_vote
+
+
+def _install_v2(clock: _Clock) -> None:
+    """What is timed calls each other by the names of these modules."""
+    from vllm.v1.worker.gpu import model_runner
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    from vllm_ascend_patch.seams.step import runner_v2
+
+    execute, dispatch, vote_of = GPUModelRunner.execute_model, model_runner.dispatch_cg_and_sync_dp, runner_v2._vote
+    decoding, announce, resolve = runner_v2._announce_decoding, runner_v2._announce, runner_v2._resolve
+    began = voting = voted = 0.0
+    dispatching: float | None = None
+    """What a step has spent whose agreement is awaited later, in seconds."""
+
+    def timed_execute(runner: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal began
+        clock.real, began = not kwargs.get("dummy_run"), time.perf_counter()
+        return execute(runner, *args, **kwargs)
+
+    def timed_decoding(*args: Any) -> None:
+        nonlocal voting
+        voting = time.perf_counter()
+        decoding(*args)
+        voting = 0.0
+
+    def timed_vote(*args: Any) -> Any:
+        nonlocal voted
+        vote = vote_of(*args)
+        voted = time.perf_counter()
+        return vote
+
+    def timed_announce(*args: Any, **kwargs: Any) -> None:
+        start = voting or time.perf_counter()
+        announce(*args, **kwargs)
+        clock.announced(start, voted)
+
+    def timed_dispatch(*args: Any, **kwargs: Any) -> Any:
+        nonlocal dispatching
+        start = time.perf_counter()
+        result = dispatch(*args, **kwargs)
+        took = time.perf_counter() - start
+        if isinstance(result[1], runner_v2._LateState):
+            dispatching = took
+        else:
+            clock.synchronised(took)
+        return result
+
+    def timed_resolve(*args: Any) -> Any:
+        nonlocal dispatching
+        start = time.perf_counter()
+        if clock.real:
+            clock.preparations.append((start - began) * 1e6)
+        agreement = resolve(*args)
+        if dispatching is not None:
+            clock.synchronised(dispatching + time.perf_counter() - start)
+        dispatching = None
+        return agreement
+
+    GPUModelRunner.execute_model = timed_execute
+    model_runner.dispatch_cg_and_sync_dp = timed_dispatch
+    vars(runner_v2).update(
+        _announce_decoding=timed_decoding, _announce=timed_announce, _vote=timed_vote, _resolve=timed_resolve
+    )
+
+
 _clock = _Clock()
-_clock.install()
+(_install_v2 if v2_asked_for() else _install_v1)(_clock)
 _session: Any = None
+
+
+def _upstream(parallel: Any) -> tuple[str, int]:
+    """Transport of upstream's own exchange, and its bytes: rows of int32."""
+    if not v2_asked_for():
+        return "cpu" if parallel.disable_nccl_for_dp_synchronization else "device", 16 * parallel.data_parallel_size
+    from vllm.v1.worker.gpu import dp_utils
+
+    rows = 6 + ("allow_skip_drafts" in parameters_of(dp_utils.dispatch_cg_and_sync_dp))
+    return "cpu", 4 * rows * parallel.data_parallel_size
 
 
 class TimedWorker:
@@ -115,8 +201,7 @@ class TimedWorker:
         if variant == "ours":
             transport, bytes_per_call = _session.channel.transport.name, _session.channel.transport.payload_bytes
         else:
-            transport = "cpu" if self.parallel_config.disable_nccl_for_dp_synchronization else "device"
-            bytes_per_call = 16 * self.parallel_config.data_parallel_size  # four int32 rows
+            transport, bytes_per_call = _upstream(self.parallel_config)
         line = {
             "variant": variant,
             "scenario": scenario,
