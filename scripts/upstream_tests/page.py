@@ -21,7 +21,7 @@ PAGE = RESULTS.with_name("upstream-tests.md")
 
 _HEAD = f"""# Upstream's own tests
 
-vLLM {RELEASE}'s tests of MoE routing, MoE layers, expert load balancing, sampling with drafts and data-parallel servers,
+vLLM {RELEASE}'s tests of MoE routing, expert load balancing, sampling with drafts and data-parallel servers,
 from its source archive, under this patch set on virtual NPUs. `scripts/upstream_tests.sh [LANE …]` runs them (so does
 `nox -s upstream`; without a lane, `short`). It fails when a test that passed before does not, or when one does not pass for
 a reason that `scripts/upstream_tests/reasons.py` does not have. `--record` writes `docs/upstream_tests.json` and, from it
