@@ -112,27 +112,27 @@ def counted(calls: Calls) -> Iterator[None]:
 
 
 class StepWatch:
-    """Times the decode steps of one batch size, in seconds of their thread, and counts one of them."""
+    """Times the decode steps of one batch size, in seconds of their thread, and counts one of them.
+
+    ``seen`` has, for each step, the time up to its hidden states, that of its forward, and what the device did meanwhile;
+    ``sampled`` the time of its sampling, the device's taken off.
+    """
 
     def __init__(self, runner: Any) -> None:
         self.batch = 0
         self.seen: list[tuple[float, float, float]] = []
-        self.calls = Calls()
+        self.sampled: list[float] = []
+        self.calls, self.sample_calls = Calls(), Calls()
         self._forward = self._device = 0.0
-        self._on_device = False
+        self._on_device = self._decodes = False
         self._wrap(runner)
 
     def _wrap(self, runner: Any) -> None:
-        execute, forward = runner.execute_model, runner._model_forward
-
-        def timed_forward(*args: Any, **kwargs: Any) -> Any:
-            start = time.thread_time()
-            result = forward(*args, **kwargs)
-            self._forward += time.thread_time() - start
-            return result
+        execute, sample = runner.execute_model, runner.sample_tokens
 
         def timed_step(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
             decodes = not scheduled.scheduled_new_reqs and scheduled.total_num_scheduled_tokens == self.batch
+            self._decodes = decodes
             if decodes and len(self.seen) == STEPS // 2 and not self.calls.counts:
                 with counted(self.calls):
                     return execute(scheduled, *args, **kwargs)
@@ -143,8 +143,40 @@ class StepWatch:
                 self.seen.append((time.thread_time() - start, self._forward, self._device))
             return result
 
-        runner.execute_model, runner._model_forward = timed_step, timed_forward
+        def timed_sampling(*args: Any, **kwargs: Any) -> Any:
+            if self._decodes and self.calls.counts and not self.sample_calls.counts:
+                with counted(self.sample_calls):
+                    return sample(*args, **kwargs)
+            self._device = 0.0
+            start = time.thread_time()
+            result = sample(*args, **kwargs)
+            if self._decodes:
+                self.sampled.append(time.thread_time() - start - self._device)
+            return result
+
+        runner.execute_model, runner.sample_tokens = timed_step, timed_sampling
+        self._time_forwards(runner)
         torch_npu.npu.NPUGraph.replay = self.on_device(torch_npu.npu.NPUGraph.replay)
+
+    def _time_forwards(self, runner: Any) -> None:
+        """Model runner V1 has a method that runs the model; V2 calls the model, or replays a whole step."""
+
+        def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                start = time.thread_time()
+                result = forward(*args, **kwargs)
+                self._forward += time.thread_time() - start
+                return result
+
+            return run
+
+        if hasattr(runner, "_model_forward"):
+            runner._model_forward = timed(runner._model_forward)
+            return
+        model = runner.get_model()
+        model.forward = timed(model.forward)
+        if runner.cudagraph_manager is not None:
+            runner.cudagraph_manager.run_fullgraph = timed(runner.cudagraph_manager.run_fullgraph)
 
     def on_device(self, work: Callable[..., Any]) -> Callable[..., Any]:
         """``work``, whose time is not the host's: a virtual device works in it, or notes what a graph is to do."""
@@ -165,7 +197,8 @@ class StepWatch:
 
     def of(self, batch: int) -> None:
         """Begin with another batch size."""
-        self.batch, self.seen, self.calls = batch, [], Calls()
+        self.batch, self.seen, self.sampled = batch, [], []
+        self.calls, self.sample_calls = Calls(), Calls()
 
     def found(self) -> dict[str, Any]:
         """Medians in microseconds, and the calls of one step."""
@@ -175,7 +208,9 @@ class StepWatch:
         return {
             "host_us": round(host, 1),
             "rest_us": round(rest, 1),
+            "sample_us": round(median(self.sampled) * 1e6, 1),
             "calls": {kind: self.calls.counts[kind] for kind in kinds},
+            "sample_launches": self.sample_calls.counts["launches"] + self.sample_calls.counts["copies"],
         }
 
 
