@@ -27,11 +27,15 @@ LENGTHS = (1, 19, 64, 150)
 
 
 @pytest.fixture(scope="module")
-def exported(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Case]]:
-    """A checkpoint, and prompts with the oracle's answers, which take longer than an engine's."""
-    dense = checkpoints(FAMILY)
-    checkpoint = w4a8_models.make(dense, tmp_path_factory.mktemp("w4a8"))
-    return checkpoint, modelslim_models.clear_cases(w4a8_models.oracle(dense, checkpoint), LENGTHS, TOKENS)
+def checkpoint(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return w4a8_models.make(checkpoints(FAMILY), tmp_path_factory.mktemp("w4a8"))
+
+
+@pytest.fixture(scope="module")
+def cases(checkpoints: Callable[[str], Path], checkpoint: Path) -> list[Case]:
+    """Prompts with the oracle's answers, which take longer than an engine's."""
+    oracle = w4a8_models.oracle(checkpoints(FAMILY), checkpoint)
+    return modelslim_models.clear_cases(oracle, LENGTHS, TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -49,10 +53,10 @@ def test_tokens_equal_transformers_with_the_checkpoints_integers(
     dp: int,
     method: str | None,
     graphs: bool,
-    exported: tuple[Path, list[Case]],
+    checkpoint: Path,
+    cases: list[Case],
     run_engine: Callable[..., Any],
 ) -> None:
-    checkpoint, cases = exported
     answers = [case.answer for case in cases]
     options = {"enforce_eager": not graphs}
     job = job_for(checkpoint, [case.prompt for case in cases], TOKENS, tp=tp, dp=dp, arguments=options)
@@ -66,14 +70,13 @@ def test_tokens_equal_transformers_with_the_checkpoints_integers(
 
 
 def test_parameters_hold_what_was_loaded_last_with_the_bias_that_follows_from_it(
-    exported: tuple[Path, list[Case]], tmp_path: Path
+    checkpoint: Path, tmp_path: Path
 ) -> None:
-    first, _ = exported
     second = w4a8_models.make(tiny_models.make(FAMILY, tmp_path, 12), tmp_path)
-    rounds = [("reload", second), ("push", first), ("push_one_by_one", second), ("reload", first)]
+    rounds = [("reload", second), ("push", checkpoint), ("push_one_by_one", second), ("reload", checkpoint)]
     job = {
         "w4a8": {
-            "first": str(first),
+            "first": str(checkpoint),
             "second": str(second),
             "start": [],
             "rounds": [(how, str(path)) for how, path in rounds],
