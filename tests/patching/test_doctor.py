@@ -235,14 +235,15 @@ def test_another_stack_than_that_is_said_and_no_promise(devices: Any, monkeypatc
 
 
 @needs_vllm
-def test_a_release_with_tests_under_its_own_torch_was_seen_with_both(
-    devices: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_release_is_known_with_each_stack_that_it_was_run_with(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix's, the newest of the torch that the release pins, and that of its own line of tests."""
     assert [str(stack) for stack in records.stacks("0.10.1.1")] == [
         "torch 2.13.0, torch_npu 2.13.0",
+        "torch 2.7.1, torch_npu 2.7.1.post11",
         "torch 2.7.1, torch_npu 2.7.1",
     ]
-    assert release_row(monkeypatch, "2.7.1", "2.7.1", "0.10.1.1")["status"] == "ok"
+    for torch_npu in ("2.7.1", "2.7.1.post11"):
+        assert release_row(monkeypatch, "2.7.1", torch_npu, "0.10.1.1")["status"] == "ok"
 
 
 @needs_vllm

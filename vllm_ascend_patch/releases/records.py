@@ -45,7 +45,8 @@ def standing(release: str) -> str:
 
 
 def stacks(release: str) -> list[Stack]:
-    """What the release was run with: the matrix's stack first, then that of its own line of tests. Empty without a run."""
+    """What the release was run with: the matrix's stack first, then the one that it pins, then that of its line of tests.
+    Empty without a run."""
     return [Stack(**stack) for stack in _known(release).get("seen_with", ())]
 
 
