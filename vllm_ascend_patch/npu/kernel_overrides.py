@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -151,9 +152,13 @@ def register() -> None:
 def _without_modules_that_cannot_be_searched() -> Iterator[None]:
     """vLLM looks for copies of its kernels in whatever any module holds, and ends where something has no namespace behind
     ``__dict__``, as the library object of llvmlite, which numba imports. Such a module holds none of them."""
-    hidden = {
-        name: module for name, module in list(sys.modules.items()) if not all(map(_can_be_searched, _values(module)))
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of whoever looks at its old names
+        hidden = {
+            name: module
+            for name, module in list(sys.modules.items())
+            if not all(map(_can_be_searched, _values(module)))
+        }
     for name in hidden:
         del sys.modules[name]
     try:
