@@ -150,6 +150,7 @@ def test_served(architecture: str, config: dict[str, Any]) -> None:
             "float16 gives wrong results with routed_scaling_fac",
         ),
         ("Glm4MoeLiteForCausalLM", {**FACTOR, "torch_dtype": "float16"}, "start with --dtype bfloat16"),
+        ("AXK1ForCausalLM", {**FACTOR, "torch_dtype": "float16"}, "start with --dtype bfloat16"),
     ],
 )
 def test_not_served(architecture: str, config: dict[str, Any], message: str) -> None:
@@ -228,6 +229,8 @@ LATENT_SERVED = (
     "DeepseekV3ForCausalLM",
     "Glm4MoeLiteForCausalLM",
     "MistralLarge3ForCausalLM",
+    "AXK1ForCausalLM",
+    "KimiK25ForConditionalGeneration",
 )
 
 

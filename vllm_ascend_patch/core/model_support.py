@@ -48,6 +48,8 @@ _LATENT_SERVED = (
     "DeepseekV3ForCausalLM",
     "Glm4MoeLiteForCausalLM",
     "MistralLarge3ForCausalLM",
+    "AXK1ForCausalLM",
+    "KimiK25ForConditionalGeneration",
 )
 _GATED_DELTA = (
     "Qwen3NextForCausalLM",

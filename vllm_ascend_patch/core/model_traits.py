@@ -19,7 +19,8 @@ FLOAT_DTYPES = ("bfloat16", "float16")
 
 _ALIBI = ("BloomForCausalLM",)  # whatever their configuration says
 _SINKS = ("GptOssForCausalLM", "GraniteMoeSWAForCausalLM", "GraniteSWAForCausalLM")
-# They let vLLM's expert runner apply the factor and do not undo what it does in float16; other models do.
+# They let vLLM's expert runner apply the factor and do not undo what it does in float16, A.X-K1 since a norm stands between;
+# other models do.
 _FACTOR_IN_RUNNER = (
     "Glm4MoeForCausalLM",
     "Glm4MoeLiteForCausalLM",
@@ -28,6 +29,7 @@ _FACTOR_IN_RUNNER = (
     "NemotronHPuzzleForCausalLM",
     "LagunaForCausalLM",
     "BailingMoeV2_5ForCausalLM",
+    "AXK1ForCausalLM",
 )
 
 LATENT_ALWAYS = ("SarvamMLAForCausalLM",)
