@@ -12,8 +12,17 @@ import torch
 from vllm_ascend_patch.core.int8_scales import of_bits
 from vllm_ascend_patch.core.operator_limits import int4_sizes_problem
 
+from .activations import Activation
 from .errors import MoEConfigError
 from .experts import ExpertWeights
+
+
+def check_int4_activation(activation: Activation) -> None:
+    """Raise ``MoEConfigError`` for an activation that the operators around int4 weights do not have."""
+    if not activation.plain_swiglu:
+        raise MoEConfigError(
+            f"experts with activation {activation.name!r} and int4 weights are not supported; supported with them: silu"
+        )
 
 
 def empty_int4(experts: int, outputs: int, inputs: int) -> torch.Tensor:

@@ -16,9 +16,9 @@ from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
 
 from vllm_ascend_patch.core.int8_scales import as_bits
 from vllm_ascend_patch.core.modelslim_files import SCALE_BIAS_PARTS
-from vllm_ascend_patch.core.moe.errors import MoEConfigError
 from vllm_ascend_patch.core.moe.experts import ExpertWeights
 from vllm_ascend_patch.core.moe.int4_weights import (
+    check_int4_activation,
     check_int4_sizes,
     empty_int4,
     int4_weights,
@@ -71,11 +71,7 @@ class NPUModelSlimInt4MoEMethod(NPUExperts, _Int4Parameters):
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check what was loaded; the parameters stay."""
         check_supported(self.moe)
-        activation = activation_of(layer)
-        if not activation.plain_swiglu:
-            raise MoEConfigError(
-                f"experts with activation {activation.name!r} and int4 weights are not supported; supported with them: silu"
-            )
+        check_int4_activation(activation_of(layer))
         checkpoint.refuse_unwritten(layer, self)
         keep_runtime(layer, self.quantized)
 

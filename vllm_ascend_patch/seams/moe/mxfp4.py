@@ -34,9 +34,8 @@ class NPUMxfp4MoEMethod(NPUExperts, upstream.GptOssMxfp4MoEMethod):
     has_unpadded_output = False
 
     def __init__(self, moe: Any) -> None:
-        super(upstream.GptOssMxfp4MoEMethod, self).__init__(
-            moe
-        )  # not upstream's own constructor: it selects a CUDA kernel
+        # Not upstream's own constructor: it selects a CUDA kernel.
+        super(upstream.GptOssMxfp4MoEMethod, self).__init__(moe)
         self.weight_dtype = upstream.GptOssMxfp4Config.get_name()
 
     def maybe_roundup_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
