@@ -18,7 +18,7 @@ from tests.support.processes import result_of
 
 from .scripts import run_script
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serve, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SCRIPT = "tests.serve.engines_script"
 FAMILIES = ("qwen3_moe", "mixtral")

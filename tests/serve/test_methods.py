@@ -53,6 +53,7 @@ def test_a_forced_method_gives_the_oracles_tokens(
     assert chosen(result["log"]) == {method}
 
 
+@pytest.mark.slow  # graphs on A3 change it, too (test_graphs.py)
 @pytest.mark.parametrize("runner", ALSO_ON_V2)
 def test_the_method_changes_between_prompt_and_decoding_on_a3(
     runner: str, checkpoints: Callable[[str], Path], run_engine: Callable[..., Any]

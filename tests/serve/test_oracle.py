@@ -23,15 +23,15 @@ LAYOUTS = {
     "dp 2 with ep": (1, 2, True),
     "tp 2 x dp 2 with ep": (2, 2, True),
 }
-# The default run takes every family on one device and each other layout with one family; ``-m slow`` takes the rest.
-DEFAULT = {("qwen2_moe", "tp 2"), ("mixtral", "dp 2 with ep"), ("qwen3_moe", "tp 2 x dp 2 with ep")}
+# The default run takes layouts with one family each, TP in one of them; ``-m slow`` takes the rest.
+DEFAULT = {("qwen2_moe", "one device"), ("mixtral", "dp 2 with ep"), ("qwen3_moe", "tp 2 x dp 2 with ep")}
 DEFAULT_V2 = ("qwen3_moe", "dp 2 with ep")
 
 
 def _marks(family: str, layout: str, runner: str) -> list[pytest.MarkDecorator]:
     if runner == "V2":
         return [needs_runner_v2, *([] if (family, layout) == DEFAULT_V2 else [pytest.mark.slow])]
-    return [] if layout == "one device" or (family, layout) in DEFAULT else [pytest.mark.slow]
+    return [] if (family, layout) in DEFAULT else [pytest.mark.slow]
 
 
 COMBINATIONS = [

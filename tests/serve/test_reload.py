@@ -81,6 +81,7 @@ def without(checkpoint: Path, names: list[str], folder: Path) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_experts_that_load_balancing_moves_are_the_ones_that_are_reloaded(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
