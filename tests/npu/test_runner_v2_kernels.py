@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.support.installed import needs_runner_v2
-from vllm_ascend_patch.core.kernels import logprobs, request_tables, sampling, step_inputs
+from vllm_ascend_patch.core.kernels import logprobs, one_token_each, request_tables, sampling, step_inputs
 
 from .kernel_interpreter import Kernel
 
@@ -22,6 +22,11 @@ pytestmark = needs_runner_v2
 
 SEEDS = range(6)
 V2 = "vllm.v1.worker.gpu"
+KERNELS = [
+    pytest.param(step_inputs, False, id="any step"),
+    pytest.param(step_inputs, True, id="one token each"),
+    pytest.param(one_token_each, True, id="one token each, short"),
+]
 SLOTS, LONGEST, TOKENS, VOCABULARY, PAGE = 6, 40, 24, 70, 4
 WORDS = -(-VOCABULARY // 32)
 
@@ -63,16 +68,17 @@ def ints(low: int, high: int, *shape: int) -> torch.Tensor:
 
 
 class Batch:
-    """A random step: ``requests`` of ``SLOTS`` rows, each with some of its tokens scheduled."""
+    """A random step: ``requests`` of ``SLOTS`` rows, each with some of its tokens scheduled, or with the one that it
+    decodes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, one_each: bool = False) -> None:
         torch.manual_seed(seed)
         self.requests = int(torch.randint(1, SLOTS, ()))
         self.rows = torch.randperm(SLOTS)[: self.requests]
         self.ids = ints(0, VOCABULARY, SLOTS, LONGEST)
         self.prefill = ints(2, LONGEST // 2, SLOTS)
         self.prompt = torch.minimum(self.prefill, ints(1, LONGEST // 2, SLOTS))
-        self.computed = ints(0, LONGEST // 2, SLOTS)
+        self.computed = self.prefill + ints(0, 9, SLOTS) if one_each else ints(0, LONGEST // 2, SLOTS)
         left = (self.prefill - self.computed)[self.rows]
         self.lens = torch.where(left > 0, left - ints(0, 9, self.requests), 1).clamp(1, 4).int()
         self.starts = torch.cat([torch.zeros(1), self.lens.cumsum(0)]).int()
@@ -140,14 +146,15 @@ def test_staged_writes_into_the_tables_of_several_groups() -> None:
             assert torch.equal(expected, found)
 
 
+@pytest.mark.parametrize("one_each", [False, True])
 @pytest.mark.parametrize("windows", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_block_tables_and_slots_of_a_step(groups: int, windows: bool) -> None:
+def test_block_tables_and_slots_of_a_step(groups: int, windows: bool, one_each: bool) -> None:
     blocks = LONGEST // PAGE
     if windows and "MASK_SLIDING_WINDOW" not in kernel_of("block_table._gather_block_tables_kernel").parameters:
         pytest.skip("this vLLM leaves blocks before a window in the table")
     for seed in SEEDS:
-        b = Batch(seed)
+        b = Batch(seed, one_each)
         tables = tuple(ints(1, 99, SLOTS, blocks) for _ in range(groups))
         counts = torch.full((groups, SLOTS), blocks, dtype=torch.int32)
         padded = min(SLOTS, b.requests + 1)
@@ -169,7 +176,7 @@ def test_block_tables_and_slots_of_a_step(groups: int, windows: bool) -> None:
         compare(kernel, (groups, padded), request_tables.gather_block_tables, gather, "dst_block_table_ptrs")
         position = torch.randint(0, LONGEST, (int(b.starts[-1]) + 3,))
         rows = b.rows.clone()
-        if seed % 2:
+        if seed % 2 and not one_each:
             rows[-1] = -1
         slots = {
             "max_num_tokens": TOKENS,
@@ -189,7 +196,8 @@ def test_block_tables_and_slots_of_a_step(groups: int, windows: bool) -> None:
             "TRITON_BLOCK_SIZE": 8,
         }
         kernel, grid = "block_table._compute_slot_mappings_kernel", (groups, b.requests + 1)
-        compare(kernel, grid, request_tables.compute_slot_mappings, slots, "slot_mappings_ptr")
+        ours = (one_token_each if one_each else request_tables).compute_slot_mappings
+        compare(kernel, grid, ours, slots, "slot_mappings_ptr")
 
 
 @pytest.mark.parametrize("lookahead", [1, 3])
@@ -208,22 +216,24 @@ def test_tokens_of_prompts(lookahead: int) -> None:
         compare(kernel, (b.requests,), ours, arguments, "input_ids_ptr", "next_prefill_tokens_ptr")
 
 
-def test_positions_and_context_lengths() -> None:
+@pytest.mark.parametrize(("ours", "one_each"), KERNELS)
+def test_positions_and_context_lengths(ours: Any, one_each: bool) -> None:
     for seed in SEEDS:
-        b = Batch(seed)
+        b = Batch(seed, one_each)
         arguments = {
             **b.of_step(),
             "pos_ptr": torch.full((TOKENS,), -7),
             "seq_lens_ptr": torch.full((SLOTS,), 9, dtype=torch.int32),
             "max_num_reqs": SLOTS,
         }
-        kernel, ours = "input_batch._prepare_pos_seq_lens_kernel", step_inputs.prepare_pos_seq_lens
-        compare(kernel, (b.requests + 1,), ours, arguments, "pos_ptr", "seq_lens_ptr")
+        kernel = "input_batch._prepare_pos_seq_lens_kernel"
+        compare(kernel, (b.requests + 1,), ours.prepare_pos_seq_lens, arguments, "pos_ptr", "seq_lens_ptr")
 
 
-def test_the_last_token_goes_in_and_its_row_is_sampled_from() -> None:
+@pytest.mark.parametrize(("ours", "one_each"), KERNELS)
+def test_the_last_token_goes_in_and_its_row_is_sampled_from(ours: Any, one_each: bool) -> None:
     for seed in SEEDS:
-        b = Batch(seed)
+        b = Batch(seed, one_each)
         arguments = {
             **b.of_step(),
             "input_ids_ptr": torch.full((TOKENS,), -7, dtype=torch.int32),
@@ -234,20 +244,21 @@ def test_the_last_token_goes_in_and_its_row_is_sampled_from() -> None:
             "NUM_NEW_SAMPLED_TOKENS": 1,
         }
         kernel = "input_batch._combine_sampled_and_draft_tokens_kernel"
-        ours = step_inputs.combine_sampled_and_draft_tokens
-        compare(kernel, (b.requests,), ours, arguments, "input_ids_ptr", "logits_indices_ptr")
+        combine = ours.combine_sampled_and_draft_tokens
+        compare(kernel, (b.requests,), combine, arguments, "input_ids_ptr", "logits_indices_ptr")
 
 
-def test_what_was_sampled_is_booked() -> None:
+@pytest.mark.parametrize(("ours", "one_each"), KERNELS)
+def test_what_was_sampled_is_booked(ours: Any, one_each: bool) -> None:
     for seed in SEEDS:
-        b = Batch(seed)
+        b = Batch(seed, one_each)
         counted = {
             **b.of_step(),
             "num_sampled_ptr": torch.ones(b.requests, dtype=torch.int32),
             "num_rejected_ptr": torch.zeros(b.requests, dtype=torch.int32),
         }
-        kernel, ours = "input_batch._get_num_sampled_and_rejected_kernel", step_inputs.get_num_sampled_and_rejected
-        _, counted = compare(kernel, (b.requests,), ours, counted, "num_sampled_ptr", "num_rejected_ptr")
+        kernel, count = "input_batch._get_num_sampled_and_rejected_kernel", ours.get_num_sampled_and_rejected
+        _, counted = compare(kernel, (b.requests,), count, counted, "num_sampled_ptr", "num_rejected_ptr")
         outputs = ["last_sampled_tokens_ptr", "all_token_ids_ptr", "total_len_ptr", "num_computed_tokens_ptr"]
         arguments = {
             **b.of_step(),
@@ -263,7 +274,7 @@ def test_what_was_sampled_is_booked() -> None:
             "draft_tokens_ptr": None,
         }
         outputs += ["output_bin_counts_ptr"] if arguments["output_bin_counts_ptr"] is not None else []
-        compare("input_batch._post_update_kernel", (b.requests,), step_inputs.post_update, arguments, *outputs)
+        compare("input_batch._post_update_kernel", (b.requests,), ours.post_update, arguments, *outputs)
 
 
 def logits_of(b: Batch) -> dict[str, Any]:

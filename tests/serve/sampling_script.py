@@ -26,6 +26,8 @@ def main() -> None:
     llm = LLM(**engine_arguments(job["model"], distributed_executor_backend="uni", **job.get("arguments", {})))
     answers = []
     for parameters in job["parameters"]:
+        if "logit_bias" in parameters:  # JSON has no keys but strings
+            parameters["logit_bias"] = {int(token): bias for token, bias in parameters["logit_bias"].items()}
         sampling = SamplingParams(ignore_eos=True, detokenize=False, **parameters)
         outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in job["prompts"]], sampling, use_tqdm=False)
         answers.append(

@@ -24,6 +24,7 @@ from vllm_ascend_patch.core.kernels import (
     drafter_inputs,
     drafts,
     logprobs,
+    one_token_each,
     rejection,
     request_tables,
     sampling,
@@ -67,15 +68,38 @@ def _gumbel_sample(**arguments: Any) -> None:
     sampling.gumbel_sample(STEP_IN_SEED=step_in_seed(), **arguments)
 
 
+def _by_step(function: Callable[..., None]) -> Callable[..., None]:
+    """``function``, or its namesake for steps in which every request decodes one token."""
+    short = getattr(one_token_each, function.__name__)
+
+    def launched(**arguments: Any) -> None:
+        (short if serving.current().step.one_token_each else function)(**arguments)
+
+    return launched
+
+
+_book = _by_step(step_inputs.post_update)
+
+
+def _post_update(**arguments: Any) -> None:
+    """Tokens are counted where a request of the step is penalised for them: nobody reads the counts of others, and a
+    request's begin anew when it is added."""
+    if not serving.current().step.penalties:
+        arguments["output_bin_counts_ptr"] = None
+    _book(**arguments)
+
+
 RUNNER_V2: dict[str, Callable[..., None]] = {
     f"{_V2}.buffer_utils._apply_write_kernel": request_tables.apply_write,
     f"{_V2}.block_table._gather_block_tables_kernel": request_tables.gather_block_tables,
-    f"{_V2}.block_table._compute_slot_mappings_kernel": request_tables.compute_slot_mappings,
+    f"{_V2}.block_table._compute_slot_mappings_kernel": _by_step(request_tables.compute_slot_mappings),
     f"{_V2}.input_batch._prepare_prefill_inputs_kernel": step_inputs.prepare_prefill_inputs,
-    f"{_V2}.input_batch._prepare_pos_seq_lens_kernel": step_inputs.prepare_pos_seq_lens,
-    f"{_V2}.input_batch._combine_sampled_and_draft_tokens_kernel": step_inputs.combine_sampled_and_draft_tokens,
-    f"{_V2}.input_batch._get_num_sampled_and_rejected_kernel": step_inputs.get_num_sampled_and_rejected,
-    f"{_V2}.input_batch._post_update_kernel": step_inputs.post_update,
+    f"{_V2}.input_batch._prepare_pos_seq_lens_kernel": _by_step(step_inputs.prepare_pos_seq_lens),
+    f"{_V2}.input_batch._combine_sampled_and_draft_tokens_kernel": _by_step(
+        step_inputs.combine_sampled_and_draft_tokens
+    ),
+    f"{_V2}.input_batch._get_num_sampled_and_rejected_kernel": _by_step(step_inputs.get_num_sampled_and_rejected),
+    f"{_V2}.input_batch._post_update_kernel": _post_update,
     f"{_GUMBEL}._gumbel_sample_kernel": _gumbel_sample,
     f"{_GUMBEL}._temperature_kernel": sampling.temperature,
     f"{_V2}.sample.min_p._min_p_kernel": sampling.min_p,

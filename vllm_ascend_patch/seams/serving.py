@@ -72,6 +72,8 @@ class Step:
         tasks: where attention's calls are recorded while model runner V2 captures a whole step, else None.
         attention: the metadata that model runner V2 has made for the step's forward, by layer.
         greedy: model runner V2 verifies drafts of requests that are all greedy.
+        penalties: a request of model runner V2's step has penalties for tokens that it generated.
+        one_token_each: every request of model runner V2's step decodes one token, and nothing is drafted.
     """
 
     capturing: bool = False
@@ -83,6 +85,8 @@ class Step:
     tasks: Any = None
     attention: Any = None
     greedy: bool = False
+    penalties: bool = False
+    one_token_each: bool = False
 
 
 @dataclass(eq=False)

@@ -28,9 +28,9 @@ from . import phases
 def execute_model(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
     """A step up to its hidden states; of a dummy step the forward, whose agreement ``dummy.py`` has announced."""
     bound = dict(zip(parameters_of(original)[1:], args, strict=False)) | kwargs
+    serving.entering(runner).step.one_token_each = False
     if not bound.get("dummy_run"):
         return phases.execute_model(_announced(original), runner, **bound)
-    serving.entering(runner)
     if not bound.get("is_profile") and not runner.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs():
         bound["skip_attn_for_dummy_run"] = True  # its slots are negative, and nothing reads what attention would give
     return original(runner, **bound)
@@ -71,12 +71,22 @@ def gather_batch_req_state(
 ) -> Any:
     """The state of the step's requests; the vector of a step with prompts is posted with what it says."""
     batch, uniform = original(runner, scheduler_output, dummy_run, **kwargs)
+    if batch is not None:
+        _tell_kernels(runner, batch)
     session = serving.current().session
     if session is not None and batch is not None and not session.announced:
         scheduled = scheduler_output.num_scheduled_tokens
         longest = None if batch.has_prefill else max(scheduled.values())
         _announce(runner, session, len(scheduled), batch.num_tokens, uniform, longest, batch.has_prefill)
     return batch, uniform
+
+
+def _tell_kernels(runner: Any, batch: Any) -> None:
+    """What the host knows of a step and the arguments of upstream's kernels do not say."""
+    step = serving.current().step
+    one_each = batch.num_tokens == len(batch.req_ids) and not batch.has_prefill
+    step.one_token_each = one_each and runner.speculator is None
+    step.penalties = bool(runner.sampler.penalties_state.use_penalty[batch.idx_mapping_np].any())
 
 
 def _announce(
