@@ -53,7 +53,7 @@ LANES: dict[str, tuple[Run, ...]] = {
         Run("migration", "distributed/test_eplb_migration_scheduler.py"),
         Run("utilities", "distributed/test_eplb_utils.py"),
         Run("placement", "distributed/test_expert_placement.py"),
-        Run("execute", "distributed/test_eplb_execute.py", 900),
+        Run("execute", "distributed/test_eplb_execute.py", 1500),
         Run("layer", "distributed/test_eplb_fused_moe_layer.py", 900),
     ),
     "torchrun": tuple(
