@@ -41,6 +41,12 @@ REASONS = (
         "the check of synchronisation is torch's for CUDA",
     ),
     Reason(
+        r"test_pp_dp_v2\.py",
+        r"Model Runner V1 does not support: pipeline parallelism with async scheduling",
+        "pipelines are served by model runner V1, where upstream refuses asynchronous scheduling with them",
+        "failed",
+    ),
+    Reason(
         r"grouped_topk\.py::test_grouped_topk_single_group_(capacity_)?tiers\[.*(softmax|sigmoid-False)",
         _UNEQUAL,
         "softmax scores, and sigmoid scores without normalisation, are chosen by upstream's code for other devices: in the "
