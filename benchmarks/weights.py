@@ -3,7 +3,8 @@
 floor, the bytes of the file.
 
 A worker without an engine loads each; then projections of attention and the experts' MLP are run once while torch's
-dispatcher is watched. What the experts keep besides their weights, once they have run, counts as weights.
+dispatcher is watched. What the experts keep besides their weights, once they have run, counts as weights: int4 in groups
+keep one buffer of zeros for all layers, which weighs as much as it would in a model of as many layers as this one has.
 
     python benchmarks/weights.py
 """
@@ -40,7 +41,7 @@ from vllm_ascend_patch.seams.moe.method import NPUExperts
 
 GOAL = 1.02
 _CONFIG = Qwen3MoeConfig(
-    **tiny_models._COMMON | {"hidden_size": 512},
+    **tiny_models._COMMON | {"hidden_size": 512, "num_hidden_layers": 12},
     head_dim=128,
     intermediate_size=512,
     moe_intermediate_size=256,
@@ -58,7 +59,7 @@ class Weights:
 
     Attributes:
         file_bytes: of its tensors, as stored.
-        device_bytes: allocated by loading it.
+        device_bytes: of its tensors there, once it is loaded and has run.
         launches: operators of a layer's fused projection of attention, of its output projection, and of its experts' MLP
             with the quantisation of its rows.
     """
@@ -81,14 +82,17 @@ class Launches(TorchDispatchMode):
         return result
 
 
-def allocated() -> int:
+def requested() -> int:
+    """Bytes that tensors on the device take; blocks of the allocator are larger, each by up to a MiB."""
     gc.collect()
-    return int(torch_npu.npu.memory_allocated())
+    return int(
+        torch_npu.npu.memory_stats().get("requested_bytes.all.current", 0)
+    )  # without a tensor yet, no statistics
 
 
 @torch.inference_mode()
 def measure(checkpoint: Path) -> Weights:
-    before = allocated()
+    before = requested()
     loaded = Loaded(str(checkpoint), "float16")
     attention = loaded.model.model.layers[0].self_attn
     launches = {}
@@ -102,7 +106,7 @@ def measure(checkpoint: Path) -> Weights:
         module for module in loaded.model.modules() if isinstance(getattr(module, "quant_method", 0), NPUExperts)
     )
     launches["experts"] = launches_of(experts.quant_method.weights_of(experts))
-    device_bytes = allocated() - before
+    device_bytes = requested() - before
     stored = sum(tensor.bytes for tensor in stored_tensors(checkpoint).values())
     return Weights(stored, device_bytes, launches)
 
