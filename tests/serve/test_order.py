@@ -15,7 +15,7 @@ from tests.support.installed import needs_kernel_registry
 
 from .scripts import chosen, job_for
 from .test_eplb import EPLB
-from .test_speculative import METHODS, drafting
+from .test_speculative import EAGER, GRAPHS, METHODS, drafting
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1200)]
 
@@ -76,7 +76,10 @@ def test_expert_load_balancing(method: str, checkpoints: Checkpoints, run_engine
 
 @needs_kernel_registry
 @pytest.mark.slow
+@pytest.mark.parametrize("graphs", [EAGER, GRAPHS], ids=["eagerly", "in graphs"])
 @pytest.mark.parametrize("method", METHODS)
-def test_speculative_decoding(method: str, run_engine: Engine, tmp_path: Path) -> None:
+def test_speculative_decoding(method: str, graphs: dict[str, Any], run_engine: Engine, tmp_path: Path) -> None:
+    """With a drafter, steps are scheduled asynchronously, and the host reads what was sampled from pinned memory."""
     checkpoint, settings = drafting(method, tmp_path)
-    serve(run_engine, checkpoint, {"speculative_config": settings}, VLLM_ASCEND_PATCH_DP_SYNC="device")
+    arguments = {"speculative_config": settings, **graphs}
+    serve(run_engine, checkpoint, arguments, VLLM_ASCEND_PATCH_DP_SYNC="device")

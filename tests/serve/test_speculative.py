@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative decoding changes no token: with drafts from the prompt and from a drafter that has forwards of its own, greedy
-tokens equal those of Hugging Face transformers, which knows nothing of drafts."""
+tokens equal those of Hugging Face transformers, which knows nothing of drafts.
+
+A drafter's steps are scheduled asynchronously where that is served, and in turn where the user asks for it; whichever it is,
+the key lengths that attention takes from the host have to be those on the device, in every forward.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import draft_models, tiny_models
-from tests.support.installed import needs_kernel_registry, needs_runner_v2
+from tests.support.installed import HAS_ASYNCHRONOUS_DRAFTS, needs_kernel_registry, needs_runner_v2
 
 from .scripts import RUNNERS, runs
 from .traces import traced_workers
@@ -24,6 +28,8 @@ EAGLE3 = {"method": "eagle3", "num_speculative_tokens": 3}
 METHODS = {"ngram": NGRAM, "mtp": MTP, "eagle3": EAGLE3}
 GRAPHS = {"enforce_eager": False, "compilation_config": {"cudagraph_capture_sizes": [4, 8, 16, 32]}}
 EAGER = {"enforce_eager": True}
+IN_TURN = GRAPHS | {"async_scheduling": False}
+FORMS = {"in graphs": GRAPHS, "eagerly": EAGER, "in graphs, in turn": IN_TURN}
 LAYOUTS = {"one device": (1, 1), "tp 2": (2, 1), "dp 2 with ep": (1, 2)}
 COMBINATIONS = [
     *(
@@ -37,8 +43,8 @@ COMBINATIONS = [
         )
         for method in METHODS
         for layout in LAYOUTS
-        for form, arguments in (("in graphs", GRAPHS), ("eagerly", EAGER))
-        if form == "in graphs" or layout != "tp 2"
+        for form, arguments in FORMS.items()
+        if (form == "in graphs" or layout != "tp 2") and (form != "in graphs, in turn" or method != "ngram")
     ),
     *(
         pytest.param(
@@ -82,7 +88,7 @@ def test_greedy_tokens_with_drafts_equal_transformers(
     """Where all requests have as many drafts, the step that verifies them is one graph."""
     checkpoint, settings = drafting(method, folder)
     cases = tiny_models.cases(checkpoint)
-    job = {
+    job: dict[str, Any] = {
         "model": str(checkpoint),
         "tp": tp,
         "dp": dp,
@@ -92,6 +98,9 @@ def test_greedy_tokens_with_drafts_equal_transformers(
         "many": 20,
         "arguments": {"speculative_config": settings, "disable_log_stats": False, **arguments},
     }
+    if runner == "V1":
+        job["arguments"]["worker_extension_cls"] = "tests.serve.lengths_worker.LengthsWorker"
+        job |= {"watch": "watch", "ask": "seen"}
     trace = {"VLLM_ASCEND_PATCH_TRACE": str(tmp_path / "{rank}-{pid}.json")}
     result = run_engine(job, devices=tp * dp, **trace, **RUNNERS[runner])
     assert runs(runner, result["log"])
@@ -99,12 +108,21 @@ def test_greedy_tokens_with_drafts_equal_transformers(
     for name in ("tokens", "again") if dp == 1 else ("together", "late"):
         assert result[name] == expected, name
     if dp > 1:
+        assert result["alone"] == expected[:2], "of one prompt, the other rank being idle"
         assert result["many_complete"]
     drafts = result["drafts"]
     assert 0 < drafts["accepted"] < drafts["draft"], f"drafts must come out both ways: {drafts}"
+    wanted_so = method != "ngram" and arguments is not IN_TURN  # by vLLM itself
+    asynchronous = wanted_so and HAS_ASYNCHRONOUS_DRAFTS and runner == "V1"
+    assert ("async scheduling with drafts is switched off" in result["log"]) == (wanted_so and not asynchronous)
+    if runner == "V1":
+        seen = result["asked"][0]
+        assert seen["asynchronous"] == asynchronous
+        assert seen["wrong"] == seen["wrong in the drafter"] == 0 < seen["steps"], seen
+        assert (seen["corrected"] > 0) == asynchronous, seen
     workers = traced_workers(tmp_path)
     assert len(workers) == tp * dp
-    wanted = {"FULL", "PIECEWISE"} if arguments is GRAPHS else set()
+    wanted = set() if arguments is EAGER else {"FULL", "PIECEWISE"}
     # Two ranks hardly ever find as many drafts for all of their requests.
     rare = {"FULL"} if method == "ngram" and dp > 1 else set()
     for worker in workers:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_ascend_patch.releases.drafts import asynchronous_obstacle
 from vllm_ascend_patch.releases.graphs import full_graph_obstacle
 from vllm_ascend_patch.releases.guard import installed_release
 from vllm_ascend_patch.releases.modelslim import modelslim_obstacle
@@ -30,6 +31,11 @@ HAS_GRAPHS_OF_WHOLE_STEPS = full_graph_obstacle(installed_release() or "") is No
 needs_kernel_registry = pytest.mark.skipif(
     not HAS_KERNEL_REGISTRY,
     reason="this vLLM takes no kernels from a platform: speculative decoding is refused, as test_refusals.py shows",
+)
+HAS_ASYNCHRONOUS_DRAFTS = asynchronous_obstacle(installed_release() or "", runner_v2=False) is None
+needs_asynchronous_drafts = pytest.mark.skipif(
+    not HAS_ASYNCHRONOUS_DRAFTS,
+    reason="drafts are scheduled in turn with this vLLM, if they are served at all; the log says so",
 )
 needs_one_coordination = pytest.mark.skipif(
     not HAS_ONE_COORDINATION,

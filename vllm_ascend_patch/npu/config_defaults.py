@@ -16,6 +16,9 @@ from vllm.logger import init_logger
 from vllm_ascend_patch.core.model_support import keeps_windows
 from vllm_ascend_patch.core.model_traits import WINDOW_KEYS
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE
+from vllm_ascend_patch.releases import guard
+from vllm_ascend_patch.releases.drafts import asynchronous_obstacle
+from vllm_ascend_patch.seams.config import uses_runner_v2
 
 from . import compilation_defaults
 from .config_check import model_traits
@@ -114,8 +117,14 @@ def _block_size(vllm_config: VllmConfig) -> None:
 
 
 def _async_scheduling(vllm_config: VllmConfig) -> None:
-    """Attention reads exact context lengths on the host; with draft tokens in flight upstream has only a bound."""
+    """Attention reads exact key lengths on the host; with drafts in flight upstream has a bound until they are corrected.
+
+    Upstream itself schedules drafts from the prompt (``ngram``) in turn, and says so.
+    """
     scheduler = vllm_config.scheduler_config
-    if vllm_config.speculative_config is not None and getattr(scheduler, "async_scheduling", False):
-        logger.info("Ascend NPU: async scheduling is switched off, because speculative decoding is on.")
+    if vllm_config.speculative_config is None or not getattr(scheduler, "async_scheduling", False):
+        return
+    obstacle = asynchronous_obstacle(guard.installed_release() or "", uses_runner_v2(vllm_config))
+    if obstacle is not None:
+        logger.info("Ascend NPU: async scheduling with drafts is switched off: %s.", obstacle)
         scheduler.async_scheduling = False

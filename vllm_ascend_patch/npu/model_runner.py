@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Upstream's V1 model runner on an NPU: nothing but what its constructor asks of the device, and what loading leaves out.
+"""Upstream's V1 model runner on an NPU: nothing but what its constructor asks of the device, what loading leaves out, and
+key lengths on the host (``drafted_lengths.py``).
 
 Input preparation, padding and profiling stay upstream's, so that patches on ``GPUModelRunner`` take effect here.
 """
@@ -19,13 +20,14 @@ from vllm_ascend_patch.seams.step.phases import trace_forwards
 
 from .attention.layout import BLOCK_SIZE
 from .compilation_defaults import graphs_supported
+from .drafted_lengths import ExactLengths
 from .loading import CheckedLoading
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-class NPUModelRunner(CheckedLoading, GPUModelRunner):
+class NPUModelRunner(CheckedLoading, ExactLengths, GPUModelRunner):
     """``GPUModelRunner``; the worker has mapped ``torch.cuda`` names to ``torch.npu`` before."""
 
     model: Any

@@ -127,7 +127,7 @@ def uniform_batches() -> Any:
 
 
 def host_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[int]:
-    """Key lengths on the host; exact, since async scheduling is off with drafts (``config_defaults.py``)."""
+    """Key lengths on the host, exact: where upstream's are a bound, the model runner has corrected them before."""
     for name in ("seq_lens_cpu_upper_bound", "seq_lens_cpu"):  # the second name in older releases
         lens = getattr(common, name, None)
         if lens is not None:
