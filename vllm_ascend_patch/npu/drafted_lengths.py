@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 
+from vllm_ascend_patch.core.refused_drafts import refused_drafts
+from vllm_ascend_patch.seams import serving
+
 
 class ExactLengths:
     """Goes before upstream's ``GPUModelRunner`` among the bases of a runner."""
 
     input_batch: Any
     optimistic_seq_lens_cpu: torch.Tensor
+    valid_sampled_token_count_event: Any
     _correct_counts: Callable[[], None] | None = None
     """Upstream's correction of the batch's computed tokens, until it was made."""
     _spare_counts: torch.Tensor | None = None
@@ -66,3 +70,17 @@ class ExactLengths:
         self._spare_counts = counts
         batch.num_computed_tokens_cpu_tensor, batch.num_computed_tokens_cpu = spare, spare.numpy()
         return spare
+
+    def propose_draft_token_ids(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's. With asynchronous scheduling it has the sampled counts copied to the host before the drafter runs, so
+        that forwards after the first find there how many drafts were refused, without waiting for those before them."""
+        step = serving.entering(self).step
+        if self.valid_sampled_token_count_event is not None:
+            scheduled = scheduler_output.scheduled_spec_decode_tokens
+            drafts = [len(scheduled.get(request, ())) for request in self.input_batch.req_ids]
+            sampled: Callable[[], list[int]] = self._get_valid_sampled_token_count  # type: ignore[attr-defined]
+            step.refused = lambda: refused_drafts(drafts, sampled())
+        try:
+            return super().propose_draft_token_ids(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            step.refused = None

@@ -9,6 +9,7 @@ running one, so engines that live in one process, after each other or side by si
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +75,7 @@ class Step:
         greedy: model runner V2 verifies drafts of requests that are all greedy.
         penalties: a request of model runner V2's step has penalties for tokens that it generated.
         one_token_each: every request of model runner V2's step decodes one token, and nothing is drafted.
+        refused: waits for the drafts of each request that the step refused; None where the device alone is asked.
     """
 
     capturing: bool = False
@@ -87,6 +89,7 @@ class Step:
     greedy: bool = False
     penalties: bool = False
     one_token_each: bool = False
+    refused: Callable[[], list[int]] | None = None
 
 
 @dataclass(eq=False)

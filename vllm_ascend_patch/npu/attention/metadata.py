@@ -2,7 +2,8 @@
 """Builds, once per step, what every attention layer of that step needs.
 
 Lengths are host integers because the operator takes them so. Nothing is launched before a layer asks, and nothing is read
-from the device here, except for the later forwards of a drafter: how many drafts were refused is known on the device only.
+from the device here, except for the later forwards of a drafter whose steps are scheduled in turn: how many drafts were
+refused is known on the device only.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class NPUAttentionMetadataBuilder(AttentionMetadataBuilder[NPUAttentionMetadata]
         """Upstream's host lengths still count refused drafts from the second forward of a drafter on."""
         metadata = self.build(0, common_attn_metadata, fast_build=True)
         if draft_index > 0:
-            metadata.correct_lengths(common_attn_metadata.seq_lens[: common_attn_metadata.num_reqs].tolist())
+            metadata.correct_lengths(drafted_context_lens(common_attn_metadata, common_attn_metadata.num_reqs))
         return metadata
 
     def build(
@@ -133,3 +134,12 @@ def host_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[in
         if lens is not None:
             return lens[:num_reqs].tolist()
     raise RuntimeError("vLLM gave the attention backend no host copy of the sequence lengths")
+
+
+def drafted_context_lens(common: CommonAttentionMetadata, num_reqs: int) -> list[int]:
+    """Key lengths of a drafter's forwards after its first one."""
+    refused = serving.current().step.refused
+    if refused is None:
+        return common.seq_lens[:num_reqs].tolist()
+    lens = host_context_lens(common, num_reqs)
+    return [length - drafts for length, drafts in zip(lens, refused(), strict=True)]

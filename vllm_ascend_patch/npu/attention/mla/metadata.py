@@ -17,7 +17,7 @@ import torch
 from vllm_ascend_patch.npu.attention.graph_tasks import GraphTasks
 from vllm_ascend_patch.npu.attention.interface import CommonAttentionMetadata
 from vllm_ascend_patch.npu.attention.layout import BLOCK_SIZE, null_block_slots
-from vllm_ascend_patch.npu.attention.metadata import host_context_lens, uniform_batches
+from vllm_ascend_patch.npu.attention.metadata import drafted_context_lens, host_context_lens, uniform_batches
 from vllm_ascend_patch.seams import serving
 
 from .chunks import chunked_context
@@ -129,5 +129,5 @@ class NPUMLAMetadataBuilder(MLACommonMetadataBuilder[NPUMLAMetadata]):
         """Upstream's host lengths still count refused drafts from the second forward of a drafter on."""
         metadata = self.build(0, common_attn_metadata, fast_build=True)
         if draft_index > 0:
-            metadata.correct_lengths(common_attn_metadata.seq_lens[: metadata.num_decodes].tolist())
+            metadata.correct_lengths(drafted_context_lens(common_attn_metadata, common_attn_metadata.num_reqs))
         return metadata
