@@ -82,7 +82,7 @@ LANES: dict[str, tuple[Run, ...]] = {
     "async": (
         Run("dense DP", "v1/distributed/test_dense_dp_world_size.py", 600),
         Run("load", "v1/distributed/test_async_llm_dp.py", 900, select="test_load"),
-        Run("pause", "v1/distributed/test_async_llm_dp.py", 900, select="not test_load"),
+        Run("pause", "v1/distributed/test_async_llm_dp.py", 1500, select="not test_load"),
         Run("PP x DP", "v1/distributed/test_pp_dp_v2.py", 600),
     ),
 }
