@@ -40,6 +40,12 @@ REASONS = (
         r"Torch not compiled with CUDA enabled",
         "the check of synchronisation is torch's for CUDA",
     ),
+    Reason("", r"Sleep mode allocator is not available", "vLLM has no allocator for sleep mode on out-of-tree devices"),
+    Reason(
+        r"test_dp_pause_completion_implies_device_idle",
+        r"TimeoutError",
+        "it keeps the device busy with aclnnSleep, which the virtual NPU has not: its streams are idle whenever one asks",
+    ),
     Reason(
         r"test_pp_dp_v2\.py",
         r"Model Runner V1 does not support: pipeline parallelism with async scheduling",
