@@ -19,20 +19,22 @@ class Reason:
     says: another, found in what the test said.
     words: the reason.
     kind: ``not applicable``, or ``failed`` where the test asks for something that should be so here, too.
+    skips: the test skips itself. What failed shows its source, in which these words stand, too.
     """
 
     tests: str
     says: str
     words: str
     kind: str = "not applicable"
+    skips: bool = False
 
 
 _UNEQUAL = r"Tensor-likes are not (equal|close)"
 
 REASONS = (
-    Reason("", r"XPU not available|torch_xccl requires XPU", "another device's"),
-    Reason("", r"NIXL is not available", "NIXL is not installed"),
-    Reason("", r"Async scheduling is not supported with ray", "upstream skips it on every device"),
+    Reason("", r"XPU not available|torch_xccl requires XPU", "another device's", skips=True),
+    Reason("", r"NIXL is not available", "NIXL is not installed", skips=True),
+    Reason("", r"Async scheduling is not supported with ray", "upstream skips it on every device", skips=True),
     Reason("", r"Failed to import Ray", "Ray is not installed; `nox -s ray` has this project's own tests over Ray"),
     Reason(r"test_eplb_execute\.py::.*\[pynccl", r"p\.exitcode == 0", "pynccl is a binding of NCCL"),
     Reason(
@@ -71,6 +73,7 @@ REASONS = (
 def reason(file: str, outcome: Outcome) -> Reason:
     """Why a test that did not pass did not."""
     for row in REASONS:
-        if re.search(row.tests, f"{file}::{outcome.test}") and re.search(row.says, outcome.words):
+        fits = re.search(row.tests, f"{file}::{outcome.test}") and re.search(row.says, outcome.words)
+        if fits and row.skips == (outcome.state == "skipped"):
             return row
     return Reason(file, "", UNEXPLAINED, "not applicable" if outcome.state == "skipped" else "failed")

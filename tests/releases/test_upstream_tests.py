@@ -56,6 +56,17 @@ def test_a_test_without_a_reason_is_unexplained() -> None:
     assert results.counts(record) == (0, 1, 1)
 
 
+def test_what_fails_is_not_explained_by_the_skip_that_its_source_shows() -> None:
+    words = "NIXL is not available"
+    outcomes = [
+        Outcome("test_a[0]", "failed", f'pytest.skip("{words}")\nAssertionError'),
+        Outcome("test_b", "skipped", words),
+    ]
+    record = results.summarise(FILE, outcomes)
+    assert results.unexplained(record) == {"test_a": ["[0]"]}
+    assert record["not applicable"] == {"NIXL is not installed": {"test_b": [""]}}
+
+
 def test_a_change_without_a_place_is_an_error(tmp_path: Path) -> None:
     for name in {file for change in changes.CHANGES for file in change.files}:
         path = tmp_path / "tests" / name
