@@ -126,7 +126,8 @@ def _whole_rows(layer: Any, part: int | None) -> int:
         return layer.output_size
     if hasattr(layer, "total_num_heads"):  # query, key and value; a rank may hold copies of key and value heads
         heads = layer.total_num_heads if part == 0 else layer.total_num_kv_heads
-        return heads * (layer.v_head_size if part == 2 else layer.head_size)
+        of_values = getattr(layer, "v_head_size", layer.head_size)  # before vLLM 0.14 that of the keys
+        return heads * (of_values if part == 2 else layer.head_size)
     return layer.output_sizes[part]
 
 
