@@ -82,7 +82,11 @@ class ModelSlimConfig(QuantizationConfig):
         """The method of a linear layer or of experts; None for what stays float."""
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
-        from vllm_ascend_patch.seams.moe.modelslim import NPUModelSlimMoEMethod, is_experts
+        from vllm_ascend_patch.seams.moe.modelslim import (
+            NPUModelSlimMixedMoEMethod,
+            NPUModelSlimMoEMethod,
+            is_experts,
+        )
         from vllm_ascend_patch.seams.moe.modelslim_int4 import NPUModelSlimInt4MoEMethod
 
         from .linear import DynamicLinearMethod, StaticLinearMethod
@@ -96,6 +100,7 @@ class ModelSlimConfig(QuantizationConfig):
             kind = self.description.expert_type(prefix)
             if kind == modelslim.FLOAT:
                 return None
-            method = NPUModelSlimInt4MoEMethod if kind == modelslim.INT4 else NPUModelSlimMoEMethod
+            methods = {modelslim.INT4: NPUModelSlimInt4MoEMethod, modelslim.MIXED: NPUModelSlimMixedMoEMethod}
+            method = methods.get(kind, NPUModelSlimMoEMethod)
             return method(layer.moe_config)
         return None

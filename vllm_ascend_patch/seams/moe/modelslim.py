@@ -30,6 +30,7 @@ _SHAPES = {
     "w13_weight_scale": lambda rows, columns: [rows, 1],
     "w2_weight_scale": lambda rows, columns: [columns, 1],
 }
+_STATIC = ("input_scale", "input_offset", "deq_scale", "quant_bias")
 
 
 def is_experts(layer: Any) -> bool:
@@ -78,6 +79,20 @@ class NPUModelSlimMoEMethod(NPUExperts, _Int8Parameters):
     def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
         """As ``checkpoint.Owner`` has it: offsets are looked at and not kept."""
         return () if name.endswith("_offset") else super().first_rows(layer, name, parameter)
+
+
+class NPUModelSlimMixedMoEMethod(NPUModelSlimMoEMethod):
+    """Experts in W8A8_MIX, whose static scales are not used: ``npu/modelslim/linear.py`` says why."""
+
+    def create_weights(self, layer: Any, num_experts: int, *args: Any, **attributes: Any) -> None:
+        super().create_weights(layer, num_experts, *args, **attributes)
+        for name in (f"{weight}_{suffix}" for weight in ("w13", "w2") for suffix in _STATIC):
+            data = torch.zeros(num_experts, 2 if name.startswith("w13") else 1, dtype=torch.int8)
+            add(layer, name, data, {"weight_loader": MethodType(_leave, layer)})
+
+    def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
+        """As ``checkpoint.Owner`` has it."""
+        return () if name.endswith(_STATIC) else super().first_rows(layer, name, parameter)
 
 
 def add_offsets(layer: Any, name: str, experts: int) -> None:
@@ -136,6 +151,20 @@ def _look_at(
     for one in local:
         param.data[one, 1 if shard_id == "w3" else 0].copy_(loaded_weight.flatten()[0])
     return bool(local) if return_success else None
+
+
+def _leave(
+    layer: Any,
+    param: torch.nn.Parameter,
+    loaded_weight: torch.Tensor,
+    weight_name: str,
+    shard_id: str,
+    expert_id: int,
+    return_success: bool = False,
+) -> bool | None:
+    """A tensor that nothing reads is loaded where its expert is, and not kept."""
+    local = any(local_expert(layer, slot) >= 0 for slot in slots_of(layer, expert_id))
+    return local if return_success else None
 
 
 def tensor_name(layer: Any, kind: str, shard_id: str, expert: int) -> str:
