@@ -7,7 +7,7 @@ upstream has no class for the format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -87,8 +87,7 @@ class NPUModelSlimMixedMoEMethod(NPUModelSlimMoEMethod):
     def create_weights(self, layer: Any, num_experts: int, *args: Any, **attributes: Any) -> None:
         super().create_weights(layer, num_experts, *args, **attributes)
         for name in (f"{weight}_{suffix}" for weight in ("w13", "w2") for suffix in _STATIC):
-            data = torch.zeros(num_experts, 2 if name.startswith("w13") else 1, dtype=torch.int8)
-            add(layer, name, data, {"weight_loader": MethodType(_leave, layer)})
+            _add_unused(layer, name, num_experts, _leave)
 
     def first_rows(self, layer: Any, name: str, parameter: torch.Tensor) -> Sequence[int]:
         """As ``checkpoint.Owner`` has it."""
@@ -96,9 +95,14 @@ class NPUModelSlimMixedMoEMethod(NPUModelSlimMoEMethod):
 
 
 def add_offsets(layer: Any, name: str, experts: int) -> None:
-    """A zero for each offset that was looked at: what upstream moves and counts has an element per tensor."""
-    offsets = torch.zeros(experts, 2 if name.startswith("w13") else 1, dtype=torch.int8)
-    add(layer, name, offsets, {"weight_loader": MethodType(_look_at, layer)})
+    """A zero for each offset that was looked at."""
+    _add_unused(layer, name, experts, _look_at)
+
+
+def _add_unused(layer: Any, name: str, experts: int, loader: Callable[..., bool | None]) -> None:
+    """A parameter for tensors that are not kept: what upstream moves and counts has an element per tensor."""
+    data = torch.zeros(experts, 2 if name.startswith("w13") else 1, dtype=torch.int8)
+    add(layer, name, data, {"weight_loader": MethodType(loader, layer)})
 
 
 def add(layer: Any, name: str, data: torch.Tensor, attributes: dict[str, Any]) -> None:
